@@ -1,0 +1,215 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hawser/hawser/internal/agent/api"
+)
+
+func (a *app) linkFailover() *cobra.Command {
+	var o api.FailoverOptions
+	var yes bool
+	c := &cobra.Command{
+		Use:   "failover NAME",
+		Short: "Swap the roles of a link",
+		Long: `Swaps the roles of a link. Planned: the primary stops taking writes, the secondary
+catches up and opens, and the old primary follows it at once; nothing is lost. Run it
+again to fail back. When the secondary has not caught up within --timeout, the
+primary opens again and nothing has changed.
+
+With --force the secondary opens without the primary: what it had not received
+is not in it. It asks first; without a terminal it needs --yes.
+
+Ctrl-C leaves the command, not the failover: that goes on to its end.`,
+		Example:           "  hawser link failover orders\n  hawser link failover orders --force --yes",
+		Args:              args("NAME"),
+		ValidArgsFunction: a.completeLink,
+	}
+	c.Flags().BoolVar(&o.Force, "force", false, "open the secondary without the primary")
+	c.Flags().DurationVar(&o.Timeout, "timeout", 30*time.Second, "how long a planned failover may take before it is called off")
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+		if o.Timeout < 0 {
+			return usagef("--timeout is %s: want a positive duration", o.Timeout)
+		}
+		if o.Force {
+			if err := a.confirm(yes, fmt.Sprintf("Open the secondary of %s without its primary? What it has not received is not in it.", clean(args[0]))); err != nil {
+				return err
+			}
+		}
+		result, err := a.failover(ctx, c, args[0], o)
+		if ended(ctx) && err != nil {
+			a.note("Left. The failover goes on; see it with: hawser link show %s", clean(args[0]))
+		}
+		if err != nil {
+			return err
+		}
+		a.show(result, func(p page) { failoverPage(p, result) })
+		return nil
+	})
+	return c
+}
+
+// failover asks for a failover and, on a terminal, shows its phases meanwhile.
+func (a *app) failover(ctx context.Context, c *api.Client, name string, o api.FailoverOptions) (api.FailoverResult, error) {
+	if !a.inPlace() {
+		return c.FailoverLink(ctx, name, o)
+	}
+	var result api.FailoverResult
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		result, err = c.FailoverLink(ctx, name, o)
+		done <- err
+	}()
+	d := &display{a: a, render: failoverLines}
+	defer d.clear()
+	ticker := time.NewTicker(a.poll)
+	defer ticker.Stop()
+	for {
+		select {
+		case err := <-done:
+			return result, err
+		case <-ticker.C:
+			if l, err := c.Link(ctx, name); err == nil { // what goes wrong is told by the failover itself
+				d.show([]api.Link{l})
+			}
+		}
+	}
+}
+
+// failoverLines shows the failover that runs.
+func failoverLines(p page, links []api.Link) []string {
+	var b bytes.Buffer
+	p.w = &b
+	for _, l := range links {
+		if f := l.Failover; f != nil && f.FinishedAt == nil {
+			failoverPage(p, *f)
+		} else {
+			p.line("%s", p.paint(stateTone(l.State), string(l.State)))
+		}
+	}
+	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+}
+
+func failoverPage(p page, r api.FailoverResult) {
+	kind := "planned"
+	if r.Forced {
+		kind = "forced"
+	}
+	if r.FinishedAt == nil {
+		p.line("%s failover under way: %s to %s, term %d", kind, clean(r.OldPrimary), p.paint(bold, clean(r.NewPrimary)), r.Term)
+	} else {
+		p.line("%s failover: %s is the primary, %s was; term %d", kind, p.paint(bold, clean(r.NewPrimary)), clean(r.OldPrimary), r.Term)
+	}
+	rows := make([][2]string, 0, len(r.Phases)+2)
+	for _, phase := range r.Phases {
+		rows = append(rows, [2]string{phase.Name, span(phase.Seconds)})
+	}
+	if r.WriteOutageSeconds > 0 {
+		rows = append(rows, [2]string{"write outage", span(r.WriteOutageSeconds)})
+	}
+	p.fields(append(rows, [2]string{"in all", span(r.TotalSeconds)})...)
+}
+
+// confirm asks a question that -y answers. Without a terminal there is nobody to ask.
+func (a *app) confirm(yes bool, question string) error {
+	if yes {
+		return nil
+	}
+	if !a.inTerminal || a.output == outputJSON {
+		return usagef("this can't be undone: add --yes to confirm it")
+	}
+	fmt.Fprintf(a.err, "%s [y/N] ", question)
+	answer, err := bufio.NewReader(a.in).ReadString('\n')
+	if answer = strings.ToLower(strings.TrimSpace(answer)); answer == "y" || answer == "yes" {
+		return nil
+	}
+	if err != nil {
+		fmt.Fprintln(a.err)
+	}
+	a.note("Nothing was done.")
+	return quietly{exitFailed}
+}
+
+func (a *app) linkVerify() *cobra.Command {
+	var o api.VerifyOptions
+	c := &cobra.Command{
+		Use:   "verify NAME",
+		Short: "Prove that both sides hold the same rows",
+		Long: `Compares every table of both sides at one position, while writes go on. The exit
+code is 6 when they differ, and 1 when not all could be compared.`,
+		Example:           "  hawser link verify orders",
+		Args:              args("NAME"),
+		ValidArgsFunction: a.completeLink,
+	}
+	c.Flags().DurationVar(&o.Timeout, "timeout", 0, "how long it may take (default: as long as it needs)")
+	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+		if o.Timeout < 0 {
+			return usagef("--timeout is %s: want a positive duration", o.Timeout)
+		}
+		report, err := c.VerifyLink(ctx, args[0], o)
+		if err != nil {
+			return err
+		}
+		a.show(report, func(p page) { verifyPage(p, report) })
+		switch {
+		case differing(report) > 0:
+			return quietly{exitDiffers}
+		case !report.Equal:
+			return quietly{exitFailed}
+		}
+		return nil
+	})
+	return c
+}
+
+// differing counts the tables that were compared and differ.
+func differing(r api.VerifyReport) int {
+	n := 0
+	for _, t := range r.Tables {
+		if t.Compared && !t.Equal {
+			n++
+		}
+	}
+	return n
+}
+
+func verifyPage(p page, r api.VerifyReport) {
+	var rows [][]cell
+	var total int64
+	for _, t := range r.Tables {
+		total += t.RowsPrimary
+		mark := toned(good, "same")
+		switch {
+		case !t.Compared:
+			mark = toned(warn, "not compared")
+		case !t.Equal:
+			mark = toned(bad, "differs")
+		}
+		rows = append(rows, []cell{mark, str(qualified(t.Schema, t.Name)), num(count(t.RowsPrimary)), num(count(t.RowsSecondary))})
+	}
+	if len(rows) > 0 {
+		p.table([]string{"RESULT", "TABLE", "PRIMARY'S ROWS", "SECONDARY'S"}, rows)
+	}
+	for _, t := range r.Tables {
+		if t.Problem != nil {
+			p.problem("", p.paint(bad, clean(qualified(t.Schema, t.Name))+": "), t.Problem)
+		}
+	}
+	switch n := differing(r); {
+	case n > 0:
+		p.line("%s", p.paint(bad, fmt.Sprintf("The two sides differ in %d of %d tables at %s.", n, len(r.Tables), r.Position)))
+	case r.Equal:
+		p.line("%s", p.paint(good, fmt.Sprintf("Both sides hold the same %s rows in %d tables at %s, compared in %s.", count(total), len(r.Tables), r.Position, span(r.Seconds))))
+	default:
+		p.line("%s", p.paint(warn, "Nothing differs in what was compared, but not all could be."))
+	}
+}

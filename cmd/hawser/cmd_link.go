@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+func (a *app) link() *cobra.Command {
+	return group("link", "Links: one database tied to another instance",
+		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkDrop())
+}
+
+// specFlags adds the flags that describe a link.
+func (a *app) specFlags(c *cobra.Command, spec *api.LinkSpec) {
+	c.Flags().StringVar(&spec.Database, "database", "", "`name` of the database to link (required)")
+	c.Flags().StringVar(&spec.Peer, "peer", "", "`name` of the instance at the other end")
+	c.Flags().StringVar((*string)(&spec.Role), "role", string(api.RolePrimary), "`role` of this instance: primary or secondary")
+	_ = c.RegisterFlagCompletionFunc("database", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.databaseNames(c)
+	}) // fails for a flag that does not exist
+	_ = c.RegisterFlagCompletionFunc("peer", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.peerNames(c)
+	})
+	_ = c.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{"primary", "secondary"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func checkSpec(spec api.LinkSpec) error {
+	if spec.Database == "" {
+		return usagef("--database is missing: name the database to link")
+	}
+	if spec.Role != api.RolePrimary && spec.Role != api.RoleSecondary {
+		return usagef("--role is %q: want primary or secondary", spec.Role)
+	}
+	return nil
+}
+
+func (a *app) validate(use string) *cobra.Command {
+	var spec api.LinkSpec
+	c := &cobra.Command{
+		Use:   use + " [NAME]",
+		Short: "Check whether a database is fit to be linked",
+		Long: `Checks what link create would check, and changes nothing: this server, the database,
+and with --peer the other side. All findings are shown at once, each with the exact
+statement that mends it. The exit code is 5 when one of them blocks.`,
+		Example: "  hawser validate --database shop\n  hawser validate orders --database shop --peer mi-west",
+		Args:    optional("NAME"),
+	}
+	a.specFlags(c, &spec)
+	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+		if err := checkSpec(spec); err != nil {
+			return err
+		}
+		spec.Name = slices.Concat(args, []string{""})[0]
+		findings, err := c.ValidateLink(ctx, spec)
+		if err != nil {
+			return err
+		}
+		a.show(struct {
+			Findings problem.Findings `json:"findings"`
+		}{findings}, func(p page) {
+			p.findings(findings)
+			p.line("%s", verdict(p, spec.Database, findings))
+		})
+		if len(findings.Blocking()) > 0 {
+			return quietly{exitBlocked}
+		}
+		return nil
+	})
+	return c
+}
+
+func verdict(p page, database string, findings problem.Findings) string {
+	if n := len(findings.Blocking()); n > 0 {
+		return p.paint(bad, fmt.Sprintf("%s can't be linked yet: %d of the findings block.", clean(database), n))
+	}
+	return p.paint(good, clean(database)+" is fit to be linked.")
+}
+
+func (a *app) linkList() *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List the links of this instance",
+		Long:    "Lists the links of this instance with their state, lag, and the WAL that they hold on the primary.",
+		Example: "  hawser link list",
+		Args:    args(),
+		RunE: a.ask(func(ctx context.Context, c *api.Client, _ []string) error {
+			links, err := c.Links(ctx)
+			if err != nil {
+				return err
+			}
+			a.show(struct {
+				Links []api.Link `json:"links"`
+			}{links}, func(p page) { linkTable(p, links) })
+			return nil
+		}),
+	}
+}
+
+func linkTable(p page, links []api.Link) {
+	if len(links) == 0 {
+		p.line("no links; hawser link create NAME makes one")
+		return
+	}
+	head, rows := linkRows(links)
+	p.table(head, rows)
+	for _, l := range links {
+		if telling(l.Cause) {
+			p.problem("", p.paint(stateTone(l.State), clean(l.Name)+": "), l.Cause)
+		}
+	}
+}
+
+// telling reports whether the cause of a state says more than the state: that
+// of a link in good order does not.
+func telling(cause *problem.Problem) bool {
+	return cause != nil && cause.Severity != problem.Note
+}
+
+func linkRows(links []api.Link) (head []string, rows [][]cell) {
+	for _, l := range links {
+		state := string(l.State)
+		if s := l.Seeding; s != nil && l.State == api.StateSeeding {
+			state += " " + percent(s)
+		}
+		rows = append(rows, []cell{
+			str(l.Name), str(l.Database), str(string(l.Role)), str(l.Peer), toned(stateTone(l.State), state),
+			num(orUnknown(l.LagSeconds, span)), num(orUnknown(l.LagBytes, bytesText[uint64])), num(orUnknown(l.WALHeldBytes, bytesText[uint64])),
+		})
+	}
+	return []string{"LINK", "DATABASE", "ROLE", "PEER", "STATE", "LAG", "LAG BYTES", "WAL HELD"}, rows
+}
+
+func (a *app) linkShow() *cobra.Command {
+	return &cobra.Command{
+		Use:               "show NAME",
+		Short:             "Show one link in full",
+		Long:              "Shows one link in full: state and cause, positions, lag, the copy of each table, the last failover, and what the link can't carry.",
+		Example:           "  hawser link show orders",
+		Args:              args("NAME"),
+		ValidArgsFunction: a.completeLink,
+		RunE: a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+			l, err := c.Link(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			a.show(l, func(p page) { linkPage(p, l) })
+			return nil
+		}),
+	}
+}
+
+func linkPage(p page, l api.Link) {
+	p.line("%s  %s", p.paint(bold, clean(l.Name)), p.paint(stateTone(l.State), string(l.State)))
+	if l.Cause != nil {
+		p.problem("  ", "", l.Cause)
+	}
+	p.fields(
+		[2]string{"since", instant(l.Since)},
+		[2]string{"database", l.Database},
+		[2]string{"role", string(l.Role) + " here; the other side is " + l.Peer},
+		[2]string{"term", strconv.FormatUint(uint64(l.Term), 10)},
+		[2]string{"mode", string(l.Mode)},
+		[2]string{"lag", lagText(l)},
+		[2]string{"WAL held", orUnknown(l.WALHeldBytes, bytesText[uint64])},
+		[2]string{"sent", l.Position.Sent.String()},
+		[2]string{"received", l.Position.Received.String()},
+		[2]string{"durable", l.Position.Durable.String()},
+		[2]string{"visible", l.Position.Visible.String()},
+		[2]string{"slot", l.Slot},
+		[2]string{"id", l.ID},
+		[2]string{"created", instant(l.CreatedAt)},
+	)
+	if f := l.Failover; f != nil {
+		p.line("")
+		failoverPage(p, *f)
+	}
+	if s := l.Seeding; s != nil {
+		p.line("")
+		p.line("seeding %s", seedingText(s))
+		tableTable(p, s.Tables)
+	}
+	if len(l.Findings) > 0 {
+		p.line("")
+		p.findings(l.Findings)
+	}
+}
+
+func tableTable(p page, tables []api.TableProgress) {
+	if len(tables) == 0 {
+		return
+	}
+	rows := make([][]cell, len(tables))
+	for i, t := range tables {
+		state := toned(busy, string(t.State))
+		switch t.State {
+		case api.TableLive:
+			state.tone = good
+		case api.TablePending:
+			state.tone = dim
+		}
+		expected := "unknown"
+		if t.RowsTotal >= 0 {
+			expected = count(t.RowsTotal)
+		}
+		rows[i] = []cell{str(qualified(t.Schema, t.Name)), state, num(bytesText(t.BytesDone)), num(bytesText(t.BytesTotal)), num(count(t.RowsDone)), num(expected)}
+	}
+	p.table([]string{"TABLE", "STATE", "COPIED", "OF", "ROWS", "OF ABOUT"}, rows)
+}
+
+func (a *app) linkPause() *cobra.Command {
+	return a.linkStep("pause", "Stop applying changes",
+		"Stops applying changes on the secondary. Meanwhile the primary keeps its WAL: see WAL HELD in hawser link list.",
+		func(ctx context.Context, c *api.Client, name string) error { return c.PauseLink(ctx, name) })
+}
+
+func (a *app) linkResume() *cobra.Command {
+	return a.linkStep("resume", "Go on after a pause or a suspension",
+		"Goes on where the link stopped, after hawser link pause or after the cause of a suspension was mended.",
+		func(ctx context.Context, c *api.Client, name string) error { return c.ResumeLink(ctx, name) })
+}
+
+// linkStep is a command that changes a link and shows what became of it.
+func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Client, string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " NAME", Short: short, Long: long, Example: "  hawser link " + use + " orders",
+		Args: args("NAME"), ValidArgsFunction: a.completeLink,
+		RunE: a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+			if err := do(ctx, c, args[0]); err != nil {
+				return err
+			}
+			l, err := c.Link(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			a.show(l, func(p page) { p.line("%s", a.plainLine(l)) })
+			return nil
+		}),
+	}
+}
+
+func (a *app) linkDrop() *cobra.Command {
+	var o api.DropOptions
+	var yes bool
+	c := &cobra.Command{
+		Use:   "drop NAME",
+		Short: "Drop a link",
+		Long: `Drops a link on both sides, and removes what Hawser put into the databases: slot,
+publication, triggers and the schema hawser. The replica stays, as an ordinary
+read-write database, unless --remove-replica drops it.`,
+		Example:           "  hawser link drop orders\n  hawser link drop orders --remove-replica --yes",
+		Args:              args("NAME"),
+		ValidArgsFunction: a.completeLink,
+	}
+	c.Flags().BoolVar(&o.RemoveReplica, "remove-replica", false, "drop the secondary's database, too")
+	c.Flags().BoolVar(&o.Force, "force", false, "drop this side even when the other can't be reached")
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+		if o.RemoveReplica {
+			if err := a.confirm(yes, fmt.Sprintf("Drop the link %s and the database of its secondary, with all that is in it?", clean(args[0]))); err != nil {
+				return err
+			}
+		}
+		if err := c.DropLink(ctx, args[0], o); err != nil {
+			return err
+		}
+		a.show(struct {
+			Dropped        string `json:"dropped"`
+			ReplicaRemoved bool   `json:"replica_removed"`
+		}{args[0], o.RemoveReplica}, func(p page) { p.line("The link %s is dropped.", clean(args[0])) })
+		return nil
+	})
+	return c
+}

@@ -1,0 +1,280 @@
+package api
+
+import (
+	"time"
+
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Kind tells who runs an instance's PostgreSQL.
+type Kind string
+
+// The kinds of instance.
+const (
+	KindServer  Kind = "server"
+	KindManaged Kind = "managed"
+)
+
+// Tier is the service tier of a managed instance.
+type Tier string
+
+// The service tiers.
+const (
+	TierGeneralPurpose   Tier = "general-purpose"
+	TierBusinessCritical Tier = "business-critical"
+)
+
+// Role is what one side of a link does.
+type Role string
+
+// The roles.
+const (
+	RolePrimary   Role = "primary"
+	RoleSecondary Role = "secondary"
+)
+
+// Mode says whether a commit on the primary waits for the secondary.
+type Mode string
+
+// The modes.
+const (
+	ModeAsync Mode = "async"
+	ModeSync  Mode = "sync"
+)
+
+// State is where a link stands.
+type State string
+
+// The states of a link.
+const (
+	StateSeeding      State = "seeding"
+	StateCatchingUp   State = "catching-up"
+	StateSynchronized State = "synchronized"
+	StatePaused       State = "paused"
+	StateSuspended    State = "suspended"
+	StateDisconnected State = "disconnected"
+	StateFailingOver  State = "failing-over"
+	StateDiverged     State = "diverged"
+	StateDropped      State = "dropped"
+)
+
+// PostgresState tells whether an instance's PostgreSQL can be used.
+type PostgresState string
+
+// The states of PostgreSQL.
+const (
+	PostgresRunning     PostgresState = "running"
+	PostgresStarting    PostgresState = "starting"
+	PostgresStopped     PostgresState = "stopped"
+	PostgresUnreachable PostgresState = "unreachable"
+)
+
+// Instance is one PostgreSQL cluster and the agent in front of it.
+type Instance struct {
+	Name          string    `json:"name" doc:"The instance's name"`
+	Kind          Kind      `json:"kind" enum:"server,managed" doc:"Who runs its PostgreSQL: somebody else (server) or the agent (managed)"`
+	Tier          Tier      `json:"tier,omitempty" enum:"general-purpose,business-critical" doc:"Service tier of a managed instance"`
+	Version       string    `json:"version" doc:"Version of the agent"`
+	Endpoint      string    `json:"endpoint" doc:"Address on which the agent listens for its peers"`
+	Fingerprint   string    `json:"fingerprint" doc:"SHA-256 of the instance's certificate"`
+	StartedAt     time.Time `json:"started_at" doc:"When the agent started"`
+	UptimeSeconds float64   `json:"uptime_seconds"`
+	Postgres      Postgres  `json:"postgres"`
+}
+
+// Postgres is an instance's cluster as its agent sees it.
+type Postgres struct {
+	Version  string           `json:"version,omitempty" doc:"As PostgreSQL tells it, for instance 17.2" example:"17.2"`
+	Address  string           `json:"address" doc:"Where the agent reaches it; never holds a secret"`
+	State    PostgresState    `json:"state" enum:"running,starting,stopped,unreachable"`
+	Cause    *problem.Problem `json:"cause,omitempty" doc:"Why it is not running"`
+	Since    *time.Time       `json:"since,omitempty" doc:"When it came into this state"`
+	Restarts int              `json:"restarts" doc:"How often the agent restarted it after a crash"`
+}
+
+// Certificate is an instance's public key as its peers take it.
+type Certificate struct {
+	Name        string    `json:"name" doc:"The instance's name"`
+	Fingerprint string    `json:"fingerprint" doc:"SHA-256 of the certificate"`
+	NotAfter    time.Time `json:"not_after" doc:"The certificate is good until then"`
+	PEM         string    `json:"pem" doc:"The certificate"`
+}
+
+// PeerList holds those that an instance trusts and those that it refused.
+type PeerList struct {
+	Peers   []Peer        `json:"peers" nullable:"false"`
+	Refused []RefusedPeer `json:"refused" nullable:"false" doc:"Instances that lately tried to connect and are not trusted"`
+}
+
+// Peer is an instance that this one trusts.
+type Peer struct {
+	Name             string           `json:"name"`
+	Fingerprint      string           `json:"fingerprint" doc:"SHA-256 of its certificate"`
+	NotAfter         time.Time        `json:"not_after" doc:"Its certificate is good until then"`
+	Address          string           `json:"address,omitempty" doc:"Where this instance dials it; empty when this instance waits for it to dial"`
+	Connected        bool             `json:"connected"`
+	DialledBy        string           `json:"dialled_by,omitempty" enum:"us,them" doc:"Who opened the connection"`
+	RemoteAddress    string           `json:"remote_address,omitempty" doc:"The other end of the connection"`
+	Since            *time.Time       `json:"since,omitempty" doc:"When it was connected or lost"`
+	Version          string           `json:"version,omitempty" doc:"Version of its agent"`
+	RoundTripSeconds *float64         `json:"round_trip_seconds" doc:"null when not connected"`
+	BytesSent        uint64           `json:"bytes_sent" doc:"On the wire, since the agent started"`
+	BytesReceived    uint64           `json:"bytes_received" doc:"On the wire, since the agent started"`
+	Cause            *problem.Problem `json:"cause,omitempty" doc:"Why it is not connected"`
+}
+
+// RefusedPeer is an instance that was turned away.
+type RefusedPeer struct {
+	Name        string           `json:"name,omitempty" doc:"The name that it claims; nothing proves it"`
+	Fingerprint string           `json:"fingerprint,omitempty" doc:"SHA-256 of the certificate that it showed"`
+	Address     string           `json:"address" doc:"Where it came from"`
+	Cause       *problem.Problem `json:"cause,omitempty" doc:"Why it was refused"`
+	At          time.Time        `json:"at" doc:"When it was last refused"`
+	Count       int              `json:"count,omitempty" doc:"How often"`
+}
+
+// AddPeer is the request to trust an instance.
+type AddPeer struct {
+	Name        string `json:"name,omitempty" maxLength:"64" doc:"Empty takes the name in the certificate"`
+	Certificate string `json:"certificate" minLength:"1" maxLength:"65536" doc:"PEM, as hawser cert show prints it there"`
+	Address     string `json:"address,omitempty" maxLength:"300" doc:"host:port of its endpoint; empty waits until it dials" example:"mi-west.example.com:5022"`
+}
+
+// PeerTestStep is one step of the way to a peer.
+type PeerTestStep struct {
+	Name            string           `json:"name" doc:"What was tried"`
+	OK              bool             `json:"ok"`
+	Detail          string           `json:"detail,omitempty" doc:"What was found"`
+	DurationSeconds float64          `json:"duration_seconds"`
+	Problem         *problem.Problem `json:"problem,omitempty" doc:"Why the step failed, with its remedy"`
+}
+
+// LinkSpec is the request for a link.
+type LinkSpec struct {
+	Name     string `json:"name" minLength:"1" maxLength:"64" doc:"Name of the new link"`
+	Database string `json:"database" minLength:"1" maxLength:"63" doc:"The database to link; it has the same name on both sides"`
+	Peer     string `json:"peer" minLength:"1" maxLength:"64" doc:"The instance at the other end"`
+	Role     Role   `json:"role,omitempty" enum:"primary,secondary" default:"primary" doc:"What this instance will be"`
+}
+
+// Link is one database tied to another instance.
+type Link struct {
+	Name         string           `json:"name"`
+	ID           string           `json:"id" doc:"The same on both sides" example:"9f86d081884c7d65"`
+	Database     string           `json:"database"`
+	Peer         string           `json:"peer" doc:"The instance at the other end"`
+	Role         Role             `json:"role" enum:"primary,secondary" doc:"What this instance is"`
+	Term         frame.Term       `json:"term" doc:"Grows at every change of roles"`
+	State        State            `json:"state" enum:"seeding,catching-up,synchronized,paused,suspended,disconnected,failing-over,diverged,dropped"`
+	Cause        *problem.Problem `json:"cause,omitempty" doc:"Why it is in this state"`
+	Since        time.Time        `json:"since" doc:"When it came into this state"`
+	CreatedAt    time.Time        `json:"created_at"`
+	Mode         Mode             `json:"mode" enum:"async,sync"`
+	LagBytes     *uint64          `json:"lag_bytes" doc:"WAL between commit on the primary and visible on the secondary; null when not known"`
+	LagSeconds   *float64         `json:"lag_seconds" doc:"The same in time; null when not known"`
+	Position     Position         `json:"position"`
+	WALHeldBytes *uint64          `json:"wal_held_bytes" doc:"WAL that the primary keeps for the link; null when not known"`
+	Slot         string           `json:"slot,omitempty" doc:"The replication slot on the primary"`
+	Seeding      *Seeding         `json:"seeding,omitempty" doc:"The initial copy, while it runs and after"`
+	Failover     *FailoverResult  `json:"failover,omitempty" doc:"The running or the last failover"`
+	Findings     problem.Findings `json:"findings,omitempty" nullable:"false" doc:"What to know while the link runs, such as objects that it can't carry"`
+}
+
+// Position tells how far a link is.
+type Position struct {
+	Sent     frame.LSN `json:"sent" doc:"Sent by the primary" example:"0/16B3748"`
+	Received frame.LSN `json:"received" doc:"Read by the secondary"`
+	Durable  frame.LSN `json:"durable" doc:"On the secondary's disk"`
+	Visible  frame.LSN `json:"visible" doc:"Seen by the secondary's readers"`
+}
+
+// Seeding is the progress of an initial copy. Totals of rows are estimates.
+type Seeding struct {
+	BytesTotal         int64           `json:"bytes_total"`
+	BytesDone          int64           `json:"bytes_done"`
+	RowsTotal          int64           `json:"rows_total" doc:"The planner's estimate"`
+	RowsDone           int64           `json:"rows_done"`
+	TablesTotal        int             `json:"tables_total"`
+	TablesDone         int             `json:"tables_done"`
+	RateBytesPerSecond float64         `json:"rate_bytes_per_second"`
+	ETASeconds         *float64        `json:"eta_seconds" doc:"null when it can't be told yet"`
+	Tables             []TableProgress `json:"tables,omitempty" nullable:"false" doc:"Only when one link is asked for"`
+}
+
+// TableState is how far the copy of one table is.
+type TableState string
+
+// The states of a table.
+const (
+	TablePending TableState = "pending"
+	TableCopying TableState = "copying"
+	TableLoaded  TableState = "loaded"
+	TableLive    TableState = "live"
+)
+
+// TableProgress is the copy of one table.
+type TableProgress struct {
+	Schema     string     `json:"schema"`
+	Name       string     `json:"name"`
+	State      TableState `json:"state" enum:"pending,copying,loaded,live"`
+	BytesTotal int64      `json:"bytes_total"`
+	BytesDone  int64      `json:"bytes_done"`
+	RowsTotal  int64      `json:"rows_total" doc:"The planner's estimate; -1 when it has none"`
+	RowsDone   int64      `json:"rows_done"`
+}
+
+// FailoverResult tells what a failover did, or has done so far.
+type FailoverResult struct {
+	Link       string          `json:"link"`
+	Forced     bool            `json:"forced"`
+	OldPrimary string          `json:"old_primary"`
+	NewPrimary string          `json:"new_primary"`
+	Term       frame.Term      `json:"term" doc:"The term that began"`
+	Phases     []FailoverPhase `json:"phases" nullable:"false" doc:"In their order, as far as they are done"`
+	// WriteOutageSeconds is 0 for as long as it is not measured.
+	WriteOutageSeconds float64    `json:"write_outage_seconds" doc:"From the fence on the old primary to the opening of the new one"`
+	TotalSeconds       float64    `json:"total_seconds"`
+	StartedAt          time.Time  `json:"started_at"`
+	FinishedAt         *time.Time `json:"finished_at,omitempty" doc:"Absent while it runs"`
+}
+
+// FailoverPhase is one part of a failover.
+type FailoverPhase struct {
+	Name    string  `json:"name"`
+	Seconds float64 `json:"seconds"`
+}
+
+// VerifyReport is the comparison of both sides at one position.
+type VerifyReport struct {
+	Link     string        `json:"link"`
+	Equal    bool          `json:"equal" doc:"Every table was compared, and both sides held the same rows"`
+	Position frame.LSN     `json:"position" doc:"The primary's position at which they were compared"`
+	Tables   []VerifyTable `json:"tables" nullable:"false"`
+	At       time.Time     `json:"at"`
+	Seconds  float64       `json:"seconds" doc:"How long it took"`
+}
+
+// VerifyTable is the comparison of one table.
+type VerifyTable struct {
+	Schema        string           `json:"schema"`
+	Name          string           `json:"name"`
+	Compared      bool             `json:"compared" doc:"false when it could not be compared"`
+	Equal         bool             `json:"equal" doc:"Compared, and the same"`
+	RowsPrimary   int64            `json:"rows_primary"`
+	RowsSecondary int64            `json:"rows_secondary"`
+	HashPrimary   string           `json:"hash_primary,omitempty"`
+	HashSecondary string           `json:"hash_secondary,omitempty"`
+	Problem       *problem.Problem `json:"problem,omitempty" doc:"Why the table could not be compared, or what differs"`
+}
+
+// Database is one database of an instance.
+type Database struct {
+	Name      string `json:"name"`
+	Owner     string `json:"owner"`
+	SizeBytes int64  `json:"size_bytes"`
+	ReadOnly  bool   `json:"read_only" doc:"Hawser keeps it read-only, being the secondary side of a link"`
+	Link      string `json:"link,omitempty" doc:"Its link; empty for an independent database"`
+	Role      Role   `json:"role,omitempty" enum:"primary,secondary"`
+	State     State  `json:"state,omitempty" doc:"The link's state"`
+}

@@ -1,0 +1,170 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Check finds what can't work. It looks at the configuration, not at
+// PostgreSQL or the network.
+func (c Config) Check() problem.Findings {
+	var f problem.Findings
+	f = append(f, c.checkName()...)
+	f = append(f, c.checkAddresses()...)
+	f = append(f, c.Postgres.check()...)
+	f = append(f, c.Limits.check()...)
+	if c.Log.Format != LogText && c.Log.Format != LogJSON {
+		f = append(f, invalid("log.format", fmt.Sprintf("%q is not a format of log lines.", c.Log.Format), "log: {format: text}, or json"))
+	}
+	return f
+}
+
+func invalid(key, cause, remedy string) *problem.Problem {
+	return problem.New("invalid-config", "key "+key, cause, remedy)
+}
+
+func (c Config) checkName() problem.Findings {
+	if c.Name == "" {
+		return problem.Findings{invalid("name", "Every instance needs a name, by which its peers know it.", "name: on-prem, or --name on-prem")}
+	}
+	if p, bad := problem.As(api.CheckName("instance", c.Name)); bad {
+		return problem.Findings{invalid("name", fmt.Sprintf("%q can't be a name. %s", c.Name, p.Cause), p.Remedy)}
+	}
+	return nil
+}
+
+func (c Config) checkAddresses() problem.Findings {
+	var f problem.Findings
+	if !isListenAddress(c.Endpoint.Listen) {
+		f = append(f, invalid("endpoint.listen", fmt.Sprintf("%q is not host:port.", c.Endpoint.Listen), "endpoint: {listen: ':5022'}"))
+	}
+	switch {
+	case strings.Contains(c.Socket, "://"):
+		f = append(f, invalid("socket", fmt.Sprintf("%q is a URL; the agent serves its API on a socket first.", c.Socket), "Unset HAWSER_SOCKET or give a path; for a TCP address set api.listen."))
+	case len(c.Socket) > api.MaxSocketPath:
+		f = append(f, invalid("socket", fmt.Sprintf("The path of a Unix socket has at most %d bytes; %s has %d.", api.MaxSocketPath, c.Socket, len(c.Socket)), "socket: /run/hawser/hawser.sock"))
+	}
+	if c.API.Listen == "" {
+		return f
+	}
+	if p, bad := problem.As(api.CheckListen(c.API.Listen)); bad {
+		f = append(f, invalid("api.listen", p.Cause, p.Remedy))
+	}
+	return f
+}
+
+func isListenAddress(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
+}
+
+func (c PostgresConfig) check() problem.Findings {
+	switch {
+	case c.Connection == "" && c.Managed == nil:
+		return problem.Findings{invalid("postgres", "Nothing says which PostgreSQL this instance is.",
+			"For a server that runs already: postgres: {connection: 'host=… user=… dbname=postgres'}. For one that the agent runs: postgres: {managed: {}}")}
+	case c.Connection != "" && c.Managed != nil:
+		return problem.Findings{invalid("postgres", "An instance is either a server (postgres.connection) or managed (postgres.managed), not both.", "Remove one of the two; look at the environment and the flags, too.")}
+	case c.Managed != nil:
+		return c.Managed.check()
+	}
+	return c.Connection.check()
+}
+
+// check never repeats what it read: a string that can't be read may hold a
+// password anywhere.
+func (c ConnString) check() problem.Findings {
+	_, err := pgconn.ParseConfig(string(c))
+	if err == nil {
+		return nil
+	}
+	p := invalid("postgres.connection", "It is neither a connection string nor a URL.", "postgres: {connection: 'host=db1 port=5432 user=hawser dbname=postgres'}, or a postgresql:// URL")
+	if file := (*fs.PathError)(nil); errors.As(err, &file) {
+		p = invalid("postgres.connection", "A file that it names can't be read", "Correct the path, or let the agent's user read the file.").Because(file)
+	}
+	return problem.Findings{p}
+}
+
+func (c *ManagedConfig) check() problem.Findings {
+	var f problem.Findings
+	const highest = 1<<16 - 1
+	if c.Port < 1 || c.Port > highest {
+		f = append(f, invalid("postgres.managed.port", fmt.Sprintf("%d is not a port.", c.Port), "postgres: {managed: {port: 5432}}"))
+	}
+	if c.BinDir != "" {
+		if _, err := os.Stat(filepath.Join(c.BinDir, "postgres")); err != nil {
+			f = append(f, invalid("postgres.managed.bin_dir", "PostgreSQL's program postgres is not in "+c.BinDir+".", "Name the directory that pg_config --bindir prints, or leave the key out."))
+		}
+	}
+	return append(append(f, c.checkRunAs()...), c.checkSettings()...)
+}
+
+func (c *ManagedConfig) checkRunAs() problem.Findings {
+	if c.RunAs == "" {
+		return nil
+	}
+	u, err := user.Lookup(c.RunAs)
+	switch {
+	case err != nil:
+		return problem.Findings{invalid("postgres.managed.run_as", "There is no user "+c.RunAs+" on this machine.", "useradd --system "+c.RunAs)}
+	case u.Uid == "0":
+		return problem.Findings{invalid("postgres.managed.run_as", "PostgreSQL refuses to run as root.", "postgres: {managed: {run_as: postgres}}")}
+	case os.Geteuid() != 0 && u.Uid != strconv.Itoa(os.Geteuid()):
+		return problem.Findings{invalid("postgres.managed.run_as", "Only an agent that runs as root can start PostgreSQL as another user.", "Leave the key out, or start the agent as "+c.RunAs+".")}
+	}
+	return nil
+}
+
+// checkSettings refuses the settings that have a key of their own, or on which
+// the agent relies.
+func (c *ManagedConfig) checkSettings() problem.Findings {
+	owned := []string{"config_file", "data_directory", "hba_file", "ident_file", "listen_addresses", "port", "unix_socket_directories", "wal_level"}
+	wellFormed := regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?$`)
+	var f problem.Findings
+	for name := range c.Settings {
+		switch {
+		case !wellFormed.MatchString(name):
+			f = append(f, invalid("postgres.managed.settings", strconv.Quote(name)+" is not the name of a setting.", "postgres: {managed: {settings: {work_mem: 64MB}}}"))
+		case slices.Contains(owned, name):
+			f = append(f, invalid("postgres.managed.settings", "The agent sets "+name+" itself.", "Remove it; data_dir, port and listen_addresses have keys of their own."))
+		}
+	}
+	return f
+}
+
+func (l Limits) check() problem.Findings {
+	const (
+		leastMemory = 32 << 20
+		leastWAL    = 64 << 20
+		mostWorkers = 64
+	)
+	var f problem.Findings
+	if l.Memory < leastMemory {
+		f = append(f, invalid("limits.memory", l.Memory.String()+" is too little to work with.", "limits: {memory: 256MiB}; at least 32MiB"))
+	}
+	if l.SeedWorkers < 1 || l.SeedWorkers > mostWorkers {
+		f = append(f, invalid("limits.seed_workers", fmt.Sprintf("%d is not between 1 and %d.", l.SeedWorkers, mostWorkers), "limits: {seed_workers: 4}"))
+	}
+	if l.WALHeld != 0 && l.WALHeld < leastWAL {
+		f = append(f, invalid("limits.wal_held", l.WALHeld.String()+" would end every link at its first delay.", "limits: {wal_held: 16GiB}; at least 64MiB, or 0 for no limit of the agent's"))
+	}
+	return f
+}

@@ -1,0 +1,323 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/agnivade/levenshtein"
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/pflag"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Sources are where a configuration is read from. A later one wins: file,
+// environment, flags.
+type Sources struct {
+	File    string         // YAML; "" for none
+	Environ []string       // as os.Environ gives it
+	Flags   *pflag.FlagSet // to which BindFlags was applied; nil for none
+}
+
+// LoadConfig reads, completes and checks a configuration. Its error holds every
+// finding.
+func LoadConfig(sources Sources) (Config, error) {
+	k := koanf.New(".")
+	findings, err := load(k, sources)
+	if err != nil {
+		return Config{}, err
+	}
+	c := DefaultConfig()
+	if k.Exists("postgres.managed") {
+		c.Postgres.Managed = defaultManaged()
+	}
+	wrong := decode(k, &c)
+	findings = append(findings, wrong...)
+	if err := c.complete(); err != nil {
+		return Config{}, err
+	}
+	if len(wrong) == 0 { // else what could not be read would be found missing
+		findings = append(findings, c.Check()...)
+	}
+	if err := findings.Err(); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// BindFlags defines a flag for every key.
+func BindFlags(flags *pflag.FlagSet) {
+	for _, key := range configKeys() {
+		switch key.kind {
+		case reflect.Map:
+			flags.StringToString(key.flag, nil, key.doc)
+		case reflect.Int:
+			flags.Int(key.flag, 0, key.usage())
+		default:
+			flags.String(key.flag, "", key.usage())
+		}
+	}
+}
+
+// configKey is one key of the configuration, under all its names.
+type configKey struct {
+	name, flag, env string
+	doc, standard   string // standard: the default, in words or as a value
+	kind            reflect.Kind
+}
+
+func (k configKey) usage() string {
+	if k.standard == "" {
+		return k.doc
+	}
+	return k.doc + " (default " + k.standard + ")"
+}
+
+// configKeys lists the keys of Config in their order.
+func configKeys() []configKey {
+	c := DefaultConfig()
+	c.StateDir = ""
+	c.Postgres.Managed = defaultManaged()
+	return keysOf(reflect.ValueOf(c), "")
+}
+
+func keysOf(v reflect.Value, prefix string) []configKey {
+	var keys []configKey
+	for i := range v.NumField() {
+		field, value := v.Type().Field(i), reflect.Indirect(v.Field(i))
+		name := prefix + field.Tag.Get("koanf")
+		if value.Kind() == reflect.Struct {
+			keys = append(keys, keysOf(value, name+".")...)
+			continue
+		}
+		standard := field.Tag.Get("default")
+		if standard == "" {
+			standard = textOf(value)
+		}
+		keys = append(keys, configKey{
+			name: name, doc: field.Tag.Get("doc"), standard: standard, kind: value.Kind(),
+			flag: strings.NewReplacer(".", "-", "_", "-").Replace(name),
+			env:  envPrefix + strings.ToUpper(strings.ReplaceAll(name, ".", "_")),
+		})
+	}
+	return keys
+}
+
+// textOf is a default as it stands in the file, "" when there is none.
+func textOf(v reflect.Value) string {
+	if level, ok := v.Interface().(slog.Level); ok {
+		return strings.ToLower(level.String())
+	}
+	if v.IsZero() {
+		return ""
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+const envPrefix = "HAWSER_"
+
+// load reads the sources into k, and finds what no key is known for. Its error
+// is that of a file that can't be read at all.
+func load(k *koanf.Koanf, sources Sources) (problem.Findings, error) {
+	keys := configKeys()
+	var findings problem.Findings
+	if sources.File != "" {
+		if err := k.Load(file.Provider(sources.File), yaml.Parser()); err != nil {
+			return nil, unreadable(sources.File, err)
+		}
+		findings = append(findings, unknownKeys(k.Raw(), "", keys, sources.File)...)
+	}
+	vars := envSource{keys: keys}
+	_ = k.Load(env.Provider(".", env.Opt{Prefix: envPrefix, EnvironFunc: func() []string { return sources.Environ }, TransformFunc: vars.read}), nil) // never fails: it reads memory
+	findings = append(findings, vars.findings...)
+	if sources.Flags != nil {
+		_ = k.Load(posflag.ProviderWithFlag(sources.Flags, ".", nil, func(f *pflag.Flag) (string, any) { return flagValue(sources.Flags, f, keys) }), nil) // nor does this
+	}
+	return findings, nil
+}
+
+func unreadable(path string, err error) *problem.Problem {
+	object := "file " + path
+	if errors.Is(err, fs.ErrNotExist) {
+		return problem.New("config-not-found", object, "The configuration file does not exist.", "Name another: --config FILE. docs/configuration.md shows one.")
+	}
+	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+		return problem.New("invalid-config", object, "The configuration file can't be read", "Let the agent's user read it.").Because(pathErr.Err)
+	}
+	return problem.New("invalid-config", object, "The configuration file is not a map in YAML", "docs/configuration.md shows one.").Because(err)
+}
+
+// unknownKeys finds the keys of a file that mean nothing.
+func unknownKeys(m map[string]any, prefix string, keys []configKey, path string) problem.Findings {
+	var findings problem.Findings
+	for name, value := range m {
+		full := prefix + name
+		if slices.ContainsFunc(keys, func(k configKey) bool { return k.name == full }) {
+			continue
+		}
+		section := slices.ContainsFunc(keys, func(k configKey) bool { return strings.HasPrefix(k.name, full+".") })
+		inner, isMap := value.(map[string]any)
+		switch {
+		case section && isMap:
+			findings = append(findings, unknownKeys(inner, full+".", keys, path)...)
+		case section && value != nil:
+			findings = append(findings, problem.New("invalid-config", "key "+full, "It is a section with keys of its own, not a value, in "+path+".", "docs/configuration.md shows it."))
+		case !section:
+			known := make([]string, len(keys))
+			for i, k := range keys {
+				known[i] = k.name
+			}
+			findings = append(findings, problem.New("invalid-config", "key "+full, "There is no such key; it stands in "+path+".", meant(full, known)))
+		}
+	}
+	slices.SortFunc(findings, func(a, b *problem.Problem) int { return strings.Compare(a.Object, b.Object) })
+	return findings
+}
+
+// meant names the nearest known name.
+func meant(name string, known []string) string {
+	nearest := slices.MinFunc(known, func(a, b string) int {
+		return levenshtein.ComputeDistance(name, a) - levenshtein.ComputeDistance(name, b)
+	})
+	if levenshtein.ComputeDistance(name, nearest) > max(2, len(name)/3) {
+		return "Remove it; hawser agent --help lists what is known."
+	}
+	return "Did you mean " + nearest + "?"
+}
+
+// envSource turns HAWSER_ variables into keys.
+type envSource struct {
+	keys     []configKey
+	findings problem.Findings
+}
+
+// read returns the key of a variable, or "" for one that is not the agent's.
+func (s *envSource) read(name, value string) (string, any) {
+	for _, key := range s.keys {
+		if key.env != name {
+			continue
+		}
+		if key.kind != reflect.Map {
+			return key.name, value
+		}
+		m, err := parseMap(value)
+		if err != nil {
+			s.findings = append(s.findings, problem.New("invalid-config", "variable "+name, "It is not name=value,name=value.", name+`='work_mem=64MB,"shared_preload_libraries=a,b"'`))
+			return "", nil
+		}
+		return key.name, m
+	}
+	if !isForeign(name) {
+		known := make([]string, len(s.keys))
+		for i, key := range s.keys {
+			known[i] = key.env
+		}
+		s.findings = append(s.findings, problem.New("invalid-config", "variable "+name, "No key is set by this variable.", meant(name, known)))
+	}
+	return "", nil
+}
+
+// isForeign knows the HAWSER_ variables that are not keys: those of the command
+// line, and those that Kubernetes sets in every container for a Service whose
+// name begins with hawser.
+func isForeign(name string) bool {
+	switch name {
+	case "HAWSER_CONFIG", "HAWSER_TOKEN_FILE", "HAWSER_PG_BIN":
+		return true
+	}
+	kubernetes := regexp.MustCompile(`^HAWSER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$`)
+	return kubernetes.MatchString(name)
+}
+
+func flagValue(flags *pflag.FlagSet, f *pflag.Flag, keys []configKey) (string, any) {
+	for _, key := range keys {
+		if key.flag != f.Name {
+			continue
+		}
+		if m, err := flags.GetStringToString(f.Name); err == nil {
+			return key.name, toAny(m)
+		}
+		return key.name, f.Value.String()
+	}
+	return "", nil
+}
+
+// parseMap reads name=value,… as the flag of the same key does.
+func parseMap(s string) (map[string]any, error) {
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	m := flags.StringToString("m", nil, "")
+	if err := flags.Set("m", s); err != nil {
+		return nil, fmt.Errorf("read %q: %w", s, err)
+	}
+	return toAny(*m), nil
+}
+
+func toAny(m map[string]string) map[string]any {
+	out := make(map[string]any, len(m))
+	for k, v := range m {
+		out[k] = v
+	}
+	return out
+}
+
+// decode writes what k holds over c, and finds each value that has the wrong type.
+func decode(k *koanf.Koanf, c *Config) problem.Findings {
+	err := k.UnmarshalWithConf("", c, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
+		DecodeHook:       mapstructure.ComposeDecodeHookFunc(boolText, mapstructure.TextUnmarshallerHookFunc()),
+		WeaklyTypedInput: true,
+		TagName:          "koanf",
+	}})
+	var findings problem.Findings
+	for _, e := range decodeErrors(err) {
+		findings = append(findings, problem.New("invalid-config", "key "+e.Name(), "Its value has the wrong form: "+rootCause(e).Error()+".", "docs/configuration.md shows the key."))
+	}
+	if err != nil && len(findings) == 0 {
+		findings = append(findings, problem.New("invalid-config", "", "The configuration can't be read", "docs/configuration.md shows one.").Because(err))
+	}
+	return findings
+}
+
+// boolText keeps PostgreSQL's spelling of a YAML boolean among the settings.
+func boolText(from, to reflect.Type, data any) (any, error) {
+	if from.Kind() == reflect.Bool && to.Kind() == reflect.String {
+		return strconv.FormatBool(reflect.ValueOf(data).Bool()), nil
+	}
+	return data, nil
+}
+
+func decodeErrors(err error) []*mapstructure.DecodeError {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []*mapstructure.DecodeError
+		for _, e := range joined.Unwrap() {
+			all = append(all, decodeErrors(e)...)
+		}
+		return all
+	}
+	var d *mapstructure.DecodeError
+	if errors.As(err, &d) {
+		return []*mapstructure.DecodeError{d}
+	}
+	return nil
+}
+
+func rootCause(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		err = next
+	}
+}

@@ -1,0 +1,424 @@
+// Package apply is the secondary's side of a link: it decodes the frames that the
+// primary sends and commits them to the replica.
+//
+// What it guarantees:
+//
+//   - Exactly once. The position of a source transaction is committed by the same
+//     target transaction that holds its changes, as a replication origin; what lies
+//     before the origin's position is skipped when it is sent again.
+//   - Commit order, whole transactions. Several source transactions may share one
+//     target transaction while there is a backlog; none is ever split or overtaken.
+//   - Nothing in silence. A change that finds no row, a table that is not there, a
+//     message that is not understood: each stops the applier with its position.
+//
+// The files follow the data: decode (records to transactions, with those that
+// stream in before their commit kept in a spool), plan (a change to a statement),
+// write (statements to the server, pipelined), commit (positions, durability,
+// acknowledgements). seeding holds the rule that lets tables be copied meanwhile.
+//
+// One goroutine, that of Apply, owns the connection and all state. The methods
+// that others call are carried out by it, between two source transactions. This
+// package must never decide about roles, and never touch the primary.
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+const (
+	// A target transaction takes in further source transactions until one of these
+	// is reached, and only while more of them are waiting.
+	maxBatchChanges = 20000
+	maxBatchTime    = 200 * time.Millisecond
+
+	// flushEvery is how often an idle applier asks what has become durable.
+	flushEvery = 50 * time.Millisecond
+)
+
+// Replayer carries out captured DDL; package schema has it.
+type Replayer interface {
+	// Reset is called at the begin of each source transaction.
+	Reset()
+	// Replay carries out one captured command inside conn's open transaction.
+	Replay(ctx context.Context, conn *pgx.Conn, content []byte) error
+}
+
+// Config says where to apply.
+type Config struct {
+	Link     string // its name, for words
+	ID       string // its id: keys the catalog
+	Origin   string // the replication origin that holds the position
+	Connect  func(ctx context.Context) (*pgx.Conn, error)
+	SpoolDir string // for transactions that arrive before their commit; emptied by Start
+	Replayer Replayer
+	// Accept is asked whether a handoff counts; one that does not is passed over.
+	Accept func(content []byte) bool
+	Log    *slog.Logger
+}
+
+// Handoff is the end of a term: the primary is fenced and wrote nothing after it.
+// Everything before it is applied and durable. The position is left in front of
+// it, so that it is sent again if its receiver dies before it has acted.
+type Handoff struct{ Content []byte }
+
+// Applier applies one link's stream. Start, then Apply, then Close; after an
+// error the whole Applier is thrown away and a new one starts from the catalog.
+type Applier struct {
+	cfg  Config
+	conn *pgx.Conn
+	out  *writer
+
+	dec       pgoutput.Decoder
+	relations map[uint32]*relation
+	spools    map[uint32]*spool // by top-level xid
+	inStream  *spool            // the spool that the open stream block fills
+
+	txn   *transaction // the source transaction that is being applied
+	batch batch
+	seeds seeding
+
+	received  frame.LSN
+	position  frame.LSN // end of the last source transaction that is committed here
+	reached   frame.LSN // everything before it that concerns us was received
+	pending   []commitMark
+	durable   frame.LSN
+	lastAck   frame.Ack
+	sequences map[[2]string]frame.SequenceValue
+	waiting   []waiter
+	handoff   *Handoff
+
+	commands chan command
+	done     chan struct{}
+	stats    stats
+}
+
+// transaction is the source transaction whose changes are being applied.
+type transaction struct {
+	xid  uint32    // top-level
+	skip bool      // it was applied before
+	ddl  bool      // it carried DDL: nothing else may share its target transaction
+	lsn  frame.LSN // of the change at hand, for words
+}
+
+// batch is the open target transaction.
+type batch struct {
+	open    bool
+	since   time.Time
+	changes int
+	end     frame.LSN // of the last source transaction in it
+	at      time.Time // when that one was committed on the primary
+	ddl     bool
+}
+
+type command struct {
+	run  func(ctx context.Context) error
+	done chan error
+}
+
+type waiter struct {
+	lsn  frame.LSN
+	done chan error
+}
+
+type stats struct {
+	transactions, changes atomic.Int64
+	commitTime            atomic.Int64 // unix nanoseconds
+	position              atomic.Uint64
+}
+
+// Stats tells how much was applied since Start.
+type Stats struct {
+	Transactions, Changes int64
+	Position              frame.LSN
+	CommitTime            time.Time // on the primary, of the last transaction applied
+}
+
+// New returns an applier that has touched nothing yet.
+func New(cfg Config) *Applier {
+	return &Applier{
+		cfg:       cfg,
+		relations: map[uint32]*relation{},
+		spools:    map[uint32]*spool{},
+		sequences: map[[2]string]frame.SequenceValue{},
+		commands:  make(chan command),
+		done:      make(chan struct{}),
+	}
+}
+
+// Origin is the name of a link's replication origin. Each term has its own, since
+// its positions are of another primary's WAL.
+func Origin(id string, term frame.Term) string { return fmt.Sprintf("hawser_%s_%d", id, term) }
+
+// Start connects, takes the origin for itself alone, and reads where the last
+// applier stopped. It returns the position from which the primary has to send.
+func (a *Applier) Start(ctx context.Context) (frame.LSN, error) {
+	conn, err := a.cfg.Connect(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("connect the applier: %w", err)
+	}
+	a.conn = conn
+	if err := a.start(ctx); err != nil {
+		a.Close()
+		return 0, err
+	}
+	return a.position, nil
+}
+
+func (a *Applier) start(ctx context.Context) error {
+	if err := clearSpools(a.cfg.SpoolDir); err != nil {
+		return err
+	}
+	if err := takeOrigin(ctx, a.conn, a.cfg.Origin); err != nil {
+		return err
+	}
+	var text *string
+	if err := a.conn.QueryRow(ctx, `SELECT pg_replication_origin_session_progress(true)::text`).Scan(&text); err != nil {
+		return fmt.Errorf("read the origin's position: %w", err)
+	}
+	if text != nil {
+		lsn, err := frame.ParseLSN(*text)
+		if err != nil {
+			return err
+		}
+		a.position, a.durable, a.received, a.reached = lsn, lsn, lsn, lsn
+		a.stats.position.Store(uint64(lsn))
+	}
+	if err := a.seeds.load(ctx, a.conn, a.cfg.ID); err != nil {
+		return err
+	}
+	a.out = newWriter(a.conn.PgConn())
+	return nil
+}
+
+// takeOrigin binds the origin to the session, which keeps any second applier out.
+func takeOrigin(ctx context.Context, conn *pgx.Conn, name string) error {
+	_, err := conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "55006" { // object_in_use
+		return problem.New("origin-in-use", "replication origin "+name,
+			"another session still applies this link", "wait until it has ended").Retry().Because(err)
+	}
+	if err != nil {
+		return fmt.Errorf("take replication origin %s: %w", name, err)
+	}
+	return nil
+}
+
+// BeginAt creates the origin of a new term with the position from which to
+// follow. An origin that exists keeps its position: it may have moved on.
+func BeginAt(ctx context.Context, conn *pgx.Conn, origin string, from frame.LSN) error {
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		var exists bool
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1)`, origin).Scan(&exists); err != nil || exists {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `SELECT pg_replication_origin_create($1)`, origin); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `SELECT pg_replication_origin_advance($1, $2::text::pg_lsn)`, origin, from.String())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("create replication origin %s: %w", origin, err)
+	}
+	return nil
+}
+
+// DropOrigins forgets the positions of a link, but for the origin named keep.
+func DropOrigins(ctx context.Context, db catalog.DB, id, keep string) error {
+	_, err := db.Exec(ctx, `
+		SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin
+		WHERE starts_with(roname, $1) AND roname <> $2`, "hawser_"+id+"_", keep)
+	if err != nil {
+		return fmt.Errorf("drop the replication origins of link %s: %w", id, err)
+	}
+	return nil
+}
+
+// Close ends the connection; an open target transaction is rolled back by that.
+func (a *Applier) Close() {
+	if a.conn != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = a.conn.Close(ctx)
+	}
+	for _, s := range a.spools {
+		s.discard()
+	}
+}
+
+// Stats may be called at any time.
+func (a *Applier) Stats() Stats {
+	s := Stats{
+		Transactions: a.stats.transactions.Load(),
+		Changes:      a.stats.changes.Load(),
+		Position:     frame.LSN(a.stats.position.Load()),
+	}
+	if ns := a.stats.commitTime.Load(); ns != 0 {
+		s.CommitTime = time.Unix(0, ns)
+	}
+	return s
+}
+
+// Apply carries out frames in order until ctx ends, frames is closed, a handoff
+// was applied, or something is wrong. With frames nil it carries out commands
+// alone. ack is called from Apply's goroutine and must not block for long.
+// It may be called once.
+func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func(frame.Ack)) (*Handoff, error) {
+	defer close(a.done)
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case f, ok := <-frames:
+			if !ok {
+				return nil, errors.New("the stream ended")
+			}
+			err := a.frame(ctx, f, len(frames) > 0)
+			if err == nil {
+				err = a.settleBatch(ctx, len(frames) > 0)
+			}
+			if err != nil {
+				return nil, a.explain(err)
+			}
+			if a.handoff != nil {
+				return a.finish(ctx, ack)
+			}
+		case c := <-a.ready():
+			err := a.out.idle()
+			if err == nil {
+				err = c.run(ctx)
+			}
+			c.done <- err
+			if a.out.broken {
+				return nil, err
+			}
+		case <-tick.C:
+			if err := a.askDurable(ctx); err != nil {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		a.acknowledge(ack)
+		a.wake()
+	}
+}
+
+// finish makes the handoff durable before it is reported.
+func (a *Applier) finish(ctx context.Context, ack func(frame.Ack)) (*Handoff, error) {
+	if err := a.forceDurable(ctx); err != nil {
+		return nil, err
+	}
+	a.acknowledge(ack)
+	return a.handoff, nil
+}
+
+// ready gives commands only between two source transactions.
+func (a *Applier) ready() <-chan command {
+	if a.txn != nil || a.batch.open {
+		return nil
+	}
+	return a.commands
+}
+
+func (a *Applier) frame(ctx context.Context, f frame.Frame, more bool) error {
+	switch f := f.(type) {
+	case frame.Data:
+		for i, r := range f.Records {
+			if err := a.record(ctx, r, more || i+1 < len(f.Records)); err != nil {
+				return err
+			}
+			if a.handoff != nil {
+				return nil
+			}
+		}
+		return nil
+	case frame.Heartbeat:
+		return a.heartbeat(ctx, f)
+	case frame.Sequences:
+		for _, v := range f.Values {
+			a.sequences[[2]string{v.Schema, v.Name}] = v
+		}
+		return nil
+	default:
+		return fmt.Errorf("unexpected %T on the stream of changes", f)
+	}
+}
+
+// do has run carried out by Apply's goroutine between two source transactions.
+func (a *Applier) do(ctx context.Context, run func(ctx context.Context) error) error {
+	c := command{run: run, done: make(chan error, 1)}
+	select {
+	case a.commands <- c:
+	case <-a.done:
+		return errStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-a.done:
+		return errStopped
+	}
+}
+
+var errStopped = problem.New("applier-stopped", "", "the stream of changes was interrupted", "none: the link connects again").Retry()
+
+// Await returns when everything that the primary committed before lsn is
+// committed here.
+func (a *Applier) Await(ctx context.Context, lsn frame.LSN) error {
+	done := make(chan error, 1)
+	err := a.do(ctx, func(context.Context) error {
+		a.waiting = append(a.waiting, waiter{lsn, done})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-a.done:
+		return errStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (a *Applier) wake() {
+	if len(a.waiting) == 0 || a.txn != nil || a.batch.open {
+		return
+	}
+	left := a.waiting[:0]
+	for _, w := range a.waiting {
+		if w.lsn <= a.reached {
+			w.done <- nil
+		} else {
+			left = append(left, w)
+		}
+	}
+	a.waiting = left
+}
+
+// explain says at which position an error arose.
+func (a *Applier) explain(err error) error {
+	if a.txn == nil {
+		return err
+	}
+	return fmt.Errorf("transaction %d at %s: %w", a.txn.xid, a.txn.lsn, err)
+}

@@ -1,0 +1,237 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
+)
+
+// The target commits without waiting for its disk (synchronous_commit = off), so
+// that a change is visible at once. A commitMark remembers where in the replica's
+// own WAL a source position was committed: it is durable, and may be confirmed to
+// the primary's slot, when the replica has flushed so far. If the replica loses
+// the tail in a crash, its origin goes back with it, and the slot still has it.
+type commitMark struct {
+	source frame.LSN
+	target frame.LSN
+}
+
+const (
+	sqlBegin  = `BEGIN`
+	sqlOrigin = `SELECT pg_replication_origin_xact_setup($1::text::pg_lsn, to_timestamp($2::double precision))`
+	sqlCommit = `COMMIT`
+	sqlWhere  = `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`
+)
+
+// ensureBatch opens the target transaction.
+func (a *Applier) ensureBatch(ctx context.Context) error {
+	if a.batch.open {
+		return nil
+	}
+	if err := a.execOwn(ctx, sqlBegin); err != nil {
+		return err
+	}
+	a.batch.open, a.batch.since = true, time.Now()
+	return nil
+}
+
+// execOwn queues one of the applier's own statements.
+func (a *Applier) execOwn(_ context.Context, sql string, values ...[]byte) error {
+	return a.out.exec(a.out.own(sql), values, expectation{affected: -1})
+}
+
+// settleBatch commits the target transaction when it holds whole source
+// transactions alone and should not wait for more.
+func (a *Applier) settleBatch(ctx context.Context, more bool) error {
+	if a.txn != nil || a.batch.end == 0 {
+		return nil
+	}
+	if more && a.handoff == nil && !a.batch.ddl && a.batch.changes < maxBatchChanges &&
+		(!a.batch.open || time.Since(a.batch.since) < maxBatchTime) {
+		return nil
+	}
+	return a.commitBatch(ctx)
+}
+
+func (a *Applier) commitBatch(ctx context.Context) error {
+	b := a.batch
+	a.batch = batch{}
+	if b.end <= a.position {
+		b.end = a.position // sent again after a reconnect, and skipped
+	}
+	if b.open {
+		if err := a.commitTarget(ctx, b); err != nil {
+			return err
+		}
+	}
+	a.position = b.end
+	a.stats.position.Store(uint64(b.end))
+	a.stats.changes.Add(int64(b.changes))
+	if !b.at.IsZero() {
+		a.stats.commitTime.Store(b.at.UnixNano())
+	}
+	a.received = max(a.received, b.end)
+	a.reach(b.end)
+	return nil
+}
+
+// commitTarget stores the position with the data, commits both, and asks where
+// that lies in the replica's WAL: one round trip.
+func (a *Applier) commitTarget(ctx context.Context, b batch) error {
+	if err := a.storeSkipped(ctx); err != nil {
+		return err
+	}
+	at := strconv.FormatFloat(float64(b.at.UnixMicro())/1e6, 'f', 6, 64)
+	if err := a.execOwn(ctx, sqlOrigin, []byte(b.end.String()), []byte(at)); err != nil {
+		return err
+	}
+	if err := a.execOwn(ctx, sqlCommit); err != nil {
+		return err
+	}
+	return a.askWhere(func(insert, flushed frame.LSN) {
+		a.pending = append(a.pending, commitMark{b.end, insert})
+		a.flushed(flushed)
+	})
+}
+
+// askWhere waits for all answers; the last is the replica's own WAL position.
+func (a *Applier) askWhere(then func(insert, flushed frame.LSN)) error {
+	var insert, flushed frame.LSN
+	err := a.out.exec(a.out.own(sqlWhere), nil, expectation{affected: 1, read: func(r *pgconn.ResultReader) (err error) {
+		for r.NextRow() {
+			if insert, err = frame.ParseLSN(string(r.Values()[0])); err != nil {
+				return err
+			}
+			if flushed, err = frame.ParseLSN(string(r.Values()[1])); err != nil {
+				return err
+			}
+		}
+		return nil
+	}})
+	if err != nil {
+		return err
+	}
+	if err := a.out.idle(); err != nil {
+		return err
+	}
+	then(insert, flushed)
+	return nil
+}
+
+func (a *Applier) flushed(lsn frame.LSN) {
+	n := 0
+	for n < len(a.pending) && a.pending[n].target <= lsn {
+		a.durable = a.pending[n].source
+		n++
+	}
+	a.pending = append(a.pending[:0], a.pending[n:]...)
+}
+
+// reach notes that everything before lsn was received and, where it concerns the
+// replica, committed.
+func (a *Applier) reach(lsn frame.LSN) {
+	a.reached = max(a.reached, lsn)
+	a.seeds.passed(a.reached)
+}
+
+// askDurable asks, while there is something to learn, what the replica's disk has.
+func (a *Applier) askDurable(context.Context) error {
+	if len(a.pending) == 0 || a.batch.open || a.txn != nil {
+		return nil
+	}
+	return a.askWhere(func(_, flushed frame.LSN) { a.flushed(flushed) })
+}
+
+// forceDurable makes everything that is committed durable now.
+func (a *Applier) forceDurable(ctx context.Context) error {
+	if len(a.pending) == 0 {
+		return nil
+	}
+	_, err := a.conn.Exec(ctx, `
+		BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'hawser.flush', ''); COMMIT`)
+	if err != nil {
+		return fmt.Errorf("make the replica's position durable: %w", err)
+	}
+	a.durable, a.pending = a.position, a.pending[:0]
+	return nil
+}
+
+// acknowledge reports progress. Durable may pass over stretches of WAL that hold
+// nothing of this database only when nothing before them is still on its way.
+func (a *Applier) acknowledge(ack func(frame.Ack)) {
+	now := frame.Ack{Received: a.received, Visible: a.position, Durable: a.durable}
+	if a.txn == nil && !a.batch.open {
+		now.Visible = max(now.Visible, a.reached)
+		if len(a.pending) == 0 {
+			now.Durable = max(now.Durable, a.reached)
+		}
+	}
+	now.Received = max(now.Received, now.Visible)
+	if now != a.lastAck {
+		a.lastAck = now
+		ack(now)
+	}
+}
+
+// applySequences sets the sequences that moved. One that is not there yet, since
+// its CREATE is still on its way, is kept for the next time.
+func (a *Applier) applySequences(ctx context.Context) error {
+	if len(a.sequences) == 0 || a.txn != nil || a.batch.open {
+		return nil
+	}
+	if err := a.out.idle(); err != nil {
+		return err
+	}
+	values := make([]frame.SequenceValue, 0, len(a.sequences))
+	for _, v := range a.sequences {
+		values = append(values, v)
+	}
+	set, err := SetSequences(ctx, a.conn, values)
+	if err != nil {
+		return err
+	}
+	for _, key := range set {
+		delete(a.sequences, key)
+	}
+	return nil
+}
+
+// SetSequences sets the sequences that exist to the given states and returns
+// their schema and name.
+func SetSequences(ctx context.Context, db catalog.DB, values []frame.SequenceValue) ([][2]string, error) {
+	var schemas, names []string
+	var last []int64
+	var called []bool
+	for _, v := range values {
+		schemas, names = append(schemas, v.Schema), append(names, v.Name)
+		last, called = append(last, v.Last), append(called, v.Called)
+	}
+	rows, err := db.Query(ctx, `
+		SELECT v.s, v.n, setval(c.oid, v.l, v.c)
+		FROM unnest($1::text[], $2::text[], $3::bigint[], $4::boolean[]) AS v(s, n, l, c)
+		JOIN pg_namespace ns ON ns.nspname = v.s
+		JOIN pg_class c ON c.relnamespace = ns.oid AND c.relname = v.n AND c.relkind = 'S'
+		JOIN pg_sequence q ON q.seqrelid = c.oid AND v.l BETWEEN q.seqmin AND q.seqmax`, schemas, names, last, called)
+	if err != nil {
+		return nil, fmt.Errorf("set the sequences: %w", err)
+	}
+	defer rows.Close()
+	var set [][2]string
+	for rows.Next() {
+		var key [2]string
+		if err := rows.Scan(&key[0], &key[1], nil); err != nil {
+			return nil, fmt.Errorf("set the sequences: %w", err)
+		}
+		set = append(set, key)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("set the sequences: %w", err)
+	}
+	return set, nil
+}

@@ -1,0 +1,227 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Prefixes of the logical messages that Hawser writes into the primary's WAL.
+const (
+	ddlPrefix     = "hawser.ddl"
+	handoffPrefix = "hawser.handoff"
+)
+
+// record takes one message of the stream. more says that another is waiting.
+func (a *Applier) record(ctx context.Context, r frame.Record, more bool) error {
+	a.received = max(a.received, r.LSN)
+	msg, err := a.dec.Decode(r.Payload)
+	if err != nil {
+		return notUnderstood(r.LSN, err)
+	}
+	switch m := msg.(type) {
+	case *pgoutput.StreamStart:
+		return a.openStream(m)
+	case *pgoutput.StreamStop:
+		a.inStream = nil
+		return nil
+	case *pgoutput.StreamCommit:
+		return a.streamCommit(ctx, m, more)
+	case *pgoutput.StreamAbort:
+		return a.streamAbort(m)
+	}
+	if a.inStream != nil {
+		return a.inStream.add(msg, r.Payload)
+	}
+	switch m := msg.(type) {
+	case *pgoutput.Begin:
+		a.begin(m.XID, frame.LSN(m.FinalLSN))
+		return nil
+	case *pgoutput.Commit:
+		return a.commit(ctx, frame.LSN(m.EndLSN), m.CommitTime, more)
+	}
+	return a.change(ctx, msg, r.LSN, r.Payload)
+}
+
+func notUnderstood(lsn frame.LSN, err error) error {
+	return problem.New("not-understood", "position "+lsn.String(),
+		"the primary sent a message that this version of Hawser does not understand; nothing was skipped",
+		"run the newest version of hawser on both sides").Because(err)
+}
+
+// begin starts a source transaction whose commit record lies at final.
+func (a *Applier) begin(xid uint32, final frame.LSN) {
+	a.txn = &transaction{xid: xid, skip: final < a.position, lsn: final}
+	a.cfg.Replayer.Reset()
+}
+
+// commit ends the source transaction. It commits the target transaction too,
+// unless more is waiting and the batch has room.
+func (a *Applier) commit(ctx context.Context, end frame.LSN, at time.Time, more bool) error {
+	if a.txn == nil {
+		return fmt.Errorf("a commit at %s without its begin", end)
+	}
+	a.batch.end, a.batch.at = end, at
+	a.batch.ddl = a.batch.ddl || a.txn.ddl
+	if !a.txn.skip {
+		a.stats.transactions.Add(1)
+	}
+	// settleBatch must not see a transaction: it is whole.
+	txn := a.txn
+	a.txn = nil
+	if err := a.settleBatch(ctx, more); err != nil {
+		a.txn = txn
+		return err
+	}
+	return nil
+}
+
+// change carries out one message inside a source transaction, or a logical
+// message outside of any.
+func (a *Applier) change(ctx context.Context, msg pgoutput.Message, lsn frame.LSN, payload []byte) error {
+	switch m := msg.(type) {
+	case *pgoutput.Relation:
+		a.define(m, payload)
+		return nil
+	case *pgoutput.Type, *pgoutput.Origin:
+		return nil
+	case *pgoutput.LogicalMessage:
+		return a.message(ctx, m)
+	}
+	if a.txn == nil {
+		return fmt.Errorf("a %T at %s outside of a transaction", msg, lsn)
+	}
+	a.txn.lsn = lsn
+	if a.txn.skip {
+		return nil
+	}
+	switch m := msg.(type) {
+	case *pgoutput.Insert:
+		return a.route(ctx, m.RelationID, payload, func(r *relation) error { return a.insert(ctx, r, m) })
+	case *pgoutput.Update:
+		return a.route(ctx, m.RelationID, payload, func(r *relation) error { return a.update(ctx, r, m) })
+	case *pgoutput.Delete:
+		return a.route(ctx, m.RelationID, payload, func(r *relation) error { return a.delete(ctx, r, m) })
+	case *pgoutput.Truncate:
+		return a.truncate(ctx, m, payload)
+	}
+	return notUnderstood(lsn, fmt.Errorf("unexpected %T", msg))
+}
+
+// message takes a logical message; those that are not ours belong to others.
+func (a *Applier) message(ctx context.Context, m *pgoutput.LogicalMessage) error {
+	if a.txn == nil || a.txn.skip || !m.Transactional {
+		return nil
+	}
+	switch m.Prefix {
+	case ddlPrefix:
+		return a.ddl(ctx, m.Content)
+	case handoffPrefix:
+		if !a.cfg.Accept(m.Content) {
+			return nil
+		}
+		a.handoff = &Handoff{Content: append([]byte(nil), m.Content...)}
+		a.txn = nil
+		return a.settleBatch(ctx, false)
+	}
+	return nil
+}
+
+// ddl replays a captured command in its place. What is known of the replica's
+// tables is forgotten, since any of it may have changed.
+func (a *Applier) ddl(ctx context.Context, content []byte) error {
+	if a.seeds.schemaSees(a.txn.xid) {
+		return nil
+	}
+	if a.seeds.blocksDDL() {
+		return ErrTablesFirst
+	}
+	a.txn.ddl = true
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
+	}
+	if err := a.out.idle(); err != nil {
+		return err
+	}
+	a.batch.changes++
+	if err := a.cfg.Replayer.Replay(ctx, a.conn, content); err != nil {
+		return fmt.Errorf("replay DDL: %w", err)
+	}
+	return a.forgetTargets(ctx)
+}
+
+// heartbeat moves the position on while nothing of the database is written.
+func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
+	if h.Snapshot != "" {
+		s, err := frame.ParseSnapshot(h.Snapshot)
+		if err != nil {
+			return err
+		}
+		a.seeds.observe(s)
+	}
+	if a.txn != nil {
+		return nil
+	}
+	if h.End > 0 {
+		if err := a.settleBatch(ctx, false); err != nil {
+			return err
+		}
+		a.received = max(a.received, h.End)
+		a.reach(h.End)
+		return nil
+	}
+	return a.applySequences(ctx)
+}
+
+// openStream begins or goes on with a transaction that is sent before its commit.
+func (a *Applier) openStream(m *pgoutput.StreamStart) error {
+	s := a.spools[m.XID]
+	if s == nil {
+		var err error
+		if s, err = newSpool(a.cfg.SpoolDir, m.XID); err != nil {
+			return err
+		}
+		a.spools[m.XID] = s
+	}
+	a.inStream = s
+	return nil
+}
+
+func (a *Applier) streamAbort(m *pgoutput.StreamAbort) error {
+	s := a.spools[m.XID]
+	if s == nil {
+		return nil
+	}
+	if m.SubXID != m.XID {
+		return s.abort(m.SubXID)
+	}
+	delete(a.spools, m.XID)
+	return s.discard()
+}
+
+// streamCommit applies a spooled transaction in its place in the commit order.
+func (a *Applier) streamCommit(ctx context.Context, m *pgoutput.StreamCommit, more bool) error {
+	a.begin(m.XID, frame.LSN(m.CommitLSN))
+	if s := a.spools[m.XID]; s != nil {
+		dec := pgoutput.Decoder{}
+		err := s.replay(func(payload []byte) error {
+			msg, err := dec.DecodeStreamed(payload)
+			if err != nil {
+				return notUnderstood(frame.LSN(m.CommitLSN), err)
+			}
+			return a.change(ctx, msg, frame.LSN(m.CommitLSN), payload)
+		})
+		if err != nil {
+			return err
+		}
+		delete(a.spools, m.XID)
+		if err := s.discard(); err != nil {
+			return err
+		}
+	}
+	return a.commit(ctx, frame.LSN(m.EndLSN), m.CommitTime, more)
+}

@@ -1,0 +1,433 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// relation is a table of the primary, as the stream defined it, and what is known
+// of its twin on the replica. Columns are matched by name.
+type relation struct {
+	def     *pgoutput.Relation
+	payload []byte // the definition as it was sent, for deferred changes
+	quoted  string
+	target  *target // nil until a change needs it
+}
+
+// target is the table on the replica. It is forgotten after DDL.
+type target struct {
+	columns    []column // in the order of the stream's columns
+	key        []int    // columns that find a row; nil: the whole row
+	full       bool     // the primary sends whole old rows
+	statements map[string]*statement
+}
+
+type column struct {
+	name      string // quoted
+	oid       uint32 // type on the replica
+	generated bool
+	always    bool // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
+	equal     bool // its type has a btree equality: an index may serve
+}
+
+// maxStatements bounds the prepared statements of one table; a table whose
+// updates leave ever other columns unchanged or null would otherwise grow it.
+const maxStatements = 64
+
+// define takes a relation's definition from the stream.
+func (a *Applier) define(m *pgoutput.Relation, payload []byte) {
+	if old := a.relations[m.ID]; old != nil {
+		a.forgetTarget(old)
+	}
+	a.relations[m.ID] = &relation{
+		def:     m,
+		payload: append([]byte(nil), payload...),
+		quoted:  postgres.QuoteIdent(m.Namespace, m.Name),
+	}
+}
+
+func (a *Applier) forgetTarget(r *relation) {
+	if r.target == nil {
+		return
+	}
+	for _, s := range r.target.statements {
+		a.out.forget(s)
+	}
+	r.target = nil
+}
+
+// forgetTargets is called after DDL.
+func (a *Applier) forgetTargets(context.Context) error {
+	for _, r := range a.relations {
+		a.forgetTarget(r)
+	}
+	return a.out.idle()
+}
+
+// own returns one of the applier's own statements, prepared on first use.
+func (w *writer) own(sql string) *statement {
+	if w.mine == nil {
+		w.mine = map[string]*statement{}
+	}
+	s := w.mine[sql]
+	if s == nil {
+		s = w.prepare(sql, nil, nil)
+		w.mine[sql] = s
+	}
+	return s
+}
+
+const sqlTarget = `
+SELECT a.attname, a.atttypid, a.attgenerated <> '', a.attidentity = 'a',
+       EXISTS (SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
+               WHERE m.amname = 'btree' AND o.opcdefault AND o.opcintype = coalesce(nullif(b.typbasetype, 0), a.atttypid)),
+       coalesce(a.attnum = ANY (k.indkey::int2[]), false)
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_type b ON b.oid = a.atttypid
+LEFT JOIN LATERAL (
+	SELECT i.indkey FROM pg_index i
+	WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
+	  AND i.indpred IS NULL AND i.indexprs IS NULL
+	  AND NOT EXISTS (SELECT FROM pg_attribute x
+	                  WHERE x.attrelid = c.oid AND x.attnum = ANY (i.indkey::int2[]) AND NOT x.attnotnull)
+	ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1
+) k ON true
+WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
+
+// resolve reads the replica's side of a relation.
+func (a *Applier) resolve(ctx context.Context, r *relation) error {
+	if r.target != nil {
+		return nil
+	}
+	if err := a.out.idle(); err != nil {
+		return err
+	}
+	type found struct {
+		column
+		unique bool
+	}
+	byName := map[string]found{}
+	rows, err := a.conn.Query(ctx, sqlTarget, r.def.Namespace, r.def.Name)
+	if err != nil {
+		return fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
+	}
+	var name string
+	var f found
+	_, err = pgx.ForEachRow(rows, []any{&name, &f.oid, &f.generated, &f.always, &f.equal, &f.unique}, func() error {
+		f.name = postgres.QuoteIdent(name)
+		byName[name] = f
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
+	}
+	if len(byName) == 0 {
+		return problem.New("table-missing", "table "+r.quoted, "it has changes on the primary and does not exist on the replica",
+			"create it on the replica as it is on the primary, then hawser link resume NAME")
+	}
+	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}}
+	var flagged, unique []int
+	for i, c := range r.def.Columns {
+		f, ok := byName[c.Name]
+		if !ok {
+			return problem.New("column-missing", "column "+postgres.QuoteIdent(c.Name)+" of table "+r.quoted,
+				"it exists on the primary and not on the replica", "add it on the replica as it is on the primary, then hawser link resume NAME")
+		}
+		t.columns = append(t.columns, f.column)
+		if c.Key {
+			flagged = append(flagged, i)
+		}
+		if f.unique {
+			unique = append(unique, i)
+		}
+	}
+	t.key = flagged
+	if t.full {
+		// Whole old rows: a unique index of the replica finds the row as well as
+		// any. Without one the row itself has to.
+		t.key = unique
+		if countUnique(byName, func(f found) bool { return f.unique }) != len(unique) {
+			t.key = nil
+		}
+	}
+	r.target = t
+	return nil
+}
+
+func countUnique[T any](m map[string]T, is func(T) bool) int {
+	n := 0
+	for _, v := range m {
+		if is(v) {
+			n++
+		}
+	}
+	return n
+}
+
+// builder writes one statement with its parameters.
+type builder struct {
+	strings.Builder
+	oids   []uint32
+	values [][]byte
+}
+
+func (b *builder) param(c column, v pgoutput.Column) string {
+	b.oids = append(b.oids, c.oid)
+	if v.Kind == pgoutput.Null {
+		b.values = append(b.values, nil)
+	} else {
+		b.values = append(b.values, nonNil(v.Data))
+	}
+	return "$" + strconv.Itoa(len(b.oids))
+}
+
+// nonNil keeps an empty string from being sent as NULL.
+func nonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+func (a *Applier) insert(ctx context.Context, r *relation, m *pgoutput.Insert) error {
+	if err := a.resolve(ctx, r); err != nil {
+		return err
+	}
+	if err := r.fits(m.New); err != nil {
+		return err
+	}
+	var b builder
+	b.WriteString("INSERT INTO " + r.quoted)
+	writeRow(&b, r.target, m.New)
+	return a.run(ctx, r, "INSERT", &b)
+}
+
+// writeRow writes the columns and values of a whole row. OVERRIDING SYSTEM VALUE
+// lets an identity column take the primary's value.
+func writeRow(b *builder, t *target, row []pgoutput.Column) {
+	var names, values []string
+	for i, c := range t.columns {
+		if c.generated {
+			continue
+		}
+		names = append(names, c.name)
+		values = append(values, b.param(c, row[i]))
+	}
+	if len(names) == 0 {
+		b.WriteString(" DEFAULT VALUES")
+		return
+	}
+	b.WriteString(" (" + strings.Join(names, ", ") + ") OVERRIDING SYSTEM VALUE VALUES (" + strings.Join(values, ", ") + ")")
+}
+
+func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) error {
+	if err := a.resolve(ctx, r); err != nil {
+		return err
+	}
+	if err := r.fits(m.New); err != nil {
+		return err
+	}
+	old := m.Old
+	if len(old) == 0 {
+		old = m.New // the key did not change
+	} else if err := r.fits(old); err != nil {
+		return err
+	}
+	t := r.target
+	for i, c := range t.columns {
+		if c.always && changes(t, i, m) {
+			return a.replace(ctx, r, old, m.New)
+		}
+	}
+	var b builder
+	var sets []string
+	for i, c := range t.columns {
+		if c.generated || c.always || m.New[i].Kind == pgoutput.Unchanged {
+			continue
+		}
+		sets = append(sets, c.name+" = "+b.param(c, m.New[i]))
+	}
+	if len(sets) == 0 {
+		return nil
+	}
+	b.WriteString("UPDATE " + r.quoted + " AS t SET " + strings.Join(sets, ", "))
+	if err := a.where(&b, r, old); err != nil {
+		return err
+	}
+	return a.run(ctx, r, "UPDATE", &b)
+}
+
+// changes tells whether an update may have changed column i. A column of the key
+// whose old value was not sent did not change.
+func changes(t *target, i int, m *pgoutput.Update) bool {
+	if m.New[i].Kind == pgoutput.Unchanged {
+		return false
+	}
+	inKey := t.full
+	for _, k := range t.key {
+		inKey = inKey || k == i
+	}
+	if !inKey {
+		return true
+	}
+	if len(m.Old) == 0 {
+		return false
+	}
+	return m.Old[i].Kind != m.New[i].Kind || string(m.Old[i].Data) != string(m.New[i].Data)
+}
+
+// replace carries out an UPDATE of a column that PostgreSQL lets nobody update
+// (GENERATED ALWAYS AS IDENTITY): the row is deleted and inserted in one
+// statement, which keeps the values that the primary did not send.
+func (a *Applier) replace(ctx context.Context, r *relation, old, row []pgoutput.Column) error {
+	var b builder
+	b.WriteString("WITH old AS (DELETE FROM " + r.quoted + " AS t")
+	if err := a.where(&b, r, old); err != nil {
+		return err
+	}
+	b.WriteString(" RETURNING t.*) INSERT INTO " + r.quoted)
+	var names, values []string
+	for i, c := range r.target.columns {
+		if c.generated {
+			continue
+		}
+		names = append(names, c.name)
+		if row[i].Kind == pgoutput.Unchanged {
+			values = append(values, "old."+c.name)
+		} else {
+			values = append(values, b.param(c, row[i]))
+		}
+	}
+	b.WriteString(" (" + strings.Join(names, ", ") + ") OVERRIDING SYSTEM VALUE SELECT " + strings.Join(values, ", ") + " FROM old")
+	return a.run(ctx, r, "UPDATE", &b)
+}
+
+func (a *Applier) delete(ctx context.Context, r *relation, m *pgoutput.Delete) error {
+	if err := a.resolve(ctx, r); err != nil {
+		return err
+	}
+	if err := r.fits(m.Old); err != nil {
+		return err
+	}
+	var b builder
+	b.WriteString("DELETE FROM " + r.quoted + " AS t")
+	if err := a.where(&b, r, m.Old); err != nil {
+		return err
+	}
+	return a.run(ctx, r, "DELETE", &b)
+}
+
+// where finds exactly one row: by the key, or, where there is none, one of the
+// rows that equal the old one bit for bit (*= compares so, nulls included). The
+// plain equalities beside it let an index of the replica help.
+func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
+	t := r.target
+	if len(t.key) > 0 {
+		for n, i := range t.key {
+			if old[i].Kind == pgoutput.Unchanged || old[i].Kind == pgoutput.Null {
+				return problem.New("key-missing", "table "+r.quoted,
+					"the primary sent a change without the value of key column "+t.columns[i].name,
+					"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL; on the primary, then hawser link resume NAME")
+			}
+			b.WriteString([]string{" WHERE t.", " AND t."}[min(n, 1)] + t.columns[i].name + " = " + b.param(t.columns[i], old[i]))
+		}
+		return nil
+	}
+	if !t.full {
+		return problem.New("key-missing", "table "+r.quoted, "it has no replica identity, so a row of it can't be found on the replica",
+			"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL; on the primary")
+	}
+	var equal, mine, theirs []string
+	for i, c := range t.columns {
+		if c.generated {
+			continue
+		}
+		p := b.param(c, old[i])
+		mine, theirs = append(mine, "i."+c.name), append(theirs, p)
+		if c.equal && old[i].Kind != pgoutput.Null {
+			equal = append(equal, "i."+c.name+" = "+p)
+		}
+	}
+	if len(mine) == 0 {
+		return problem.New("key-missing", "table "+r.quoted, "it has no column by which a row could be found", "add a primary key on the primary")
+	}
+	equal = append(equal, "ROW("+strings.Join(mine, ", ")+") *= ROW("+strings.Join(theirs, ", ")+")")
+	b.WriteString(" WHERE t.ctid = (SELECT i.ctid FROM ONLY " + r.quoted + " AS i WHERE " + strings.Join(equal, " AND ") + " LIMIT 1)")
+	return nil
+}
+
+// fits guards against a row that does not match its definition.
+func (r *relation) fits(row []pgoutput.Column) error {
+	if len(row) != len(r.def.Columns) {
+		return fmt.Errorf("table %s: a row of %d columns where %d are defined", r.quoted, len(row), len(r.def.Columns))
+	}
+	for _, c := range row {
+		if c.Kind == pgoutput.Binary {
+			return errors.New("a value in binary form, which was not asked for")
+		}
+	}
+	return nil
+}
+
+// run queues a change; it must meet exactly one row.
+func (a *Applier) run(ctx context.Context, r *relation, verb string, b *builder) error {
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
+	}
+	sql := b.String()
+	what := &doing{verb, r}
+	s := r.target.statements[sql]
+	if s == nil {
+		if len(r.target.statements) >= maxStatements {
+			for key, old := range r.target.statements {
+				a.out.forget(old)
+				delete(r.target.statements, key)
+			}
+		}
+		s = a.out.prepare(sql, b.oids, what)
+		r.target.statements[sql] = s
+	}
+	a.batch.changes++
+	return a.out.exec(s, b.values, expectation{affected: 1, what: what})
+}
+
+// truncate empties the tables that are live, in one statement: foreign keys
+// between them allow no other way.
+func (a *Applier) truncate(ctx context.Context, m *pgoutput.Truncate, payload []byte) error {
+	var names []string
+	for _, id := range m.RelationIDs {
+		err := a.route(ctx, id, payload, func(r *relation) error {
+			names = append(names, r.quoted)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
+	}
+	if err := a.out.idle(); err != nil {
+		return err
+	}
+	a.batch.changes++
+	sql := "TRUNCATE ONLY " + strings.Join(names, ", ONLY ")
+	if _, err := a.conn.Exec(ctx, sql); err != nil {
+		return failed(nil, fmt.Errorf("%s: %w", sql, err))
+	}
+	return nil
+}

@@ -1,0 +1,392 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/pgoutput"
+)
+
+// ErrRetake says that a transaction was skipped for a table which the table's
+// snapshot does not see: another snapshot must be taken.
+//
+// It happens when a transaction is streamed after its commit record was written
+// and before other sessions see it, as while it waits for a synchronous standby.
+var ErrRetake = errors.New("a skipped transaction is not in the snapshot")
+
+// ErrTablesFirst says that DDL arrived which must wait until the tables that are
+// being copied are live: their indexes and deferred changes belong before it.
+var ErrTablesFirst = errors.New("DDL waits for the tables that are being copied")
+
+// seeding holds the rule that lets the stream run beside the copy.
+//
+// A table is copied under its own snapshot S. A streamed transaction that S sees
+// is in the copy and is skipped for that table; any other is applied, once the
+// copy is there. So, by the state of the table:
+//
+//	pending  skip; S is not taken yet and will see the transaction
+//	copying  S sees it: skip; else keep it in hawser.deferred
+//	loaded   the same
+//	live     S sees it: skip; else apply. S is forgotten when the stream has
+//	         passed every transaction that it sees
+//
+// "S will see it" is checked, not believed: skipped transactions are remembered,
+// with the position, until some later snapshot sees them, and SnapshotTaken
+// refuses a snapshot that does not see them all.
+type seeding struct {
+	link     string
+	active   bool // the copy is not known to be complete
+	schema   frame.Snapshot
+	ready    frame.LSN
+	tables   map[uint32]*seedTable
+	skipped  map[uint64]bool
+	changed  bool           // skipped is not stored as it is
+	now      frame.Snapshot // the latest one seen, for the epoch of transaction ids
+	asked    int            // snapshots that are being taken: nothing is forgotten meanwhile
+	forceDDL bool
+}
+
+type seedTable struct {
+	catalog.SeedTable
+	asked   bool
+	defined *relation // as last stored in hawser.deferred
+}
+
+func (s *seeding) load(ctx context.Context, db catalog.DB, link string) error {
+	*s = seeding{link: link, tables: map[uint32]*seedTable{}, skipped: map[uint64]bool{}}
+	state, ok, err := catalog.LoadSeeding(ctx, db, link)
+	if err != nil || !ok || state.Done {
+		return err
+	}
+	s.active, s.schema, s.ready = true, state.Snapshot, state.Ready
+	for _, x := range state.Skipped {
+		s.skipped[x] = true
+	}
+	tables, err := catalog.SeedTables(ctx, db, link)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		s.tables[t.OID] = &seedTable{SeedTable: t}
+	}
+	return nil
+}
+
+// observe takes in a later snapshot of the primary.
+func (s *seeding) observe(snap frame.Snapshot) {
+	s.now = snap
+	if !s.active || s.asked > 0 {
+		return
+	}
+	for x := range s.skipped {
+		if sees(snap, x) {
+			delete(s.skipped, x)
+			s.changed = true
+		}
+	}
+}
+
+func sees(snap frame.Snapshot, full uint64) bool {
+	return full < snap.Xmin || full < snap.Xmax && !slices.Contains(snap.Xip, full)
+}
+
+func (s *seeding) skip(xid uint32) {
+	full := s.now.FullXID(xid)
+	if !s.skipped[full] {
+		s.skipped[full] = true
+		s.changed = true
+	}
+}
+
+// schemaSees tells whether the restored schema has the effect of xid's DDL.
+func (s *seeding) schemaSees(xid uint32) bool { return s.active && s.schema.Sees(xid) }
+
+// blocksDDL tells whether DDL has to wait for tables that are not live.
+func (s *seeding) blocksDDL() bool {
+	if !s.active || s.forceDDL {
+		return false
+	}
+	for _, t := range s.tables {
+		if t.State != catalog.Live {
+			return true
+		}
+	}
+	return false
+}
+
+// passed forgets the snapshots whose every transaction the stream has passed.
+func (s *seeding) passed(lsn frame.LSN) {
+	for oid, t := range s.tables {
+		if t.State == catalog.Live && t.LSN <= lsn {
+			delete(s.tables, oid)
+		}
+	}
+}
+
+// route gives a change to its table, or keeps or skips it.
+func (a *Applier) route(ctx context.Context, id uint32, payload []byte, apply func(*relation) error) error {
+	r := a.relations[id]
+	if r == nil {
+		return fmt.Errorf("a change of relation %d, which the stream did not define", id)
+	}
+	if r.def.Namespace == "hawser" {
+		return nil
+	}
+	t := a.seeds.tables[id]
+	switch {
+	case t == nil:
+		return apply(r)
+	case t.State == catalog.Pending:
+		a.seeds.skip(a.txn.xid)
+		return nil
+	case t.Snapshot.Sees(a.txn.xid):
+		return nil
+	case t.State == catalog.Live:
+		return apply(r)
+	}
+	return a.postpone(ctx, r, t, payload)
+}
+
+const sqlDefer = `INSERT INTO hawser.deferred (link, oid, payload) VALUES ($1, $2, $3)`
+
+// postpone stores a change for a table whose copy is not there yet, behind the
+// definition of its columns.
+func (a *Applier) postpone(ctx context.Context, r *relation, t *seedTable, payload []byte) error {
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
+	}
+	if t.defined != r {
+		if err := a.store(ctx, t.OID, r.payload); err != nil {
+			return err
+		}
+		t.defined = r
+	}
+	a.batch.changes++
+	return a.store(ctx, t.OID, payload)
+}
+
+func (a *Applier) store(ctx context.Context, oid uint32, payload []byte) error {
+	hex := fmt.Appendf(nil, `\x%x`, payload)
+	return a.execOwn(ctx, sqlDefer, []byte(a.cfg.ID), fmt.Append(nil, oid), hex)
+}
+
+const sqlSkipped = `UPDATE hawser.seeding SET skipped = $2 WHERE link = $1`
+
+// storeSkipped keeps the skipped transactions with the position.
+func (a *Applier) storeSkipped(ctx context.Context) error {
+	if !a.seeds.changed {
+		return nil
+	}
+	a.seeds.changed = false
+	list := []byte{'{'}
+	for x := range a.seeds.skipped {
+		if len(list) > 1 {
+			list = append(list, ',')
+		}
+		list = fmt.Append(list, x)
+	}
+	return a.execOwn(ctx, sqlSkipped, []byte(a.cfg.ID), append(list, '}'))
+}
+
+// Requested must be called before a snapshot of the table is asked for.
+func (a *Applier) Requested(ctx context.Context, oid uint32) error {
+	return a.do(ctx, func(context.Context) error {
+		if t := a.seeds.tables[oid]; t != nil && !t.asked {
+			t.asked = true
+			a.seeds.asked++
+		}
+		return nil
+	})
+}
+
+// SnapshotTaken records the snapshot under which a table will be copied, or
+// returns ErrRetake.
+func (a *Applier) SnapshotTaken(ctx context.Context, taken catalog.SeedTable) error {
+	return a.do(ctx, func(ctx context.Context) error {
+		t := a.seeds.tables[taken.OID]
+		if t == nil {
+			return fmt.Errorf("table %d is not being seeded", taken.OID)
+		}
+		for x := range a.seeds.skipped {
+			if !sees(taken.Snapshot, x) {
+				return ErrRetake
+			}
+		}
+		if t.asked {
+			t.asked = false
+			a.seeds.asked--
+		}
+		err := pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
+			if err := catalog.SetPending(ctx, tx, a.cfg.ID, taken.OID); err != nil {
+				return err
+			}
+			return catalog.SetCopying(ctx, tx, a.cfg.ID, taken)
+		})
+		if err != nil {
+			return a.lost(err)
+		}
+		taken.State = catalog.Copying
+		t.SeedTable, t.defined = taken, nil
+		return nil
+	})
+}
+
+// lost marks the connection as unusable after a failed command.
+func (a *Applier) lost(err error) error {
+	a.out.broken = true
+	return err
+}
+
+// Loaded applies what was deferred for a table whose rows and indexes are there.
+// The table is live afterwards.
+func (a *Applier) Loaded(ctx context.Context, oid uint32) error {
+	return a.do(ctx, func(ctx context.Context) error {
+		t := a.seeds.tables[oid]
+		if t == nil || t.State == catalog.Live {
+			return nil
+		}
+		if err := a.drain(ctx, t); err != nil {
+			return a.lost(fmt.Errorf("apply the deferred changes of table %s.%s: %w", t.Schema, t.Name, err))
+		}
+		t.State = catalog.Live
+		a.seeds.passed(a.reached)
+		return nil
+	})
+}
+
+// Gone forgets a table that was dropped on the primary before it was copied.
+func (a *Applier) Gone(ctx context.Context, oid uint32) error {
+	return a.do(ctx, func(ctx context.Context) error {
+		if err := catalog.SetTableState(ctx, a.conn, a.cfg.ID, oid, catalog.Live); err != nil {
+			return a.lost(err)
+		}
+		if t := a.seeds.tables[oid]; t != nil {
+			if t.asked {
+				a.seeds.asked--
+			}
+			delete(a.seeds.tables, oid)
+		}
+		return nil
+	})
+}
+
+// AllowDDL lets DDL pass while tables are being copied. It serves a table that
+// can only be copied when the DDL, which its snapshot sees, was carried out.
+func (a *Applier) AllowDDL(ctx context.Context) error {
+	return a.do(ctx, func(context.Context) error { a.seeds.forceDDL = true; return nil })
+}
+
+// drainRows is how many deferred changes are applied by one transaction.
+const drainRows = 2000
+
+// drain applies a table's deferred changes in order. Each step removes what it
+// applied, so that a crash repeats nothing.
+func (a *Applier) drain(ctx context.Context, t *seedTable) error {
+	var rel *relation
+	dec := pgoutput.Decoder{}
+	a.txn = &transaction{}
+	defer func() { a.txn = nil }()
+	for {
+		rows, err := a.deferred(ctx, t.OID)
+		if err != nil {
+			return err
+		}
+		if err := a.ensureBatch(ctx); err != nil {
+			return err
+		}
+		for _, row := range rows {
+			if rel, err = a.drainOne(ctx, &dec, rel, row.payload); err != nil {
+				return err
+			}
+		}
+		if err := a.out.idle(); err != nil {
+			return err
+		}
+		if err := a.drained(ctx, t.OID, rel, rows); err != nil {
+			return err
+		}
+		if len(rows) < drainRows {
+			return nil
+		}
+	}
+}
+
+// drained ends one step. The definition in force is kept in front of what is left.
+func (a *Applier) drained(ctx context.Context, oid uint32, rel *relation, rows []deferredRow) error {
+	if len(rows) < drainRows {
+		if _, err := a.conn.Exec(ctx, `DELETE FROM hawser.deferred WHERE link = $1 AND oid = $2`, a.cfg.ID, oid); err != nil {
+			return err
+		}
+		if err := catalog.SetTableState(ctx, a.conn, a.cfg.ID, oid, catalog.Live); err != nil {
+			return err
+		}
+	} else {
+		last := rows[len(rows)-1].seq
+		if _, err := a.conn.Exec(ctx, `DELETE FROM hawser.deferred WHERE link = $1 AND oid = $2 AND seq < $3`, a.cfg.ID, oid, last); err != nil {
+			return err
+		}
+		if _, err := a.conn.Exec(ctx, `UPDATE hawser.deferred SET payload = $4 WHERE link = $1 AND oid = $2 AND seq = $3`,
+			a.cfg.ID, oid, last, rel.payload); err != nil {
+			return err
+		}
+	}
+	if err := a.execOwn(ctx, sqlCommit); err != nil {
+		return err
+	}
+	a.batch = batch{}
+	return a.askWhere(func(insert, flushed frame.LSN) {
+		a.pending = append(a.pending, commitMark{a.position, insert})
+		a.flushed(flushed)
+	})
+}
+
+type deferredRow struct {
+	seq     int64
+	payload []byte
+}
+
+func (a *Applier) deferred(ctx context.Context, oid uint32) ([]deferredRow, error) {
+	rows, err := a.conn.Query(ctx, `
+		SELECT seq, payload FROM hawser.deferred WHERE link = $1 AND oid = $2 ORDER BY seq LIMIT $3`, a.cfg.ID, oid, drainRows)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (d deferredRow, err error) {
+		return d, row.Scan(&d.seq, &d.payload)
+	})
+}
+
+// drainOne applies one deferred record, which may be a definition.
+func (a *Applier) drainOne(ctx context.Context, dec *pgoutput.Decoder, rel *relation, payload []byte) (*relation, error) {
+	msg, err := dec.DecodeDeferred(payload)
+	if err != nil {
+		return rel, notUnderstood(a.position, err)
+	}
+	switch m := msg.(type) {
+	case *pgoutput.Relation:
+		old := a.relations[m.ID]
+		a.define(m, payload)
+		rel = a.relations[m.ID]
+		_ = old
+		return rel, nil
+	case *pgoutput.Insert:
+		return rel, a.insert(ctx, rel, m)
+	case *pgoutput.Update:
+		return rel, a.update(ctx, rel, m)
+	case *pgoutput.Delete:
+		return rel, a.delete(ctx, rel, m)
+	case *pgoutput.Truncate:
+		if err := a.out.idle(); err != nil {
+			return rel, err
+		}
+		_, err := a.conn.Exec(ctx, "TRUNCATE ONLY "+rel.quoted)
+		return rel, err
+	}
+	return rel, fmt.Errorf("unexpected %T among the deferred changes", msg)
+}

@@ -1,0 +1,352 @@
+// Package capture is the primary's side of a link: the replication slot and the
+// publication, the capture of DDL and of sequences, and the stream of frames that
+// comes of them.
+//
+// Records are relayed as the server sent them, in batches; nothing is decoded
+// here. This is the only package that confirms a position to the slot, and it
+// confirms only what the secondary reported as durable (Ack.Durable): the server
+// may then forget that WAL. It must never write to a user's table.
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+const (
+	// heartbeatEvery bounds how long the secondary waits to hear of the primary.
+	heartbeatEvery = time.Second
+	// statusEvery is how often the slot is told of progress; far below the
+	// server's wal_sender_timeout, which ends a silent connection.
+	statusEvery = 200 * time.Millisecond
+	// batchBytes is the size at which a batch is full. While the sink blocks, one
+	// batch is being sent and one is being filled, so this bounds the memory too.
+	batchBytes = 512 << 10
+)
+
+// Config says what to capture.
+type Config struct {
+	Link     string // its name, for words
+	ID       string // names slot and publication
+	Database string
+	Server   *postgres.Server
+	Log      *slog.Logger
+}
+
+// Capture streams one link's changes. Run may be called again after it returned;
+// the other methods may be called at any time, from any goroutine.
+type Capture struct {
+	cfg Config
+	lag lagMeter
+}
+
+// New returns a capture that has touched nothing yet.
+func New(cfg Config) *Capture { return &Capture{cfg: cfg} }
+
+// Object is the name that slot, publication and origin of a link share.
+func Object(id string) string { return "hawser_" + id }
+
+// Lag is how far the secondary is behind, as the primary sees it.
+func (c *Capture) Lag() Lag { return c.lag.read(time.Now()) }
+
+// Run streams to sink from start.Position until ctx ends, the server closes the
+// connection, or sink fails. acks are the secondary's acknowledgements.
+func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.Ack, sink frame.Sink) error {
+	conn, err := c.cfg.Server.ConnectReplication(ctx, postgres.Session{Database: c.cfg.Database, Purpose: c.cfg.Link + ":capture"})
+	if err != nil {
+		return fmt.Errorf("open the replication connection: %w", err)
+	}
+	defer closeSoon(conn)
+	sql, err := c.cfg.Server.Connect(ctx, session(c.cfg, "heartbeat"))
+	if err != nil {
+		return fmt.Errorf("open the heartbeat's connection: %w", err)
+	}
+	defer sql.Close(context.WithoutCancel(ctx))
+
+	r := &run{Capture: c, conn: conn, sql: sql, sink: sink, confirmed: frame.Ack{
+		Received: start.Position, Durable: start.Position, Visible: start.Position}}
+	r.batch.init()
+	// The first heartbeat brings a snapshot: the secondary needs one to know the
+	// epoch of the transaction ids that follow.
+	if err := r.beat(ctx); err != nil {
+		return err
+	}
+	if err := r.start(ctx, start.Position); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.receive(ctx) })
+	g.Go(func() error { return r.forward(ctx) })
+	g.Go(func() error { return r.heartbeats(ctx) })
+	g.Go(func() error { return r.confirm(ctx, acks) })
+	g.Go(func() error { <-ctx.Done(); r.batch.close(); return ctx.Err() })
+	return g.Wait()
+}
+
+// run is what one Run owns.
+type run struct {
+	*Capture
+	conn *pgconn.PgConn
+	sql  *pgx.Conn
+	sink frame.Sink
+
+	batch     batch
+	sendMu    sync.Mutex // one frame at a time
+	confirmed frame.Ack  // owned by confirm
+	sequences map[string]int64
+}
+
+// start begins the stream. The server skips what was committed before position,
+// and what the slot has confirmed already.
+func (r *run) start(ctx context.Context, position frame.LSN) error {
+	name := Object(r.cfg.ID)
+	err := pglogrepl.StartReplication(ctx, r.conn, name, pglogrepl.LSN(position), pglogrepl.StartReplicationOptions{
+		PluginArgs: []string{
+			"proto_version '2'",
+			"publication_names '" + name + "'",
+			"messages 'true'",
+			"streaming 'true'",
+		},
+	})
+	if err == nil {
+		return nil
+	}
+	return slotProblem(name, err)
+}
+
+func slotProblem(name string, err error) error {
+	object := "replication slot " + name
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return fmt.Errorf("start replication from %s: %w", object, err)
+	}
+	switch pg.Code {
+	case "55006": // object_in_use
+		return problem.New("slot-in-use", object,
+			"another connection still streams from it; it ends by itself within wal_sender_timeout",
+			"wait, or SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '"+name+"'").Retry().Because(err)
+	case "42704": // undefined_object
+		return problem.New("slot-lost", object,
+			"it does not exist any more, so changes may be missing from the stream",
+			"hawser link drop NAME and hawser link create NAME again").Because(err)
+	case "55000": // object_not_in_prerequisite_state: invalidated
+		return problem.New("slot-invalidated", object,
+			"PostgreSQL invalidated it, most likely since max_slot_wal_keep_size was exceeded, so changes are missing from the stream",
+			"hawser link drop NAME and hawser link create NAME again").Because(err)
+	}
+	return fmt.Errorf("start replication from %s: %w", object, err)
+}
+
+// receive reads the replication connection and fills the batch. It blocks when
+// the batch is full, and TCP's flow control then holds the server.
+func (r *run) receive(ctx context.Context) error {
+	for {
+		msg, err := r.conn.ReceiveMessage(ctx)
+		if err != nil {
+			return fmt.Errorf("read the replication stream: %w", err)
+		}
+		switch m := msg.(type) {
+		case *pgproto3.CopyData:
+			if err := r.copyData(m.Data); err != nil {
+				return err
+			}
+		case *pgproto3.ErrorResponse:
+			return slotProblem(Object(r.cfg.ID), pgconn.ErrorResponseToPgError(m))
+		case *pgproto3.CopyDone:
+			return problem.New("stream-ended", "replication slot "+Object(r.cfg.ID),
+				"the server ended the stream, as it does at shutdown", "none: the link connects again").Retry()
+		}
+	}
+}
+
+func (r *run) copyData(data []byte) error {
+	if len(data) == 0 {
+		return errors.New("empty message in the replication stream")
+	}
+	switch data[0] {
+	case pglogrepl.XLogDataByteID:
+		x, err := pglogrepl.ParseXLogData(data[1:])
+		if err != nil {
+			return fmt.Errorf("read a WAL message: %w", err)
+		}
+		return r.batch.add(frame.LSN(x.WALStart), x.WALData)
+	case pglogrepl.PrimaryKeepaliveMessageByteID:
+		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
+		if err != nil {
+			return fmt.Errorf("read a keepalive: %w", err)
+		}
+		return r.batch.keepalive(frame.LSN(k.ServerWALEnd))
+	default:
+		return fmt.Errorf("unknown message %q in the replication stream", data[0])
+	}
+}
+
+// forward sends what receive gathered: one frame while the line is slow, a small
+// one at once while it is idle.
+func (r *run) forward(ctx context.Context) error {
+	for {
+		records, end, err := r.batch.take()
+		if err != nil {
+			return err
+		}
+		if len(records) > 0 {
+			r.lag.sent(records[len(records)-1].LSN, time.Now())
+			if err := r.send(ctx, frame.Data{Records: records}); err != nil {
+				return err
+			}
+		}
+		if end > 0 {
+			if err := r.send(ctx, frame.Heartbeat{End: end, At: time.Now()}); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (r *run) send(ctx context.Context, f frame.Frame) error {
+	r.sendMu.Lock()
+	defer r.sendMu.Unlock()
+	if err := r.sink.Send(ctx, f); err != nil {
+		return fmt.Errorf("send to the secondary: %w", err)
+	}
+	return nil
+}
+
+func (r *run) heartbeats(ctx context.Context) error {
+	tick := time.NewTicker(heartbeatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			if err := r.beat(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// beat sends the clock, a snapshot, the lag, and the sequences that moved. Its
+// End is 0: only the replication connection knows what was sent before it.
+func (r *run) beat(ctx context.Context) error {
+	var insert, snapshot string
+	err := r.sql.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text, pg_current_snapshot()::text`).Scan(&insert, &snapshot)
+	if err != nil {
+		return fmt.Errorf("ask the primary for its position: %w", err)
+	}
+	now := time.Now()
+	lsn, err := frame.ParseLSN(insert)
+	if err != nil {
+		return err
+	}
+	r.lag.sample(lsn, now)
+	lag := r.lag.read(now)
+	if err := r.send(ctx, frame.Heartbeat{At: now, Snapshot: snapshot, LagBytes: lag.Bytes, LagSeconds: lag.Seconds}); err != nil {
+		return err
+	}
+	return r.sendSequences(ctx)
+}
+
+// sendSequences sends those that moved since the last time, as they are now. A
+// stream's first call sends all.
+func (r *run) sendSequences(ctx context.Context) error {
+	rows, err := r.sql.Query(ctx, `
+		SELECT schemaname, sequencename, last_value FROM pg_sequences
+		WHERE last_value IS NOT NULL AND schemaname <> 'hawser'`)
+	if err != nil {
+		return fmt.Errorf("read the sequences: %w", err)
+	}
+	var moved []frame.SequenceValue
+	next := make(map[string]int64, len(r.sequences))
+	var v frame.SequenceValue
+	_, err = pgx.ForEachRow(rows, []any{&v.Schema, &v.Name, &v.Last}, func() error {
+		key := v.Schema + "\x00" + v.Name
+		next[key] = v.Last
+		if old, ok := r.sequences[key]; !ok || old != v.Last {
+			moved = append(moved, frame.SequenceValue{Schema: v.Schema, Name: v.Name, Last: v.Last, Called: true})
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read the sequences: %w", err)
+	}
+	r.sequences = next
+	if len(moved) == 0 {
+		return nil
+	}
+	return r.send(ctx, frame.Sequences{Values: moved})
+}
+
+// confirm tells the server what the secondary has. It runs beside receive on the
+// same connection: one reads, one writes.
+func (r *run) confirm(ctx context.Context, acks <-chan frame.Ack) error {
+	tick := time.NewTicker(statusEvery)
+	defer tick.Stop()
+	asked := time.Time{}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case a, ok := <-acks:
+			if !ok {
+				return errors.New("the secondary closed the stream")
+			}
+			r.confirmed = a
+			r.lag.acked(a, time.Now())
+			continue
+		case now := <-tick.C:
+			// A reply moves End on while nothing of this database is written.
+			ask := now.Sub(asked) >= heartbeatEvery
+			if ask {
+				asked = now
+			}
+			if err := sendStatus(ctx, r.conn, r.confirmed, ask); err != nil {
+				return fmt.Errorf("confirm a position to the slot: %w", err)
+			}
+		}
+	}
+}
+
+// sendStatus is the one place that confirms WAL to a slot. pglogrepl takes a
+// flush position of 0 for "as written", which would confirm what is not durable.
+func sendStatus(ctx context.Context, conn *pgconn.PgConn, a frame.Ack, ask bool) error {
+	if a.Durable == 0 || a.Visible == 0 {
+		return nil
+	}
+	return pglogrepl.SendStandbyStatusUpdate(ctx, conn, pglogrepl.StandbyStatusUpdate{
+		WALWritePosition: pglogrepl.LSN(a.Received),
+		WALFlushPosition: pglogrepl.LSN(a.Durable),
+		WALApplyPosition: pglogrepl.LSN(a.Visible),
+		ReplyRequested:   ask,
+	})
+}
+
+func session(cfg Config, purpose string) postgres.Session {
+	return postgres.Session{Database: cfg.Database, Purpose: cfg.Link + ":" + purpose, Settings: map[string]string{
+		"session_replication_role":      "replica",
+		"default_transaction_read_only": "off",
+		"statement_timeout":             "0",
+	}}
+}
+
+// closeSoon ends a connection without waiting for a server that does not answer.
+func closeSoon(conn *pgconn.PgConn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
+}

@@ -1,0 +1,172 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// longTransaction is the age, in seconds, from which an open transaction is
+// named: the creation of a slot waits for it.
+const longTransaction = 60
+
+// Check tells whether the database can be captured, all findings at once.
+func Check(ctx context.Context, server *postgres.Server, database string) (problem.Findings, error) {
+	info, err := server.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out problem.Findings
+	if info.Version < 140000 {
+		out = append(out, problem.New("version-too-old", "server "+server.String(),
+			fmt.Sprintf("it runs PostgreSQL %s; Hawser links versions 14 and later", info.VersionText), "upgrade PostgreSQL to 14 or later"))
+	}
+	if info.InRecovery {
+		out = append(out, problem.New("not-writable", "server "+server.String(),
+			"it is a standby in recovery, which can't be the primary of a link", "point the agent's connection string at the primary, or list all nodes of the group in it"))
+	}
+	conn, err := server.Connect(ctx, postgres.Session{Database: database, Purpose: "validate"})
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for _, check := range []func(context.Context, *pgx.Conn) (problem.Findings, error){
+		checkWALLevel, checkSlots, checkSenders, checkPrivileges, checkTransactions, checkCarried,
+	} {
+		found, err := check(ctx, conn)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+func checkWALLevel(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	var level string
+	if err := conn.QueryRow(ctx, `SELECT current_setting('wal_level')`).Scan(&level); err != nil {
+		return nil, fmt.Errorf("read wal_level: %w", err)
+	}
+	if level == "logical" {
+		return nil, nil
+	}
+	return problem.Findings{problem.New("wal-level", "setting wal_level",
+		"it is "+level+"; the changes of a database can be streamed only at logical",
+		"ALTER SYSTEM SET wal_level = logical; and restart PostgreSQL")}, nil
+}
+
+func checkSlots(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	return checkFree(ctx, conn, "max_replication_slots", "a link needs one replication slot",
+		`SELECT current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots)::int`)
+}
+
+func checkSenders(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	return checkFree(ctx, conn, "max_wal_senders", "a link needs one WAL sender",
+		`SELECT current_setting('max_wal_senders')::int, (SELECT count(*) FROM pg_stat_replication)::int`)
+}
+
+func checkFree(ctx context.Context, conn *pgx.Conn, setting, need, sql string) (problem.Findings, error) {
+	var limit, used int
+	if err := conn.QueryRow(ctx, sql).Scan(&limit, &used); err != nil {
+		return nil, fmt.Errorf("read %s: %w", setting, err)
+	}
+	if used < limit {
+		return nil, nil
+	}
+	return problem.Findings{problem.New("setting-too-low", "setting "+setting,
+		fmt.Sprintf("%s, and all %d are taken", need, limit),
+		"ALTER SYSTEM SET "+setting+" = "+strconv.Itoa(limit+10)+"; and restart PostgreSQL")}, nil
+}
+
+// checkPrivileges asks for superuser: event triggers, a publication of all
+// tables and session_replication_role need it.
+func checkPrivileges(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	var user string
+	var super bool
+	if err := conn.QueryRow(ctx, `SELECT rolname, rolsuper FROM pg_roles WHERE rolname = current_user`).Scan(&user, &super); err != nil {
+		return nil, fmt.Errorf("read the agent's privileges: %w", err)
+	}
+	if super {
+		return nil, nil
+	}
+	return problem.Findings{problem.New("not-superuser", "role "+postgres.QuoteIdent(user),
+		"the agent's role is no superuser; event triggers, a publication of all tables and session_replication_role need one",
+		"ALTER ROLE "+postgres.QuoteIdent(user)+" SUPERUSER;")}, nil
+}
+
+func checkTransactions(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT pid, coalesce(usename, ''), extract(epoch FROM now() - xact_start)::bigint FROM pg_stat_activity
+		WHERE backend_xid IS NOT NULL AND xact_start < now() - make_interval(secs => $1) ORDER BY xact_start LIMIT 10`, longTransaction)
+	if err != nil {
+		return nil, fmt.Errorf("look for long transactions: %w", err)
+	}
+	var out problem.Findings
+	var pid, age int64
+	var user string
+	_, err = pgx.ForEachRow(rows, []any{&pid, &user, &age}, func() error {
+		out = append(out, problem.Warn("long-transaction", fmt.Sprintf("backend %d of %s", pid, user),
+			fmt.Sprintf("its transaction has been open for %d s; the replication slot can be created only after it has ended", age),
+			fmt.Sprintf("let it end, or SELECT pg_terminate_backend(%d);", pid)))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for long transactions: %w", err)
+	}
+	prepared, err := checkPrepared(ctx, conn)
+	return append(out, prepared...), err
+}
+
+func checkPrepared(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	rows, err := conn.Query(ctx, `SELECT quote_literal(gid), extract(epoch FROM now() - prepared)::bigint FROM pg_prepared_xacts ORDER BY prepared LIMIT 10`)
+	if err != nil {
+		return nil, fmt.Errorf("look for prepared transactions: %w", err)
+	}
+	var out problem.Findings
+	var gid string
+	var age int64
+	_, err = pgx.ForEachRow(rows, []any{&gid, &age}, func() error {
+		out = append(out, problem.Warn("prepared-transaction", "prepared transaction "+gid,
+			fmt.Sprintf("it has been open for %d s; the replication slot can be created only after it has ended", age),
+			"COMMIT PREPARED "+gid+"; or ROLLBACK PREPARED "+gid+";"))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for prepared transactions: %w", err)
+	}
+	return out, nil
+}
+
+// checkCarried names what logical decoding does not carry.
+func checkCarried(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	var out problem.Findings
+	rows, err := conn.Query(ctx, `
+		SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relpersistence = 'u' AND c.relkind IN ('r', 'p') AND n.nspname <> 'hawser' ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("look for unlogged tables: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for unlogged tables: %w", err)
+	}
+	for _, name := range names {
+		out = append(out, problem.Warn("unlogged-table", "table "+name,
+			"it is unlogged: its definition is carried, its rows are not", "ALTER TABLE "+name+" SET LOGGED;"))
+	}
+	var objects bool
+	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_largeobject_metadata)`).Scan(&objects); err != nil {
+		return nil, fmt.Errorf("look for large objects: %w", err)
+	}
+	if objects {
+		out = append(out, problem.New("large-objects", "large objects",
+			"the database holds large objects; logical decoding does not carry them",
+			"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;"))
+	}
+	return out, nil
+}

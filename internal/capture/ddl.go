@@ -1,0 +1,274 @@
+package capture
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// ddlVersion is the version of ddl.sql. A newer one in the database is left alone:
+// an older agent of the same database must not undo an upgrade.
+const ddlVersion = 1
+
+//go:embed ddl.sql
+var ddlSQL string
+
+// ddlTriggers are the event triggers that call ddl.sql's functions. Triggers of one
+// event fire in the byte order of their names. The exclamation mark puts Hawser's
+// before a user's, so that DDL which a user's event trigger runs comes in the stream
+// after the command that it answers. Each ddl_caller sorts before the one that it serves.
+var ddlTriggers = []struct{ name, event, filter, function string }{
+	{"!hawser_begin_caller", "ddl_command_start", ddlBegins, "ddl_caller"},
+	{"!hawser_ddl_begin", "ddl_command_start", ddlBegins, "ddl_begin"},
+	{"!hawser_ddl_caller", "ddl_command_end", "", "ddl_caller"},
+	{"!hawser_ddl_end", "ddl_command_end", "", "ddl_end"},
+	{"!hawser_sql_caller", "sql_drop", "", "ddl_caller"},
+	{"!hawser_sql_drop", "sql_drop", "", "ddl_drop"},
+	{"!hawser_table_rewrite", "table_rewrite", "", "ddl_rewrite"},
+}
+
+const ddlBegins = ` WHEN TAG IN ('CREATE EXTENSION', 'ALTER EXTENSION', 'CREATE TABLE AS', 'SELECT INTO')`
+
+// InstallDDL makes the database write each DDL command into its WAL as a logical
+// message with the prefix hawser.ddl. It may be called at any time and again; what
+// an older version installed is replaced. conn must be a superuser's, and call it
+// before the slot is made: a slot waits for the transactions that are under way, so
+// none that ran without the triggers is in its stream.
+func InstallDDL(ctx context.Context, conn *pgx.Conn) error {
+	err := quietly(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS hawser`); err != nil {
+			return err
+		}
+		version, err := installedDDL(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if version < ddlVersion {
+			if err := writeDDL(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return writeTriggers(ctx, tx)
+	})
+	return ddlProblem("install the capture of DDL", err)
+}
+
+// RemoveDDL takes away what InstallDDL put there, except the list of changed
+// replica identities: call RestoreReplicaIdentity first.
+func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
+	err := quietly(ctx, conn, func(tx pgx.Tx) error {
+		for _, t := range ddlTriggers {
+			if _, err := tx.Exec(ctx, `DROP EVENT TRIGGER IF EXISTS `+pgx.Identifier{t.name}.Sanitize()); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `DO $$
+			DECLARE f regprocedure;
+			BEGIN
+				FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+					WHERE n.nspname = 'hawser' AND (p.proname LIKE 'ddl\_%' OR p.proname IN ('keep_identity', 'restore_identity'))
+				LOOP
+					EXECUTE format('DROP FUNCTION %s', f);
+				END LOOP;
+				DROP TABLE IF EXISTS hawser.ddl_capture;
+			END $$`)
+		return err
+	})
+	return ddlProblem("remove the capture of DDL", err)
+}
+
+// DDLKey returns the key with which the database signs its DDL messages. The
+// secondary needs it: any user may write a logical message, and only what bears the
+// signature is Hawser's.
+func DDLKey(ctx context.Context, conn *pgx.Conn) ([]byte, error) {
+	var key []byte
+	err := conn.QueryRow(ctx, `SELECT key FROM hawser.ddl_capture`).Scan(&key)
+	var pg *pgconn.PgError
+	if errors.Is(err, pgx.ErrNoRows) || errors.As(err, &pg) && pg.Code == "42P01" {
+		return nil, problem.New("ddl-capture-missing", "schema hawser",
+			"the database does not write its DDL into the stream", "hawser link resume NAME installs it").Retry()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the key of the DDL messages: %w", err)
+	}
+	return key, nil
+}
+
+// quietly runs f in a transaction of which no event trigger hears, in a path where
+// nobody else's names are found, and alone among the agents.
+func quietly(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`)
+		if err == nil {
+			_, err = tx.Exec(ctx, `SET LOCAL search_path = pg_catalog, pg_temp`)
+		}
+		if err == nil {
+			_, err = tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('hawser.ddl'))`)
+		}
+		if err != nil {
+			return err
+		}
+		return f(tx)
+	})
+}
+
+// installedDDL is the version in the database, 0 for none.
+func installedDDL(ctx context.Context, tx pgx.Tx) (version int, err error) {
+	var there bool
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('hawser.ddl_capture') IS NOT NULL`).Scan(&there); err != nil || !there {
+		return 0, err
+	}
+	err = tx.QueryRow(ctx, `SELECT version FROM hawser.ddl_capture`).Scan(&version)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil
+	}
+	return version, err
+}
+
+// writeDDL replaces the functions and keeps the key, which the secondary knows.
+func writeDDL(ctx context.Context, tx pgx.Tx) error {
+	if _, err := tx.Conn().PgConn().Exec(ctx, ddlSQL).ReadAll(); err != nil {
+		return err
+	}
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return fmt.Errorf("make a key: %w", err)
+	}
+	ipad, opad := hmacPads(key)
+	_, err := tx.Exec(ctx, `INSERT INTO hawser.ddl_capture (version, key, ipad, opad) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (one) DO UPDATE SET version = excluded.version`, ddlVersion, key, ipad, opad)
+	return err
+}
+
+// hmacPads are HMAC-SHA256's two forms of a key that is not longer than a block.
+func hmacPads(key []byte) (ipad, opad []byte) {
+	const block = 64
+	ipad, opad = make([]byte, block), make([]byte, block)
+	copy(ipad, key)
+	copy(opad, key)
+	for i := range block {
+		ipad[i] ^= 0x36
+		opad[i] ^= 0x5c
+	}
+	return ipad, opad
+}
+
+// writeTriggers creates the triggers that are missing, and enables what somebody
+// disabled.
+func writeTriggers(ctx context.Context, tx pgx.Tx) error {
+	for _, t := range ddlTriggers {
+		var enabled string
+		err := tx.QueryRow(ctx, `SELECT evtenabled::text FROM pg_event_trigger WHERE evtname = $1`, t.name).Scan(&enabled)
+		name := pgx.Identifier{t.name}.Sanitize()
+		switch {
+		case errors.Is(err, pgx.ErrNoRows):
+			_, err = tx.Exec(ctx, `CREATE EVENT TRIGGER `+name+` ON `+t.event+t.filter+` EXECUTE FUNCTION hawser.`+t.function+`()`)
+		case err == nil && enabled != "O":
+			_, err = tx.Exec(ctx, `ALTER EVENT TRIGGER `+name+` ENABLE`)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// EnsureReplicaIdentity gives every table that has none a replica identity, so that
+// users' UPDATE and DELETE pass once the tables are published. It takes one table at
+// a time and waits for its lock for two seconds at most; a table that is in use is
+// tried again until ctx ends. InstallDDL must have been called.
+func EnsureReplicaIdentity(ctx context.Context, conn *pgx.Conn) error {
+	return eachTable(ctx, conn, "set replica identities", `
+		SELECT c.oid, c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
+		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
+		AND (c.relreplident = 'n'
+			OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
+			OR c.relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident))`,
+		`SELECT hawser.ddl_identity(ARRAY[$1::oid])`)
+}
+
+// RestoreReplicaIdentity takes back every replica identity that Hawser set. Call it
+// when the last link of the database is dropped, before RemoveDDL.
+func RestoreReplicaIdentity(ctx context.Context, conn *pgx.Conn) error {
+	return eachTable(ctx, conn, "restore replica identities",
+		`SELECT relid, relid::regclass::text FROM hawser.replica_identity`,
+		`SELECT hawser.restore_identity($1::oid)`)
+}
+
+// eachTable calls change for each table that list names, until it names none. It
+// waits only when a round brought nothing.
+func eachTable(ctx context.Context, conn *pgx.Conn, doing, list, change string) error {
+	left, wait := -1, 100*time.Millisecond
+	for {
+		tables, err := tablesOf(ctx, conn, list)
+		if err != nil {
+			return ddlProblem(doing, err)
+		}
+		if len(tables) == 0 {
+			return nil
+		}
+		if len(tables) == left {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s: table %s is in use: %w", doing, tables[0].Name, ctx.Err())
+			case <-time.After(wait):
+				wait = min(2*wait, 5*time.Second)
+			}
+		}
+		left = len(tables)
+		for _, t := range tables {
+			_, err := conn.Exec(ctx, change, t.OID)
+			var pg *pgconn.PgError
+			if errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01") { // lock timeout, deadlock
+				continue
+			}
+			if err != nil {
+				return ddlProblem(doing+": table "+t.Name, err)
+			}
+		}
+	}
+}
+
+type tableName struct {
+	OID  uint32
+	Name string
+}
+
+func tablesOf(ctx context.Context, conn *pgx.Conn, list string) ([]tableName, error) {
+	rows, err := conn.Query(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[tableName])
+}
+
+// ddlProblem gives the errors that a person can mend their remedy.
+func ddlProblem(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%s: %w", doing, err)
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err
+	}
+	switch {
+	case pg.Code == "42501":
+		return problem.New("ddl-capture-privilege", "event triggers of the database",
+			"only a superuser may create event triggers, without which DDL does not arrive on the other side",
+			"ALTER ROLE … SUPERUSER for the role of the agent's connection string").Because(err)
+	case pg.Code == "42704" && pg.Message == `language "plpgsql" does not exist`:
+		return problem.New("ddl-capture-language", "language plpgsql",
+			"the functions that capture DDL are written in it", "CREATE EXTENSION plpgsql").Because(err)
+	}
+	return err
+}

@@ -1,0 +1,474 @@
+-- What Hawser puts into a linked database to see its DDL. InstallDDL runs this as
+-- one transaction, in a session whose own DDL fires no event trigger.
+--
+-- Rules for whoever edits it: raise ddlVersion with every change. The functions
+-- run inside users' DDL, so they use nothing but pg_catalog, do not depend on the
+-- user's settings (no backslash in a plain literal, no cast of a date to text), and
+-- turn an error of their own into a message, since a failing event trigger would
+-- fail the user's command.
+
+CREATE TABLE IF NOT EXISTS hawser.ddl_capture (
+	one     boolean PRIMARY KEY DEFAULT true CHECK (one),
+	version integer NOT NULL,
+	-- Anybody may write a logical message, so ours are signed: HMAC-SHA256, with the
+	-- key's two padded forms kept ready.
+	key     bytea NOT NULL,
+	ipad    bytea NOT NULL,
+	opad    bytea NOT NULL
+);
+REVOKE ALL ON hawser.ddl_capture FROM PUBLIC;
+
+-- Tables whose replica identity Hawser changed, and what it was.
+CREATE TABLE IF NOT EXISTS hawser.replica_identity (
+	relid oid PRIMARY KEY,
+	was   "char" NOT NULL
+);
+
+-- hawser.ddl_caller leaves the user and search_path of the command for the trigger
+-- after it, which runs as another user under another path. It names no object of
+-- schema hawser, on which the user may have no right.
+CREATE OR REPLACE FUNCTION hawser.ddl_caller() RETURNS event_trigger
+LANGUAGE plpgsql AS $f$
+BEGIN
+	PERFORM pg_catalog.set_config('hawser.ddl_caller', pg_catalog.json_build_object(
+		'role', current_user, 'path', pg_catalog.current_setting('search_path'))::pg_catalog.text, true);
+END $f$;
+
+-- hawser.ddl_stack is PG_CONTEXT without the trigger function's own line. It is
+-- empty for a command that the client sent itself.
+CREATE OR REPLACE FUNCTION hawser.ddl_stack(context text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $f$
+	SELECT CASE strpos(context, chr(10)) WHEN 0 THEN '' ELSE substr(context, strpos(context, chr(10)) + 1) END
+$f$;
+
+-- The state between the events of one command and between the commands of one
+-- transaction, kept in a setting so that it is rolled back with them:
+--   ext      depth of CREATE and ALTER EXTENSION; what their scripts do is not the user's DDL
+--   pending  by stack: what sql_drop and table_rewrite saw of the command that is under way
+--   sent     the long texts that a message of this transaction already holds
+--   inner    the last stack and how many commands it fired
+CREATE OR REPLACE FUNCTION hawser.ddl_state() RETURNS jsonb
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $f$
+	SELECT coalesce(nullif(current_setting('hawser.ddl_state', true), ''), '{}')::jsonb
+$f$;
+
+CREATE OR REPLACE FUNCTION hawser.ddl_keep(state jsonb) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $f$
+	SELECT set_config('hawser.ddl_state', state::text, true)
+$f$;
+
+-- hawser.ddl_order counts the commands that one text fired so far, the one at hand
+-- not included. Together with the text it tells which statement of it fired. The
+-- count of the client's own string outlives its transactions, as the string does.
+CREATE OR REPLACE FUNCTION hawser.ddl_order(stack text, add integer) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE
+	mark  text := (extract(epoch FROM statement_timestamp()) * 1000000)::bigint::text;
+	state jsonb;
+	seen  text;
+	n     integer := 0;
+BEGIN
+	IF stack = '' THEN
+		seen := current_setting('hawser.ddl_order', true);
+		IF split_part(seen, ':', 1) = mark THEN
+			n := split_part(seen, ':', 2)::integer;
+		END IF;
+		IF add > 0 THEN
+			PERFORM set_config('hawser.ddl_order', mark || ':' || (n + add), false);
+		END IF;
+		RETURN n;
+	END IF;
+	mark := mark || md5(stack);
+	state := hawser.ddl_state();
+	IF state #>> '{inner,of}' = mark THEN
+		n := (state #>> '{inner,n}')::integer;
+	END IF;
+	IF add > 0 THEN
+		PERFORM hawser.ddl_keep(state || jsonb_build_object('inner', jsonb_build_object('of', mark, 'n', n + add)));
+	END IF;
+	RETURN n;
+END $f$;
+
+-- hawser.ddl_write signs and writes one message. The bytes are UTF-8 whatever the
+-- database's encoding is.
+CREATE OR REPLACE FUNCTION hawser.ddl_write(message json) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE
+	body bytea := convert_to(json_strip_nulls(message)::text, 'UTF8');
+	mac  bytea;
+BEGIN
+	SELECT sha256(c.opad || sha256(c.ipad || body)) INTO STRICT mac FROM hawser.ddl_capture c;
+	PERFORM pg_logical_emit_message(true, 'hawser.ddl', convert_to(encode(mac, 'hex'), 'UTF8') || body);
+END $f$;
+
+-- hawser.ddl_failed tells the other side that a command was not captured, since
+-- neither may it be lost in silence nor may the user's command fail.
+CREATE OR REPLACE FUNCTION hawser.ddl_failed(tag text, stack text, cause text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+BEGIN
+	PERFORM hawser.ddl_write(json_build_object('v', 1, 'tag', tag, 'error', cause,
+		'source', left(CASE stack WHEN '' THEN current_query() ELSE stack END, 100000)));
+END $f$;
+
+-- hawser.ddl_relation is the relation that an object is or belongs to, 0 if none.
+CREATE OR REPLACE FUNCTION hawser.ddl_relation(class oid, object oid) RETURNS oid
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $f$
+BEGIN
+	RETURN coalesce(CASE class
+		WHEN 'pg_class'::regclass THEN coalesce((SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = object), object)
+		WHEN 'pg_trigger'::regclass THEN (SELECT t.tgrelid FROM pg_trigger t WHERE t.oid = object)
+		WHEN 'pg_constraint'::regclass THEN (SELECT c.conrelid FROM pg_constraint c WHERE c.oid = object)
+		WHEN 'pg_rewrite'::regclass THEN (SELECT r.ev_class FROM pg_rewrite r WHERE r.oid = object)
+		WHEN 'pg_policy'::regclass THEN (SELECT p.polrelid FROM pg_policy p WHERE p.oid = object)
+		WHEN 'pg_attrdef'::regclass THEN (SELECT d.adrelid FROM pg_attrdef d WHERE d.oid = object)
+		WHEN 'pg_statistic_ext'::regclass THEN (SELECT s.stxrelid FROM pg_statistic_ext s WHERE s.oid = object)
+	END, 0::oid);
+END $f$;
+
+-- hawser.ddl_tables describes relations for what their statement's text alone does
+-- not tell: the columns of CREATE TABLE AS, the value that a default gave to rows
+-- that were there before.
+CREATE OR REPLACE FUNCTION hawser.ddl_tables(relids oid[], whole boolean) RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $f$
+	SELECT json_agg(json_build_object(
+		'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind, 'persistence', c.relpersistence,
+		'method', CASE WHEN whole THEN a.amname END,
+		'options', CASE WHEN whole THEN array_to_json(c.reloptions) END,
+		'tablespace', CASE WHEN whole THEN t.spcname END,
+		'server', s.srvname,
+		'server_options', array_to_json(f.ftoptions),
+		'rows', CASE WHEN c.relkind = 'r' AND NOT whole THEN nullif(pg_relation_size(c.oid), 0) > 0 END,
+		'columns', (
+			SELECT json_agg(json_build_object(
+				'name', at.attname,
+				'type', CASE WHEN whole THEN format_type(at.atttypid, at.atttypmod) END,
+				'collation', CASE WHEN whole AND at.attcollation <> ty.typcollation THEN at.attcollation::regcollation::text END,
+				'not_null', CASE WHEN whole AND at.attnotnull THEN true END,
+				'default', CASE at.attgenerated WHEN '' THEN pg_get_expr(d.adbin, d.adrelid) END,
+				'missing', CASE
+					WHEN at.atthasmissing THEN (at.attmissingval::text::text[])[1]
+					WHEN c.relkind = 'p' THEN (
+						SELECT (b.attmissingval::text::text[])[1]
+						FROM pg_partition_tree(c.oid) p JOIN pg_attribute b ON b.attrelid = p.relid AND b.attname = at.attname
+						WHERE b.atthasmissing LIMIT 1) END,
+				'options', CASE WHEN whole THEN array_to_json(at.attfdwoptions) END) ORDER BY at.attnum)
+			FROM pg_attribute at JOIN pg_type ty ON ty.oid = at.atttypid
+			LEFT JOIN pg_attrdef d ON d.adrelid = at.attrelid AND d.adnum = at.attnum
+			WHERE at.attrelid = c.oid AND at.attnum > 0 AND NOT at.attisdropped
+			AND (whole OR at.atthasmissing OR at.atthasdef))))
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	LEFT JOIN pg_am a ON a.oid = c.relam
+	LEFT JOIN pg_tablespace t ON t.oid = c.reltablespace
+	LEFT JOIN pg_foreign_table f ON f.ftrelid = c.oid
+	LEFT JOIN pg_foreign_server s ON s.oid = f.ftserver
+	WHERE c.oid = ANY (relids) AND c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
+$f$;
+
+-- hawser.ddl_settings are the settings that change what a statement means.
+CREATE OR REPLACE FUNCTION hawser.ddl_settings() RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $f$
+	SELECT json_object_agg(s, current_setting(s, true)) FROM unnest(ARRAY[
+		'DateStyle', 'IntervalStyle', 'TimeZone', 'timezone_abbreviations', 'bytea_output', 'extra_float_digits',
+		'xmlbinary', 'xmloption', 'default_text_search_config', 'lc_monetary', 'lc_numeric', 'lc_time',
+		'standard_conforming_strings', 'backslash_quote', 'transform_null_equals', 'array_nulls', 'quote_all_identifiers',
+		'default_tablespace', 'default_table_access_method', 'default_toast_compression']) s
+	WHERE current_setting(s, true) IS NOT NULL
+$f$;
+
+-- hawser.keep_identity gives each table, and what is below it, a replica identity
+-- that lets UPDATE and DELETE pass while the table is published, and takes its own
+-- change back when a primary key has come. Replica mode keeps its ALTER TABLE from
+-- every event trigger, this file's included. It returns what it changed.
+CREATE OR REPLACE FUNCTION hawser.keep_identity(relids oid[]) RETURNS json
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET session_replication_role = replica SET lock_timeout = '2s' AS $f$
+DECLARE
+	r       record;
+	changed json[] := '{}';
+BEGIN
+	FOR r IN
+		WITH RECURSIVE tree(oid) AS (
+			SELECT unnest(relids) UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid
+		), tables AS (
+			SELECT c.oid, n.nspname, c.relname, c.relreplident AS now, k.was,
+				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_key,
+				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident) AS has_index
+			FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+			LEFT JOIN hawser.replica_identity k ON k.relid = c.oid
+			WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
+			AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
+		)
+		SELECT *, CASE
+			WHEN now = 'f' AND was = 'd' AND has_key THEN 'DEFAULT'
+			WHEN now = 'n' OR now = 'd' AND NOT has_key OR now = 'i' AND NOT has_index THEN 'FULL'
+			WHEN now <> 'f' AND was IS NOT NULL THEN 'FORGET' -- the user chose another
+		END AS change FROM tables ORDER BY oid
+	LOOP
+		CONTINUE WHEN r.change IS NULL;
+		BEGIN
+			IF r.change <> 'FORGET' THEN
+				EXECUTE format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', r.nspname, r.relname, r.change);
+				changed := changed || json_build_object('schema', r.nspname, 'name', r.relname, 'to', r.change);
+			END IF;
+			IF r.change = 'FULL' THEN
+				INSERT INTO hawser.replica_identity VALUES (r.oid, CASE r.now WHEN 'n' THEN 'n' ELSE 'd' END)
+				ON CONFLICT (relid) DO NOTHING;
+			ELSE
+				DELETE FROM hawser.replica_identity WHERE relid = r.oid;
+			END IF;
+		EXCEPTION WHEN object_in_use OR lock_not_available THEN
+			NULL; -- deferred triggers, or somebody reads it; EnsureReplicaIdentity comes by later
+		END;
+	END LOOP;
+	RETURN CASE WHEN cardinality(changed) > 0 THEN array_to_json(changed) END;
+END $f$;
+
+-- hawser.ddl_identity does so outside of any command, and tells the other side.
+CREATE OR REPLACE FUNCTION hawser.ddl_identity(relids oid[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE
+	changed json := hawser.keep_identity(relids);
+BEGIN
+	IF changed IS NOT NULL THEN
+		PERFORM hawser.ddl_write(json_build_object('v', 1, 'identity', changed));
+	END IF;
+END $f$;
+
+-- hawser.restore_identity takes back what keep_identity did to one table.
+CREATE OR REPLACE FUNCTION hawser.restore_identity(table_id oid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET session_replication_role = replica SET lock_timeout = '2s' AS $f$
+DECLARE
+	r record;
+BEGIN
+	SELECT n.nspname, c.relname, k.was INTO r
+	FROM hawser.replica_identity k JOIN pg_class c ON c.oid = k.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE k.relid = table_id AND c.relreplident = 'f';
+	IF FOUND THEN
+		EXECUTE format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', r.nspname, r.relname,
+			CASE r.was WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END);
+	END IF;
+	DELETE FROM hawser.replica_identity WHERE relid = table_id;
+END $f$;
+
+-- hawser.ddl_user is the user who gave the command, with the roles that are his.
+CREATE OR REPLACE FUNCTION hawser.ddl_user() RETURNS json
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $f$
+	SELECT json_build_object('name', u.rolname, 'superuser', u.rolsuper, 'session', session_user, 'member_of', (
+		WITH RECURSIVE m(roleid) AS (
+			SELECT a.roleid FROM pg_auth_members a WHERE a.member = u.oid
+			UNION SELECT a.roleid FROM pg_auth_members a JOIN m ON a.member = m.roleid)
+		SELECT json_agg(g.rolname ORDER BY g.rolname) FROM m JOIN pg_roles g ON g.oid = m.roleid))
+	FROM pg_roles u WHERE u.rolname = current_setting('hawser.ddl_caller')::json ->> 'role'
+$f$;
+
+-- hawser.ddl_command writes the message of one command. objects is what it made or
+-- changed, dropped what it dropped, rewrites the tables that it rewrote.
+CREATE OR REPLACE FUNCTION hawser.ddl_command(tag text, stack text, objects jsonb, dropped jsonb, rewrites jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE
+	source  text := CASE stack WHEN '' THEN current_query() ELSE stack END;
+	ref     text := md5(source);
+	whole   boolean := tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA');
+	state   jsonb := hawser.ddl_state();
+	relids  oid[];
+	name    text;
+	sent    boolean := false;
+BEGIN
+	-- The innermost statement is what counts; its callers may be long.
+	IF length(stack) > 65536 AND strpos(stack, '"' || chr(10) || 'PL/pgSQL function ') > 0 THEN
+		source := left(stack, strpos(stack, '"' || chr(10) || 'PL/pgSQL function '));
+		ref := md5(source);
+	END IF;
+	SELECT array_agg(DISTINCT (o ->> 'relation')::oid) INTO relids
+	FROM jsonb_array_elements(objects || dropped || rewrites) o WHERE (o ->> 'relation')::bigint > 0;
+	IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
+		relids := relids || ARRAY(SELECT d.objid FROM jsonb_array_elements(objects) o JOIN pg_depend d
+			ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = (o ->> 'oid')::oid AND d.classid = 'pg_class'::regclass);
+	ELSIF tag = 'DROP INDEX' THEN
+		relids := relids || ARRAY(SELECT c.oid FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relreplident = 'i'
+			AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident));
+	END IF;
+	-- A long text is written once a transaction: a script of a thousand commands sent
+	-- as one string is not to be in the WAL a thousand times.
+	IF length(source) > 2000 THEN
+		sent := coalesce(state -> 'sent' ? ref, false);
+		IF NOT sent THEN
+			PERFORM hawser.ddl_keep(state || jsonb_build_object('sent', coalesce(state -> 'sent', '[]') || to_jsonb(ref)));
+		END IF;
+	END IF;
+	name := substring(stack FROM '^SQL function "([^[:cntrl:]]*)" statement [0-9]+');
+	PERFORM hawser.ddl_write(json_build_object(
+		'v', 1, 'tag', tag, 'server', current_setting('server_version_num')::integer,
+		'source', CASE WHEN NOT sent THEN source END, 'ref', ref,
+		'nested', stack <> '',
+		'order', hawser.ddl_order(stack, 0),
+		'functions', CASE WHEN name IS NOT NULL THEN (SELECT json_agg(DISTINCT p.prosrc) FROM pg_proc p
+			WHERE p.proname = name AND p.prolang = (SELECT l.oid FROM pg_language l WHERE l.lanname = 'sql')) END,
+		'user', hawser.ddl_user(), 'search_path', current_setting('hawser.ddl_caller')::json -> 'path',
+		'settings', hawser.ddl_settings(),
+		'objects', objects, 'dropped', dropped, 'rewrites', rewrites,
+		'tables', CASE WHEN whole OR tag IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE')
+			THEN hawser.ddl_tables(relids, whole) END,
+		'identity', hawser.keep_identity(relids),
+		'temporary', CASE WHEN tag IN ('GRANT', 'REVOKE') AND pg_my_temp_schema() <> 0 THEN
+			(SELECT json_agg(c.relname) FROM pg_class c WHERE c.relnamespace = pg_my_temp_schema()) END,
+		'extensions', (SELECT json_agg(json_build_object('name', e.extname, 'version', e.extversion, 'schema', e.extnamespace::regnamespace::text))
+			FROM jsonb_array_elements(objects) o JOIN pg_extension e
+			ON (o ->> 'class') = 'pg_extension' AND e.oid = (o ->> 'oid')::oid),
+		'configs', CASE WHEN source ~* 'from[[:space:]]+current' THEN (
+			SELECT json_agg(json_build_object('identity', o ->> 'identity', 'type', o ->> 'type', 'config', array_to_json(p.proconfig)))
+			FROM jsonb_array_elements(objects) o JOIN pg_proc p ON o ->> 'class' = 'pg_proc' AND p.oid = (o ->> 'oid')::oid
+			WHERE p.proconfig IS NOT NULL) END,
+		-- DETACH PARTITION CONCURRENTLY leaves a check on the partition, which is locked still.
+		'checks', CASE WHEN tag = 'ALTER TABLE' AND source ~* 'detach' AND source ~* 'concurrently|finalize' THEN (
+			SELECT json_agg(json_build_object('schema', n.nspname, 'table', c.relname, 'name', k.conname, 'def', pg_get_constraintdef(k.oid)))
+			FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+			JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype = 'c'
+			WHERE l.pid = pg_backend_pid() AND l.mode = 'AccessExclusiveLock' AND l.database = (
+				SELECT d.oid FROM pg_database d WHERE d.datname = current_database())) END));
+END $f$;
+
+-- hawser.ddl_begin marks the start of a command whose rows are written before
+-- ddl_end can describe it. What an extension's script does comes with the extension
+-- on the other side too, rows included; CREATE TABLE AS fills a table that the other
+-- side does not have yet.
+CREATE OR REPLACE FUNCTION hawser.ddl_begin() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lc_messages = 'C' AS $f$
+DECLARE
+	state jsonb := hawser.ddl_state();
+	depth integer := coalesce((state ->> 'ext')::integer, 0);
+BEGIN
+	IF tg_tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
+		PERFORM hawser.ddl_keep(state || jsonb_build_object('ext', depth + 1));
+	END IF;
+	IF depth = 0 THEN
+		PERFORM hawser.ddl_write(json_build_object('v', 1, 'tag', tg_tag, 'phase', 'begin', 'user', hawser.ddl_user()));
+	END IF;
+END $f$;
+
+CREATE OR REPLACE FUNCTION hawser.ddl_rewrite() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lc_messages = 'C' AS $f$
+DECLARE
+	stack text;
+	state jsonb := hawser.ddl_state();
+	key   text;
+	seen  jsonb;
+BEGIN
+	GET DIAGNOSTICS stack = PG_CONTEXT;
+	IF coalesce((state ->> 'ext')::integer, 0) > 0 THEN
+		RETURN;
+	END IF;
+	key := md5(hawser.ddl_stack(stack));
+	seen := coalesce(state #> ARRAY['pending', key, 'rewrites'], '[]');
+	seen := seen || jsonb_build_object('relation', pg_event_trigger_table_rewrite_oid()::bigint,
+		'reason', pg_event_trigger_table_rewrite_reason());
+	state := jsonb_set(state, '{pending}', coalesce(state -> 'pending', '{}')
+		|| jsonb_build_object(key, coalesce(state #> ARRAY['pending', key], '{}') || jsonb_build_object('rewrites', seen)));
+	PERFORM hawser.ddl_keep(state);
+END $f$;
+
+-- hawser.ddl_drop writes the message of a DROP. What else drops (ALTER TABLE …) is
+-- left for ddl_end, which sees what the command changed.
+CREATE OR REPLACE FUNCTION hawser.ddl_drop() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lc_messages = 'C' AS $f$
+DECLARE
+	stack   text;
+	state   jsonb := hawser.ddl_state();
+	gone    jsonb;
+	pending jsonb := '{"dropped": []}';
+BEGIN
+	GET DIAGNOSTICS stack = PG_CONTEXT;
+	stack := hawser.ddl_stack(stack);
+	IF coalesce((state ->> 'ext')::integer, 0) > 0 THEN
+		RETURN;
+	END IF;
+	BEGIN
+		-- The roots, and of what fell with them the tables and columns.
+		SELECT coalesce(jsonb_agg(jsonb_build_object(
+			'class', d.classid::regclass::text, 'oid', d.objid::bigint, 'type', d.object_type,
+			'schema', d.schema_name, 'name', d.object_name, 'identity', d.object_identity, 'root', d.original,
+			'relation', CASE WHEN d.classid = 'pg_class'::regclass THEN d.objid::bigint END)), '[]')
+		INTO gone
+		FROM pg_event_trigger_dropped_objects() d
+		WHERE NOT d.is_temporary AND d.schema_name IS DISTINCT FROM 'hawser'
+		AND (d.original OR d.classid = 'pg_class'::regclass AND d.object_type <> 'index');
+		DELETE FROM hawser.replica_identity k USING pg_event_trigger_dropped_objects() d
+		WHERE d.classid = 'pg_class'::regclass AND d.objid = k.relid AND d.objsubid = 0;
+		IF tg_tag LIKE 'DROP %' THEN
+			IF gone <> '[]' THEN
+				PERFORM hawser.ddl_command(tg_tag, stack, '[]', gone, '[]');
+			END IF;
+			pending := '{"done": true}';
+			state := hawser.ddl_state();
+		ELSE
+			pending := jsonb_build_object('dropped', gone);
+		END IF;
+	EXCEPTION WHEN OTHERS THEN
+		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);
+		pending := '{"done": true}';
+	END;
+	state := jsonb_set(state, '{pending}', coalesce(state -> 'pending', '{}') || jsonb_build_object(md5(stack),
+		coalesce(state #> ARRAY['pending', md5(stack)], '{}') || pending));
+	PERFORM hawser.ddl_keep(state);
+END $f$;
+
+CREATE OR REPLACE FUNCTION hawser.ddl_end() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lc_messages = 'C' AS $f$
+DECLARE
+	stack   text;
+	state   jsonb := hawser.ddl_state();
+	depth   integer := coalesce((state ->> 'ext')::integer, 0);
+	pending jsonb;
+	objects jsonb;
+BEGIN
+	GET DIAGNOSTICS stack = PG_CONTEXT;
+	stack := hawser.ddl_stack(stack);
+	IF depth > 0 THEN
+		IF tg_tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
+			depth := depth - 1;
+			state := state || jsonb_build_object('ext', depth);
+			PERFORM hawser.ddl_keep(state);
+		END IF;
+		IF depth > 0 OR tg_tag NOT IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
+			RETURN;
+		END IF;
+	END IF;
+	pending := coalesce(state #> ARRAY['pending', md5(stack)], '{}');
+	IF pending <> '{}' THEN
+		PERFORM hawser.ddl_keep(state #- ARRAY['pending', md5(stack)]);
+	END IF;
+	BEGIN
+		-- Without what is temporary, and what comes with an extension.
+		SELECT coalesce(jsonb_agg(jsonb_build_object(
+			'class', c.classid::regclass::text, 'oid', c.objid::bigint, 'type', c.object_type,
+			'schema', c.schema_name, 'identity', c.object_identity, 'relation', r.oid::bigint,
+			'table_schema', t.relnamespace::regnamespace::text, 'table', t.relname)), '[]')
+		INTO objects
+		FROM pg_event_trigger_ddl_commands() c
+		CROSS JOIN LATERAL (SELECT hawser.ddl_relation(c.classid, c.objid) AS oid) r
+		LEFT JOIN pg_class t ON t.oid = r.oid
+		WHERE NOT c.in_extension AND c.schema_name IS DISTINCT FROM 'pg_temp' AND c.schema_name IS DISTINCT FROM 'hawser'
+		AND t.relpersistence IS DISTINCT FROM 't';
+		IF pending ? 'done' THEN
+			NULL;
+		ELSIF objects <> '[]' OR coalesce(pending -> 'dropped', '[]') <> '[]'
+			OR tg_tag IN ('DROP OWNED', 'REASSIGN OWNED', 'CREATE EXTENSION', 'ALTER EXTENSION') THEN
+			PERFORM hawser.ddl_command(tg_tag, stack, objects,
+				coalesce(pending -> 'dropped', '[]'), coalesce(pending -> 'rewrites', '[]'));
+		END IF;
+	EXCEPTION WHEN OTHERS THEN
+		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);
+	END;
+	PERFORM hawser.ddl_order(stack, 1);
+END $f$;
+
+-- A trigger function needs no right to be fired; nobody else calls these.
+DO $f$
+DECLARE
+	f regprocedure;
+BEGIN
+	FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'hawser'::regnamespace
+		AND (p.proname LIKE 'ddl%' OR p.proname IN ('keep_identity', 'restore_identity'))
+	LOOP
+		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+	END LOOP;
+END $f$;

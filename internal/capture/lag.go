@@ -1,0 +1,98 @@
+package capture
+
+import (
+	"sync"
+	"time"
+
+	"github.com/hawser/hawser/internal/frame"
+)
+
+// Lag is how far the secondary is behind, told by the primary's clock alone, so
+// that clocks which differ do not matter.
+type Lag struct {
+	Bytes   uint64  // of WAL, from what the secondary shows to the primary's end
+	Seconds float64 // since the primary wrote the oldest of them
+	Sent    frame.LSN
+	Ack     frame.Ack
+	At      time.Time // of the last acknowledgement; zero before the first
+}
+
+// maxMarks bounds the memory of the meter. Beyond it every second mark goes, so
+// the answer gets coarser, never wrong by more than the space between two marks.
+const maxMarks = 4096
+
+// lagMeter remembers when the primary was where. A position that the secondary
+// has not shown yet is as old as its mark; when nothing arrives, lag grows.
+type lagMeter struct {
+	mu    sync.Mutex
+	marks []mark // ascending
+	end   frame.LSN
+	last  time.Duration // from mark to acknowledgement, of the newest mark acknowledged
+	sentL frame.LSN
+	ack   frame.Ack
+	ackAt time.Time
+}
+
+type mark struct {
+	lsn frame.LSN
+	at  time.Time
+}
+
+// sample notes the primary's end of WAL.
+func (m *lagMeter) sample(lsn frame.LSN, at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.end = max(m.end, lsn)
+	m.add(mark{lsn, at})
+}
+
+// sent notes that a change at lsn is on its way.
+func (m *lagMeter) sent(lsn frame.LSN, at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sentL = max(m.sentL, lsn)
+	m.end = max(m.end, lsn)
+	m.add(mark{lsn, at})
+}
+
+func (m *lagMeter) add(k mark) {
+	if n := len(m.marks); n > 0 && m.marks[n-1].lsn >= k.lsn {
+		return
+	}
+	if k.lsn <= m.ack.Visible {
+		return
+	}
+	m.marks = append(m.marks, k)
+	if len(m.marks) > maxMarks {
+		thin := m.marks[:0]
+		for i := 0; i < len(m.marks); i += 2 {
+			thin = append(thin, m.marks[i])
+		}
+		m.marks = thin
+	}
+}
+
+func (m *lagMeter) acked(a frame.Ack, at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ack, m.ackAt = a, at
+	n := 0
+	for n < len(m.marks) && m.marks[n].lsn <= a.Visible {
+		m.last = at.Sub(m.marks[n].at)
+		n++
+	}
+	m.marks = append(m.marks[:0], m.marks[n:]...)
+}
+
+func (m *lagMeter) read(now time.Time) Lag {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := Lag{Bytes: m.end.Sub(m.ack.Visible), Sent: m.sentL, Ack: m.ack, At: m.ackAt, Seconds: m.last.Seconds()}
+	if len(m.marks) > 0 {
+		l.Seconds = max(l.Seconds, now.Sub(m.marks[0].at).Seconds())
+	}
+	if m.ackAt.IsZero() {
+		l.Bytes = 0 // nothing is known yet of the other side
+	}
+	return l
+}

@@ -1,0 +1,132 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/postgres"
+)
+
+// Install prepares the database to be captured for the link id: DDL capture, a
+// replica identity for every table, the publication. The order matters: from the
+// moment the publication exists, an UPDATE of a table without replica identity
+// fails, and a slot decodes nothing from before its publication. Safe to repeat.
+func Install(ctx context.Context, conn *pgx.Conn, id string) error {
+	if err := InstallDDL(ctx, conn); err != nil {
+		return err
+	}
+	if err := EnsureReplicaIdentity(ctx, conn); err != nil {
+		return err
+	}
+	var exists bool
+	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, Object(id)).Scan(&exists); err != nil {
+		return fmt.Errorf("look for the publication: %w", err)
+	}
+	if exists {
+		return nil
+	}
+	if _, err := conn.Exec(ctx, `CREATE PUBLICATION `+postgres.QuoteIdent(Object(id))+` FOR ALL TABLES`); err != nil {
+		return fmt.Errorf("create the publication: %w", err)
+	}
+	return nil
+}
+
+// Uninstall takes away what Install made for the link; last says that no other
+// link captures the database. The slot must be gone before.
+func Uninstall(ctx context.Context, conn *pgx.Conn, id string, last bool) error {
+	if _, err := conn.Exec(ctx, `DROP PUBLICATION IF EXISTS `+postgres.QuoteIdent(Object(id))); err != nil {
+		return fmt.Errorf("drop the publication: %w", err)
+	}
+	if !last {
+		return nil
+	}
+	if err := RemoveDDL(ctx, conn); err != nil {
+		return err
+	}
+	return RestoreReplicaIdentity(ctx, conn)
+}
+
+// CreateSlot makes the link's replication slot, unless it is there, and returns
+// the position from which it streams. It waits for every transaction that writes
+// now to end; end ctx to give up.
+func CreateSlot(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, error) {
+	var text string
+	err := conn.QueryRow(ctx, `SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1`, Object(id)).Scan(&text)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = conn.QueryRow(ctx, `SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')`, Object(id)).Scan(&text)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("create replication slot %s: %w", Object(id), err)
+	}
+	return frame.ParseLSN(text)
+}
+
+// DropSlot removes the link's slot and ends the connection that streams from it.
+// A slot that is not there is not an error.
+func DropSlot(ctx context.Context, conn *pgx.Conn, id string) error {
+	for {
+		_, err := conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1`, Object(id))
+		var pg *pgconn.PgError
+		if err == nil || errors.As(err, &pg) && pg.Code == "42704" {
+			return nil
+		}
+		if !errors.As(err, &pg) || pg.Code != "55006" { // object_in_use
+			return fmt.Errorf("drop replication slot %s: %w", Object(id), err)
+		}
+		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active`, Object(id)); err != nil {
+			return fmt.Errorf("end the stream of replication slot %s: %w", Object(id), err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// Held returns how many bytes of WAL the link's slot keeps on the primary's disk.
+func Held(ctx context.Context, conn *pgx.Conn, id string) (int64, error) {
+	var bytes int64
+	err := conn.QueryRow(ctx, `
+		SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::bigint
+		FROM pg_replication_slots WHERE slot_name = $1`, Object(id)).Scan(&bytes)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the WAL that replication slot %s holds: %w", Object(id), err)
+	}
+	return bytes, nil
+}
+
+// Sequences reads the exact state of every sequence. At a failover the database
+// is fenced, so nothing moves them any more.
+func Sequences(ctx context.Context, conn *pgx.Conn) ([]frame.SequenceValue, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname <> 'hawser'
+		ORDER BY c.oid`)
+	if err != nil {
+		return nil, fmt.Errorf("list the sequences: %w", err)
+	}
+	values, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (v frame.SequenceValue, err error) {
+		return v, row.Scan(&v.Schema, &v.Name)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the sequences: %w", err)
+	}
+	b := &pgx.Batch{}
+	for i := range values {
+		v := &values[i]
+		b.Queue(`SELECT last_value, is_called FROM ` + postgres.QuoteIdent(v.Schema, v.Name)).QueryRow(func(row pgx.Row) error {
+			return row.Scan(&v.Last, &v.Called)
+		})
+	}
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("read the sequences: %w", err)
+	}
+	return values, nil
+}

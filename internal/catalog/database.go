@@ -1,0 +1,274 @@
+package catalog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/frame"
+)
+
+// Join records that the link uses the database's schema hawser.
+func Join(ctx context.Context, db DB, link, name string) error {
+	_, err := db.Exec(ctx, `INSERT INTO hawser.member (link, name) VALUES ($1, $2) ON CONFLICT (link) DO NOTHING`, link, name)
+	if err != nil {
+		return fmt.Errorf("join schema hawser: %w", err)
+	}
+	return nil
+}
+
+// Leave removes everything that the database remembers of the link and returns
+// how many links still use the schema. At 0 the caller may call DropSchema.
+func Leave(ctx context.Context, db DB, link string) (left int, err error) {
+	if _, err = db.Exec(ctx, `DELETE FROM hawser.member WHERE link = $1`, link); err != nil {
+		return 0, fmt.Errorf("leave schema hawser: %w", err)
+	}
+	if err = db.QueryRow(ctx, `SELECT count(*) FROM hawser.member`).Scan(&left); err != nil {
+		return 0, fmt.Errorf("count the links of the database: %w", err)
+	}
+	return left, nil
+}
+
+// Installed reports whether the database has schema hawser.
+func Installed(ctx context.Context, db DB) (bool, error) {
+	var ok bool
+	if err := db.QueryRow(ctx, `SELECT to_regclass('hawser.member') IS NOT NULL`).Scan(&ok); err != nil {
+		return false, fmt.Errorf("look for schema hawser: %w", err)
+	}
+	return ok, nil
+}
+
+// DropSchema removes schema hawser. In the maintenance database, where the
+// instance's tables live too, only the database's tables go.
+func DropSchema(ctx context.Context, db DB) error {
+	var instance bool
+	if err := db.QueryRow(ctx, `SELECT to_regclass('hawser.link') IS NOT NULL`).Scan(&instance); err != nil {
+		return fmt.Errorf("look for the instance's tables: %w", err)
+	}
+	sql := `DROP SCHEMA IF EXISTS hawser CASCADE`
+	if instance {
+		sql = `DROP TABLE IF EXISTS hawser.schema_entry, hawser.deferred, hawser.seed_table, hawser.seeding, hawser.member;
+			DELETE FROM hawser.migration WHERE kind = 'database'`
+	}
+	if _, err := db.Exec(ctx, sql); err != nil {
+		return fmt.Errorf("drop schema hawser: %w", err)
+	}
+	return nil
+}
+
+// Seeding is the state of a link's copy as a whole.
+type Seeding struct {
+	Restored bool           // the schema is there
+	Snapshot frame.Snapshot // of the schema dump, when Restored
+	Skipped  []uint64       // see the seeding table
+	Ready    frame.LSN
+	Done     bool
+}
+
+// LoadSeeding returns the state of the link's copy; ok is false before StartSeeding.
+func LoadSeeding(ctx context.Context, db DB, link string) (s Seeding, ok bool, err error) {
+	var snapshot, ready *string
+	var skipped []string
+	err = db.QueryRow(ctx, `SELECT snapshot, skipped, ready::text, done FROM hawser.seeding WHERE link = $1`, link).
+		Scan(&snapshot, &skipped, &ready, &s.Done)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return s, false, nil
+	}
+	if err != nil {
+		return s, false, fmt.Errorf("read the state of seeding: %w", err)
+	}
+	if snapshot != nil {
+		s.Restored = true
+		if s.Snapshot, err = frame.ParseSnapshot(*snapshot); err != nil {
+			return s, false, err
+		}
+	}
+	if ready != nil {
+		if s.Ready, err = frame.ParseLSN(*ready); err != nil {
+			return s, false, err
+		}
+	}
+	s.Skipped, err = parseXIDs(skipped)
+	return s, err == nil, err
+}
+
+// StartSeeding records that a copy is to be made. It is not an error when it is
+// recorded already.
+func StartSeeding(ctx context.Context, db DB, link string) error {
+	_, err := db.Exec(ctx, `INSERT INTO hawser.seeding (link) VALUES ($1) ON CONFLICT (link) DO NOTHING`, link)
+	if err != nil {
+		return fmt.Errorf("start seeding: %w", err)
+	}
+	return nil
+}
+
+// SetRestored records the snapshot under which the restored schema was dumped.
+func SetRestored(ctx context.Context, db DB, link string, snapshot frame.Snapshot) error {
+	_, err := db.Exec(ctx, `UPDATE hawser.seeding SET snapshot = $2 WHERE link = $1`, link, snapshot.String())
+	if err != nil {
+		return fmt.Errorf("record the schema's snapshot: %w", err)
+	}
+	return nil
+}
+
+// SetSkipped replaces the list of transactions that were skipped for pending tables.
+func SetSkipped(ctx context.Context, db DB, link string, xids []uint64) error {
+	_, err := db.Exec(ctx, `UPDATE hawser.seeding SET skipped = $2 WHERE link = $1`, link, formatXIDs(xids))
+	if err != nil {
+		return fmt.Errorf("record skipped transactions: %w", err)
+	}
+	return nil
+}
+
+// SetSeedingDone records that the copy is complete and consistent, and forgets
+// what only the copy needed.
+func SetSeedingDone(ctx context.Context, db DB, link string) error {
+	if _, err := db.Exec(ctx, `UPDATE hawser.seeding SET done = true, skipped = '{}' WHERE link = $1`, link); err != nil {
+		return fmt.Errorf("record the end of seeding: %w", err)
+	}
+	if _, err := db.Exec(ctx, `DELETE FROM hawser.schema_entry WHERE link = $1`, link); err != nil {
+		return fmt.Errorf("forget the schema entries: %w", err)
+	}
+	return nil
+}
+
+// TableState is how far the copy of one table is.
+type TableState string
+
+const (
+	// Pending: no snapshot was taken; its streamed changes are skipped.
+	Pending TableState = "pending"
+	// Copying: the snapshot is known; changes that it does not see are deferred.
+	Copying TableState = "copying"
+	// Loaded: rows and indexes are there; deferred changes wait to be applied.
+	Loaded TableState = "loaded"
+	// Live: the stream is applied to it.
+	Live TableState = "live"
+)
+
+// SeedTable is the state of one table's copy.
+type SeedTable struct {
+	OID                 uint32
+	Schema, Name        string
+	State               TableState
+	Snapshot            frame.Snapshot // from Copying on
+	LSN                 frame.LSN      // from Copying on
+	Bytes, Rows         int64          // expected; Rows is -1 if unknown
+	BytesDone, RowsDone int64
+}
+
+// PutSeedTable adds a pending table; one that is there stays as it is.
+func PutSeedTable(ctx context.Context, db DB, link string, t SeedTable) error {
+	_, err := db.Exec(ctx, `
+		INSERT INTO hawser.seed_table (link, oid, schema, name, bytes, rows) VALUES ($1, $2, $3, $4, $5, $6)
+		ON CONFLICT (link, oid) DO NOTHING`, link, t.OID, t.Schema, t.Name, t.Bytes, t.Rows)
+	if err != nil {
+		return fmt.Errorf("record table %q.%q for seeding: %w", t.Schema, t.Name, err)
+	}
+	return nil
+}
+
+// SeedTables returns the tables of the link's copy, the largest first.
+func SeedTables(ctx context.Context, db DB, link string) ([]SeedTable, error) {
+	rows, err := db.Query(ctx, `
+		SELECT oid, schema, name, state, coalesce(snapshot, ''), coalesce(lsn::text, ''), bytes, rows, bytes_done, rows_done
+		FROM hawser.seed_table WHERE link = $1 ORDER BY bytes DESC, oid`, link)
+	if err != nil {
+		return nil, fmt.Errorf("read the tables of seeding: %w", err)
+	}
+	return pgx.CollectRows(rows, scanSeedTable)
+}
+
+func scanSeedTable(row pgx.CollectableRow) (t SeedTable, err error) {
+	var snapshot, lsn string
+	if err = row.Scan(&t.OID, &t.Schema, &t.Name, &t.State, &snapshot, &lsn, &t.Bytes, &t.Rows, &t.BytesDone, &t.RowsDone); err != nil {
+		return t, err
+	}
+	if snapshot != "" {
+		if t.Snapshot, err = frame.ParseSnapshot(snapshot); err != nil {
+			return t, err
+		}
+	}
+	if lsn != "" {
+		t.LSN, err = frame.ParseLSN(lsn)
+	}
+	return t, err
+}
+
+// SetCopying records the snapshot under which a table is being copied, with the
+// name and size that it had under it.
+func SetCopying(ctx context.Context, db DB, link string, t SeedTable) error {
+	return updateTable(ctx, db, link, t.OID, `
+		state = 'copying', snapshot = $3, lsn = $4::pg_lsn, schema = $5, name = $6, bytes = $7, rows = $8, bytes_done = 0, rows_done = 0`,
+		t.Snapshot.String(), t.LSN.String(), t.Schema, t.Name, t.Bytes, t.Rows)
+}
+
+// SetPending takes a table back to the start of its copy and forgets its deferred changes.
+func SetPending(ctx context.Context, db DB, link string, oid uint32) error {
+	if _, err := db.Exec(ctx, `DELETE FROM hawser.deferred WHERE link = $1 AND oid = $2`, link, oid); err != nil {
+		return fmt.Errorf("forget the deferred changes of table %d: %w", oid, err)
+	}
+	return updateTable(ctx, db, link, oid, `state = 'pending', snapshot = NULL, lsn = NULL, bytes_done = 0, rows_done = 0`)
+}
+
+// SetTableState records a later state of a table's copy.
+func SetTableState(ctx context.Context, db DB, link string, oid uint32, s TableState) error {
+	return updateTable(ctx, db, link, oid, `state = $3`, s)
+}
+
+// SetTableDone records what has been copied of a table.
+func SetTableDone(ctx context.Context, db DB, link string, oid uint32, bytes, rows int64) error {
+	return updateTable(ctx, db, link, oid, `bytes_done = $3, rows_done = $4`, bytes, rows)
+}
+
+func updateTable(ctx context.Context, db DB, link string, oid uint32, set string, args ...any) error {
+	_, err := db.Exec(ctx, `UPDATE hawser.seed_table SET `+set+` WHERE link = $1 AND oid = $2`, append([]any{link, oid}, args...)...)
+	if err != nil {
+		return fmt.Errorf("record the state of table %d: %w", oid, err)
+	}
+	return nil
+}
+
+// SchemaEntry is one entry of the schema that is still to be built.
+type SchemaEntry struct {
+	ID    int
+	Phase string
+	Table uint32
+	Entry json.RawMessage
+}
+
+// PutSchemaEntries records what is to be built later.
+func PutSchemaEntries(ctx context.Context, tx pgx.Tx, link string, entries []SchemaEntry) error {
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{"hawser", "schema_entry"}, []string{"link", "id", "phase", "tbl", "entry"},
+		pgx.CopyFromSlice(len(entries), func(i int) ([]any, error) {
+			e := entries[i]
+			return []any{link, e.ID, e.Phase, e.Table, e.Entry}, nil
+		}))
+	if err != nil {
+		return fmt.Errorf("record the schema entries: %w", err)
+	}
+	return nil
+}
+
+// SchemaEntries returns what is not built yet of a phase, in order; table 0 asks
+// for the entries of every table.
+func SchemaEntries(ctx context.Context, db DB, link, phase string, table uint32) ([]SchemaEntry, error) {
+	rows, err := db.Query(ctx, `
+		SELECT id, phase, tbl, entry FROM hawser.schema_entry
+		WHERE link = $1 AND phase = $2 AND ($3 = 0::oid OR tbl = $3) AND NOT done ORDER BY id`, link, phase, table)
+	if err != nil {
+		return nil, fmt.Errorf("read the schema entries: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[SchemaEntry])
+}
+
+// SetEntryDone records that an entry is built.
+func SetEntryDone(ctx context.Context, db DB, link string, id int) error {
+	if _, err := db.Exec(ctx, `UPDATE hawser.schema_entry SET done = true WHERE link = $1 AND id = $2`, link, id); err != nil {
+		return fmt.Errorf("record schema entry %d: %w", id, err)
+	}
+	return nil
+}

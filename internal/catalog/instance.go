@@ -1,0 +1,163 @@
+package catalog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Peer is an instance whose certificate was given to this one.
+type Peer struct {
+	Name        string
+	Certificate string // PEM
+	Address     string // host:port; "" when they dial us
+	AddedAt     time.Time
+}
+
+// Peers returns every peer, by name.
+func Peers(ctx context.Context, db DB) ([]Peer, error) {
+	rows, err := db.Query(ctx, `SELECT name, certificate, address, added_at FROM hawser.peer ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("read the peers: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Peer])
+}
+
+// PutPeer adds a peer or replaces its certificate and address.
+func PutPeer(ctx context.Context, db DB, p Peer) error {
+	_, err := db.Exec(ctx, `
+		INSERT INTO hawser.peer (name, certificate, address) VALUES ($1, $2, $3)
+		ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate, address = excluded.address`,
+		p.Name, p.Certificate, p.Address)
+	if err != nil {
+		return fmt.Errorf("store peer %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// DeletePeer removes a peer and reports whether it was there. The caller has
+// made sure that no link needs it.
+func DeletePeer(ctx context.Context, db DB, name string) (bool, error) {
+	tag, err := db.Exec(ctx, `DELETE FROM hawser.peer WHERE name = $1`, name)
+	if err != nil {
+		return false, fmt.Errorf("remove peer %s: %w", name, err)
+	}
+	return tag.RowsAffected() > 0, nil
+}
+
+// Progress is how far a link's own existence is.
+type Progress string
+
+const (
+	// Creating: the link is being made; a crash here ends in its removal.
+	Creating Progress = "creating"
+	// Running: both sides hold the link.
+	Running Progress = "running"
+	// Dropping: the link is being removed; a crash here ends in its removal.
+	Dropping Progress = "dropping"
+)
+
+// Link is one side's record of a link.
+type Link struct {
+	Name, ID, Peer, Database string
+	Side                     json.RawMessage // link/role's State
+	Progress                 Progress
+	Paused                   bool
+	Suspended                *problem.Problem
+	Failover                 json.RawMessage
+	OwnsDatabase             bool
+	CreatedAt                time.Time
+}
+
+const linkColumns = `name, id, peer, database, side, progress, paused, suspended, failover, owns_db, created_at`
+
+// Links returns every link of the instance, by name.
+func Links(ctx context.Context, db DB) ([]Link, error) {
+	rows, err := db.Query(ctx, `SELECT `+linkColumns+` FROM hawser.link ORDER BY name`)
+	if err != nil {
+		return nil, fmt.Errorf("read the links: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Link])
+}
+
+// FindLink returns the link of that name; ok is false when there is none.
+func FindLink(ctx context.Context, db DB, name string) (l Link, ok bool, err error) {
+	rows, err := db.Query(ctx, `SELECT `+linkColumns+` FROM hawser.link WHERE name = $1`, name)
+	if err != nil {
+		return Link{}, false, fmt.Errorf("read link %s: %w", name, err)
+	}
+	l, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Link])
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Link{}, false, nil
+	}
+	if err != nil {
+		return Link{}, false, fmt.Errorf("read link %s: %w", name, err)
+	}
+	return l, true, nil
+}
+
+// InsertLink stores a new link; a name or id that is taken is an error.
+func InsertLink(ctx context.Context, db DB, l Link) error {
+	_, err := db.Exec(ctx, `
+		INSERT INTO hawser.link (name, id, peer, database, side, progress, owns_db) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+		l.Name, l.ID, l.Peer, l.Database, l.Side, l.Progress, l.OwnsDatabase)
+	if err != nil {
+		return fmt.Errorf("store link %s: %w", l.Name, err)
+	}
+	return nil
+}
+
+// SetProgress stores how far the link's existence is.
+func SetProgress(ctx context.Context, db DB, name string, p Progress) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET progress = $2 WHERE name = $1`, p)
+}
+
+// SetSide stores the role state. Roles and terms are acted on only after this.
+func SetSide(ctx context.Context, db DB, name string, side json.RawMessage) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET side = $2 WHERE name = $1`, side)
+}
+
+// SetPaused stores whether a person paused the link.
+func SetPaused(ctx context.Context, db DB, name string, paused bool) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET paused = $2 WHERE name = $1`, paused)
+}
+
+// SetSuspended stores why the link stands, or nil when it goes on.
+func SetSuspended(ctx context.Context, db DB, name string, why *problem.Problem) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET suspended = $2 WHERE name = $1`, why)
+}
+
+// SetFailover stores the result of the last failover.
+func SetFailover(ctx context.Context, db DB, name string, result json.RawMessage) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET failover = $2 WHERE name = $1`, result)
+}
+
+// SetOwnsDatabase stores that the database was created for the link.
+func SetOwnsDatabase(ctx context.Context, db DB, name string, owns bool) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET owns_db = $2 WHERE name = $1`, owns)
+}
+
+func update(ctx context.Context, db DB, name, sql string, value any) error {
+	tag, err := db.Exec(ctx, sql, name, value)
+	if err != nil {
+		return fmt.Errorf("store link %s: %w", name, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return problem.New("link-not-found", "link "+name, "there is no link of this name on this instance", "hawser link list")
+	}
+	return nil
+}
+
+// DeleteLink removes the link's record.
+func DeleteLink(ctx context.Context, db DB, name string) error {
+	if _, err := db.Exec(ctx, `DELETE FROM hawser.link WHERE name = $1`, name); err != nil {
+		return fmt.Errorf("remove link %s: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,136 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Methods of the calls between the two agents of a link, and the kinds of their
+// streams. A payload is JSON; an unknown field is ignored, so that a newer agent
+// may say more.
+const (
+	callValidate  = "validate"  // validateRequest -> problem.Findings
+	callCreate    = "create"    // createRequest -> createReply
+	callStart     = "start"     // the link stands on both sides
+	callDrop      = "drop"      // dropRequest
+	callState     = "state"     // role.State -> role.State
+	callStatus    = "status"    // Status
+	callPause     = "pause"     // pauseRequest
+	callFailover  = "failover"  // FailoverOptions -> FailoverResult
+	callPrepare   = "prepare"   // to the secondary: get ready to take over
+	callUnprepare = "unprepare" // to the secondary: the failover was taken back
+	callRefuse    = "refuse"    // refuseRequest -> role.State
+	callDigest    = "digest"    // digestRequest -> digestReply
+
+	streamChanges = "changes" // frame.Start, then data one way and acks the other
+	streamSeed    = "seed"    // frame.SeedRequest …
+	streamSchema  = "schema"  // schemaReply as JSON in SeedChunks, then SeedEnd
+)
+
+type validateRequest struct {
+	Database string    `json:"database"`
+	Role     role.Role `json:"role"` // of the side that is asked
+	Source   []byte    `json:"source,omitempty"`
+}
+
+type createRequest struct {
+	ID       string    `json:"id"`
+	Database string    `json:"database"`
+	Role     role.Role `json:"role"` // of the side that is asked
+	From     frame.LSN `json:"from"` // where the primary's slot begins, for a secondary
+	Settings []byte    `json:"settings,omitempty"`
+}
+
+type createReply struct {
+	From     frame.LSN `json:"from"`               // of a primary
+	Settings []byte    `json:"settings,omitempty"` // of a primary's database
+}
+
+type dropRequest struct {
+	RemoveReplica bool `json:"remove_replica"`
+}
+
+type pauseRequest struct {
+	Paused bool `json:"paused"`
+}
+
+type refuseRequest struct {
+	Term frame.Term `json:"term"`
+}
+
+// call asks the peer of a link and reads its answer into reply, if not nil.
+func (m *Manager) call(ctx context.Context, peer, link, method string, request, reply any) error {
+	payload, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	answer, err := m.cfg.Peers.Call(ctx, peer, link, method, payload)
+	if err != nil {
+		return fmt.Errorf("ask peer %s to %s link %s: %w", peer, method, link, err)
+	}
+	if reply == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer, reply); err != nil {
+		return fmt.Errorf("read the answer of peer %s to %s: %w", peer, method, err)
+	}
+	return nil
+}
+
+// Call answers the other agents. It is peer.Handler's.
+func (m *Manager) Call(ctx context.Context, from, name, method string, payload []byte) ([]byte, error) {
+	switch method {
+	case callValidate:
+		return answer(payload, func(r validateRequest) (problem.Findings, error) { return m.validateSide(ctx, name, from, r) })
+	case callCreate:
+		return answer(payload, func(r createRequest) (createReply, error) { return m.createSide(ctx, name, from, r) })
+	}
+	l, err := m.find(name)
+	if err != nil {
+		return nil, err
+	}
+	if l.peer() != from {
+		return nil, problem.New("link-not-found", "link "+name, "it is not a link with instance "+from, "hawser link list")
+	}
+	switch method {
+	case callStart:
+		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.startRunning(ctx) })
+	case callDrop:
+		return answer(payload, func(r dropRequest) (struct{}, error) { return struct{}{}, m.dropSide(ctx, l, r.RemoveReplica) })
+	case callState:
+		return answer(payload, func(theirs role.State) (role.State, error) { return l.meet(ctx, theirs) })
+	case callStatus:
+		return answer(payload, func(struct{}) (Status, error) { return l.status(), nil })
+	case callPause:
+		return answer(payload, func(r pauseRequest) (struct{}, error) { return struct{}{}, l.setPaused(ctx, r.Paused) })
+	case callFailover:
+		return answer(payload, func(o FailoverOptions) (FailoverResult, error) { return l.failover(ctx, o) })
+	case callPrepare:
+		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.prepareToLead(ctx) })
+	case callUnprepare:
+		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.unprepareToLead(ctx) })
+	case callRefuse:
+		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
+	case callDigest:
+		return answer(payload, func(r digestRequest) (digestReply, error) { return l.digest(ctx, r) })
+	}
+	return nil, problem.New("unknown-call", "call "+method, "this version of Hawser does not know it", "run the same version on both sides")
+}
+
+// answer decodes a request, has it carried out, and encodes the reply.
+func answer[Q, R any](payload []byte, do func(Q) (R, error)) ([]byte, error) {
+	var q Q
+	if err := json.Unmarshal(payload, &q); err != nil {
+		return nil, problem.New("bad-request", "", "the other agent sent a request that can't be read", "run the same version on both sides").Because(err)
+	}
+	r, err := do(q)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(r)
+}

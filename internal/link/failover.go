@@ -1,0 +1,344 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// FailoverOptions are what a person asks for.
+type FailoverOptions struct {
+	// Timeout is after which the failover is taken back; 0 means one minute.
+	Timeout time.Duration `json:"timeout"`
+}
+
+// Phase is one timed part of a failover.
+type Phase struct {
+	Name    string  `json:"name"`
+	Seconds float64 `json:"seconds"`
+}
+
+// FailoverResult tells how a planned failover went.
+type FailoverResult struct {
+	Link       string     `json:"link"`
+	OldPrimary string     `json:"old_primary"`
+	NewPrimary string     `json:"new_primary"`
+	Term       frame.Term `json:"term"`
+	At         time.Time  `json:"at"`
+	Phases     []Phase    `json:"phases"`
+	// Closed is how long neither side took writes, by the old primary's clock:
+	// from the fence's closing to the news that the other side is open.
+	Closed float64 `json:"closed_seconds"`
+	Total  float64 `json:"total_seconds"`
+}
+
+const (
+	defaultFailoverTimeout = time.Minute
+	// closeEnough is the lag in bytes of WAL below which the fence may be closed:
+	// what is left then takes far less than a second.
+	closeEnough = 4 << 20
+)
+
+// failoverRun is a failover that somebody waits for.
+type failoverRun struct {
+	started time.Time
+	closed  time.Time // when the fence began to close
+	phases  []Phase
+	done    chan error
+}
+
+// failover swaps the roles. Asked of a secondary, it asks the primary.
+func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult, error) {
+	if o.Timeout <= 0 {
+		o.Timeout = defaultFailoverTimeout
+	}
+	side, _ := l.now()
+	if side.Role == role.Secondary {
+		var result FailoverResult
+		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callFailover, o, &result)
+		return result, err
+	}
+	run, err := l.begin()
+	if err != nil {
+		return FailoverResult{}, err
+	}
+	defer l.update(func() { l.running = nil })
+	l.tell(role.FailoverAsked{})
+	timer := time.NewTimer(o.Timeout)
+	defer timer.Stop()
+	for {
+		select {
+		case err := <-run.done:
+			if err != nil {
+				return FailoverResult{}, err
+			}
+			return l.succeeded(ctx, run)
+		case <-timer.C:
+			l.tell(role.TimedOut{})
+		case <-l.ctx.Done():
+			return FailoverResult{}, errHalted
+		case <-ctx.Done():
+			// Whoever asked is gone; the failover goes on to its end.
+			return FailoverResult{}, ctx.Err()
+		}
+	}
+}
+
+func (l *link) begin() (*failoverRun, error) {
+	run := &failoverRun{started: time.Now(), done: make(chan error, 1)}
+	var err error
+	l.update(func() {
+		if l.running != nil {
+			err = problem.New("failover-running", "link "+l.rec.Name, "a failover is under way", "wait for it: hawser link show "+l.rec.Name)
+			return
+		}
+		l.running = run
+	})
+	return run, err
+}
+
+func (l *link) succeeded(ctx context.Context, run *failoverRun) (FailoverResult, error) {
+	side, _ := l.now()
+	now := time.Now()
+	l.mu.Lock()
+	r := FailoverResult{
+		Link: l.rec.Name, OldPrimary: l.m.cfg.Instance, NewPrimary: l.rec.Peer, Term: side.Term, At: now,
+		Phases: append(run.phases, Phase{"drain and open", now.Sub(run.closed).Seconds() - sum(run.phases, "fence", "drain sessions")}),
+		Closed: now.Sub(run.closed).Seconds(), Total: now.Sub(run.started).Seconds(),
+	}
+	l.mu.Unlock()
+	data, err := json.Marshal(r)
+	if err != nil {
+		return r, err
+	}
+	l.update(func() { l.last = data })
+	return r, l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetFailover(ctx, conn, l.rec.Name, data) })
+}
+
+func sum(phases []Phase, names ...string) float64 {
+	var s float64
+	for _, p := range phases {
+		for _, n := range names {
+			if p.Name == n {
+				s += p.Seconds
+			}
+		}
+	}
+	return s
+}
+
+// report ends the failover that somebody waits for.
+func (l *link) report(cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running != nil {
+		select {
+		case l.running.done <- cause:
+		default:
+		}
+	}
+}
+
+// timed adds a phase to the failover under way, if there is one.
+func (l *link) timed(name string, do func()) {
+	from := time.Now()
+	l.mu.Lock()
+	if l.running != nil && name == "fence" {
+		l.running.closed = from
+	}
+	l.mu.Unlock()
+	do()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running != nil {
+		l.running.phases = append(l.running.phases, Phase{name, time.Since(from).Seconds()})
+	}
+}
+
+// prepareSwap gets both sides ready while this one still takes writes.
+func (l *link) prepareSwap(ctx context.Context) (err error) {
+	l.timed("prepare", func() {
+		if err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callPrepare, struct{}{}, nil); err != nil {
+			return
+		}
+		if err = l.installFence(ctx); err != nil {
+			return
+		}
+	})
+	if err != nil {
+		return err
+	}
+	l.timed("catch up", func() { err = l.awaitCatchUp(ctx) })
+	return err
+}
+
+// installFence puts the triggers of the fence, open, on tables that lack them,
+// and refuses a failover that the fence could not complete.
+func (l *link) installFence(ctx context.Context) error {
+	conn, err := l.connect(ctx, "fence")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var gid *string
+	err = conn.QueryRow(ctx, `SELECT min(quote_literal(gid)) FROM pg_prepared_xacts WHERE database = current_database()`).Scan(&gid)
+	if err != nil {
+		return fmt.Errorf("look for prepared transactions: %w", err)
+	}
+	if gid != nil {
+		return problem.New("prepared-transaction", "prepared transaction "+*gid,
+			"it is open and would be lost at the failover", "COMMIT PREPARED "+*gid+"; or ROLLBACK PREPARED "+*gid+";")
+	}
+	return fence.Prepare(ctx, conn, nil)
+}
+
+func (l *link) awaitCatchUp(ctx context.Context) error {
+	for {
+		lag := l.capture.Lag()
+		if !lag.At.IsZero() && lag.Bytes <= closeEnough {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// unprepareSwap is best effort: a side that is away forgets by itself when it
+// hears of the state again.
+func (l *link) unprepareSwap(ctx context.Context) {
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callUnprepare, struct{}{}, nil); err != nil {
+		l.log.Warn("the other side could not be told that the failover was taken back", "error", err)
+	}
+}
+
+// prepareToLead makes the secondary ready: capture, and the slot from which the
+// old primary will follow. The slot has to exist before the first write here.
+func (l *link) prepareToLead(ctx context.Context) error {
+	if err := l.fitToLead(); err != nil {
+		return err
+	}
+	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database)
+	if err != nil {
+		return err
+	}
+	if err := findings.Err(); err != nil {
+		return err
+	}
+	conn, err := l.connect(ctx, "prepare")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := capture.Install(ctx, conn, l.rec.ID); err != nil {
+		return err
+	}
+	if err := fence.Prepare(ctx, conn, nil); err != nil {
+		return err
+	}
+	// One from an earlier try would hold WAL from then.
+	if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
+		return err
+	}
+	_, err = capture.CreateSlot(ctx, conn, l.rec.ID)
+	return err
+}
+
+func (l *link) fitToLead() error {
+	s := l.status()
+	if s.Role == role.Secondary && s.State == Synchronized {
+		return nil
+	}
+	return problem.New("not-synchronized", "link "+l.rec.Name,
+		fmt.Sprintf("the secondary is %s; a planned failover needs it synchronized", s.State),
+		"hawser link watch "+l.rec.Name+", and run the failover when it is synchronized")
+}
+
+func (l *link) unprepareToLead(ctx context.Context) error {
+	side, _ := l.now()
+	if side.Role != role.Secondary {
+		return nil
+	}
+	conn, err := l.connect(ctx, "prepare")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return capture.DropSlot(ctx, conn, l.rec.ID)
+}
+
+// handoff is the content of the message that ends a term.
+type handoff struct {
+	Link      string                `json:"link"`
+	Term      frame.Term            `json:"term"` // the new one
+	Sequences []frame.SequenceValue `json:"sequences"`
+}
+
+// hand writes the handoff behind everything that was committed here. It may be
+// written twice, after a crash; the second one meets a side that has taken over.
+func (l *link) hand(ctx context.Context, term frame.Term) error {
+	return l.retry(ctx, "hand over", func(ctx context.Context) error {
+		conn, err := l.connect(ctx, "handoff")
+		if err != nil {
+			return err
+		}
+		defer conn.Close(context.WithoutCancel(ctx))
+		values, err := capture.Sequences(ctx, conn)
+		if err != nil {
+			return err
+		}
+		content, err := json.Marshal(handoff{l.rec.ID, term, values})
+		if err != nil {
+			return err
+		}
+		_, err = conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'hawser.handoff', $1::text)`, string(content))
+		if err != nil {
+			return fmt.Errorf("write the handoff: %w", err)
+		}
+		return nil
+	})
+}
+
+// accepts tells the applier whether a handoff counts: it is of this link, and of
+// a term that is neither over nor refused.
+func (l *link) accepts(content []byte) bool {
+	var h handoff
+	if err := json.Unmarshal(content, &h); err != nil || h.Link != l.rec.ID {
+		return false
+	}
+	side, _ := l.now()
+	return side.Role == role.Secondary && h.Term > side.Term && h.Term > side.Floor
+}
+
+// refuse promises that this side will not take over with term, unless it has.
+func (l *link) refuse(ctx context.Context, term frame.Term) (role.State, error) {
+	return l.ask(ctx, role.RefusalAsked{Term: term})
+}
+
+// askRefusal asks until the other side answers: until then it may have taken over.
+func (l *link) askRefusal(ctx context.Context, term frame.Term) {
+	for wait := newBackoff(); ; {
+		var theirs role.State
+		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callRefuse, refuseRequest{term}, &theirs)
+		if err == nil {
+			l.answer(ctx, role.PeerSeen{Peer: theirs}, nil)
+			return
+		}
+		l.log.Warn("this side stays fenced until the other one answers whether it took over", "error", err)
+		if !wait.sleep(ctx) {
+			return
+		}
+	}
+}

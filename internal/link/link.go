@@ -1,0 +1,426 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/seed"
+)
+
+// link is one side of one link while its agent runs. Its goroutines:
+//
+//	steward   takes events, steps the role, stores it, hands the actions over
+//	performer carries out one action list; a newer list ends an older one
+//	follower  on a secondary: seeds and applies, again and again
+//	streams   on a primary: one for each stream that the secondary opened
+//
+// mu guards the fields below it and is never held during I/O.
+type link struct {
+	m   *Manager
+	log *slog.Logger
+	rec catalog.Link // what never changes: Name, ID, Peer, Database, CreatedAt
+
+	events chan happened
+	ctx    context.Context // ends with the link
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+
+	mu        sync.Mutex
+	side      role.State
+	changed   chan struct{} // closed and made anew when side, paused or suspended change
+	progress  catalog.Progress
+	paused    bool
+	suspended *problem.Problem
+	cause     *problem.Problem // why the link does not run just now
+	applier   *apply.Applier
+	seeder    *seed.Seeder
+	seeded    bool
+	heard     frame.Heartbeat
+	heardAt   time.Time
+	visible   frame.LSN
+	ack       frame.Ack
+	capture   *capture.Capture
+	streaming bool
+	running   *failoverRun
+	last      json.RawMessage // result of the last failover
+	ownsDB    bool
+}
+
+// happened is an event and, when somebody waits for the step, a way to say so.
+type happened struct {
+	event role.Event
+	done  chan role.State
+}
+
+func newLink(m *Manager, rec catalog.Link, side role.State) *link {
+	l := &link{
+		m: m, rec: rec, side: side,
+		log:      m.cfg.Log.With("link", rec.Name),
+		events:   make(chan happened, 16),
+		changed:  make(chan struct{}),
+		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
+		last: rec.Failover, ownsDB: rec.OwnsDatabase,
+	}
+	l.capture = capture.New(capture.Config{
+		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Log: l.log,
+	})
+	return l
+}
+
+func (l *link) peer() string { return l.rec.Peer }
+
+// start begins the link's goroutines; they end with ctx or with halt.
+func (l *link) start(ctx context.Context) {
+	l.ctx, l.stop = context.WithCancel(ctx)
+	l.done.Add(2)
+	go func() { defer l.done.Done(); l.steward() }()
+	go func() { defer l.done.Done(); l.follow() }()
+	if l.rec.Progress == catalog.Running {
+		l.tell(role.Restarted{})
+	}
+}
+
+// halt ends the link's goroutines and waits for them.
+func (l *link) halt() {
+	l.stop()
+	l.done.Wait()
+}
+
+// tell queues an event.
+func (l *link) tell(e role.Event) {
+	select {
+	case l.events <- happened{event: e}:
+	case <-l.ctx.Done():
+	}
+}
+
+// ask queues an event and returns the state after it.
+func (l *link) ask(ctx context.Context, e role.Event) (role.State, error) {
+	h := happened{event: e, done: make(chan role.State, 1)}
+	select {
+	case l.events <- h:
+	case <-l.ctx.Done():
+		return role.State{}, errHalted
+	case <-ctx.Done():
+		return role.State{}, ctx.Err()
+	}
+	select {
+	case s := <-h.done:
+		return s, nil
+	case <-l.ctx.Done():
+		return role.State{}, errHalted
+	case <-ctx.Done():
+		return role.State{}, ctx.Err()
+	}
+}
+
+var errHalted = problem.New("link-stopping", "", "the link is being stopped", "run the command again").Retry()
+
+// now returns the role state and a channel that is closed at the next change of
+// anything that decides what the link does.
+func (l *link) now() (s role.State, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.side, l.changed
+}
+
+// update changes guarded fields and wakes whoever waits for a change.
+func (l *link) update(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f()
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// connect opens a session of the agent in the linked database.
+func (l *link) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
+	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":"+purpose, nil)
+}
+
+// steward owns the role: one event at a time, stored before it is acted on.
+func (l *link) steward() {
+	var performing context.CancelFunc
+	var finished chan struct{}
+	end := func() {
+		if performing != nil {
+			performing()
+			<-finished
+			performing = nil
+		}
+	}
+	defer end()
+	for {
+		var h happened
+		select {
+		case <-l.ctx.Done():
+			return
+		case h = <-l.events:
+		}
+		old, _ := l.now()
+		next, actions := role.Step(old, h.event)
+		if len(actions) > 0 {
+			l.log.Debug("role", "event", h.event, "from", old, "to", next)
+			end()
+			actions = l.store(next, actions)
+			ctx, cancel := context.WithCancel(l.ctx)
+			performing, finished = cancel, make(chan struct{})
+			go func(done chan struct{}) { defer close(done); l.perform(ctx, actions) }(finished)
+		}
+		if h.done != nil {
+			s, _ := l.now()
+			h.done <- s
+		}
+	}
+}
+
+// store makes the new state durable and current, and returns what follows. It
+// tries until it succeeds: nothing may be done on a state that is not stored.
+func (l *link) store(next role.State, actions []role.Action) []role.Action {
+	if _, ok := actions[0].(role.Persist); !ok {
+		return actions
+	}
+	data, err := json.Marshal(next)
+	if err != nil {
+		l.log.Error("the role can't be encoded", "error", err)
+		return nil
+	}
+	stored := l.persist("role", func(ctx context.Context, conn *pgx.Conn) error {
+		return catalog.SetSide(ctx, conn, l.rec.Name, data)
+	})
+	if !stored {
+		return nil
+	}
+	old, _ := l.now()
+	l.update(func() { l.side = next })
+	if old.Role != next.Role || old.Phase != next.Phase {
+		l.log.Info("role", "role", next.Role, "term", next.Term, "phase", next.Phase)
+	}
+	return actions[1:]
+}
+
+// persist writes to the instance's catalog until that succeeds or the link ends.
+func (l *link) persist(what string, write func(context.Context, *pgx.Conn) error) bool {
+	for wait := newBackoff(); ; {
+		err := l.m.store.Do(l.ctx, func(conn *pgx.Conn) error { return write(l.ctx, conn) })
+		if err == nil {
+			return true
+		}
+		l.log.Warn("can't store the link's state, trying again", "what", what, "error", err)
+		if !wait.sleep(l.ctx) {
+			return false
+		}
+	}
+}
+
+// perform carries out actions in order until ctx ends.
+func (l *link) perform(ctx context.Context, actions []role.Action) {
+	for _, a := range actions {
+		if ctx.Err() != nil {
+			return
+		}
+		switch a := a.(type) {
+		case role.Prepare:
+			l.answer(ctx, role.Prepared{}, l.prepareSwap(ctx))
+		case role.Unprepare:
+			l.unprepareSwap(ctx)
+		case role.Close:
+			l.answer(ctx, role.Fenced{}, l.closeFence(ctx))
+		case role.Hand:
+			if err := l.hand(ctx, a.Term); err != nil {
+				l.answer(ctx, nil, err)
+			}
+		case role.Open:
+			l.answer(ctx, role.Opened{}, l.openFence(ctx))
+		case role.AskRefusal:
+			l.askRefusal(ctx, a.Term)
+		case role.Tell:
+			l.meetPeer(ctx)
+		case role.Serve, role.Follow:
+			// The streams and the follower look at the state by themselves.
+		case role.Report:
+			l.report(a.Cause)
+		}
+	}
+}
+
+// answer turns the outcome of an action into an event. The queue is the
+// steward's, which may be waiting for this goroutine to end: ctx says so.
+func (l *link) answer(ctx context.Context, ok role.Event, err error) {
+	e := ok
+	if err != nil {
+		l.log.Warn("failover", "error", err)
+		e = role.Failed{Cause: err}
+	}
+	select {
+	case l.events <- happened{event: e}:
+	case <-ctx.Done():
+	}
+}
+
+// closeFence makes the database read-only. A primary also ends what is under way.
+func (l *link) closeFence(ctx context.Context) error {
+	return l.retry(ctx, "close the fence", func(ctx context.Context) error {
+		conn, err := l.connect(ctx, "fence")
+		if err != nil {
+			return err
+		}
+		defer conn.Close(context.WithoutCancel(ctx))
+		state, _ := l.now()
+		l.timed("fence", func() {
+			err = fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
+		})
+		if err != nil || state.Role == role.Secondary {
+			return err
+		}
+		l.timed("drain sessions", func() {
+			_, err = fence.Drain(ctx, conn, drainGrace, l.agentBackends(ctx, conn))
+		})
+		return err
+	})
+}
+
+// drainGrace is how long transactions under way may take to end by themselves
+// once the fence is closed.
+const drainGrace = 100 * time.Millisecond
+
+// agentBackends are the sessions of agents in the database, which the fence lets
+// pass: those of our own role that name themselves so.
+func (l *link) agentBackends(ctx context.Context, conn *pgx.Conn) []uint32 {
+	rows, err := conn.Query(ctx, `
+		SELECT pid::bigint FROM pg_stat_activity
+		WHERE datname = current_database() AND usename = current_user AND starts_with(application_name, 'hawser:')`)
+	if err != nil {
+		return nil
+	}
+	pids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil
+	}
+	out := make([]uint32, len(pids))
+	for i, p := range pids {
+		out[i] = uint32(p)
+	}
+	return out
+}
+
+func (l *link) openFence(ctx context.Context) error {
+	return l.retry(ctx, "open the fence", func(ctx context.Context) error {
+		conn, err := l.connect(ctx, "fence")
+		if err != nil {
+			return err
+		}
+		defer conn.Close(context.WithoutCancel(ctx))
+		return fence.Open(ctx, conn)
+	})
+}
+
+// retry repeats an action that may fail for a passing reason, as a PostgreSQL
+// that restarts, until it succeeds, ctx ends, or the failure is not passing.
+func (l *link) retry(ctx context.Context, what string, do func(context.Context) error) error {
+	for wait := newBackoff(); ; {
+		err := do(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		var p *problem.Problem
+		if errors.As(err, &p) && !p.Retryable {
+			return err
+		}
+		l.log.Warn("trying again", "what", what, "error", err)
+		if !wait.sleep(ctx) {
+			return err
+		}
+	}
+}
+
+// meet takes the other side's state and returns ours.
+func (l *link) meet(ctx context.Context, theirs role.State) (role.State, error) {
+	return l.ask(ctx, role.PeerSeen{Peer: theirs})
+}
+
+// meetPeer exchanges states with the other side, once.
+func (l *link) meetPeer(ctx context.Context) {
+	ours, _ := l.now()
+	var theirs role.State
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs); err != nil {
+		l.log.Debug("can't tell the peer", "error", err)
+		return
+	}
+	select {
+	case l.events <- happened{event: role.PeerSeen{Peer: theirs}}:
+	case <-ctx.Done():
+	}
+}
+
+// setPaused stores whether a person paused the link; it counts on the secondary.
+func (l *link) setPaused(ctx context.Context, paused bool) error {
+	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error {
+		if err := catalog.SetPaused(ctx, conn, l.rec.Name, paused); err != nil {
+			return err
+		}
+		return catalog.SetSuspended(ctx, conn, l.rec.Name, nil)
+	})
+	if err == nil {
+		l.update(func() { l.paused, l.suspended = paused, nil })
+	}
+	return err
+}
+
+// suspend stops the link until a person resumes it.
+func (l *link) suspend(why *problem.Problem) {
+	l.log.Error("suspended", "cause", why.Error())
+	if l.persist("suspended", func(ctx context.Context, conn *pgx.Conn) error {
+		return catalog.SetSuspended(ctx, conn, l.rec.Name, why)
+	}) {
+		l.update(func() { l.suspended = why })
+	}
+}
+
+// startRunning says that both sides hold the link.
+func (l *link) startRunning(ctx context.Context) error {
+	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error {
+		return catalog.SetProgress(ctx, conn, l.rec.Name, catalog.Running)
+	})
+	if err == nil {
+		l.update(func() { l.progress = catalog.Running })
+		l.tell(role.Restarted{})
+	}
+	return err
+}
+
+// session settings of the agent in a linked database.
+var agentSettings = map[string]string{
+	"session_replication_role":            "replica",
+	"default_transaction_read_only":       "off",
+	"statement_timeout":                   "0",
+	"lock_timeout":                        "0",
+	"idle_in_transaction_session_timeout": "0",
+	"row_security":                        "off",
+	"search_path":                         "",
+}
+
+func (m *Manager) connect(ctx context.Context, database, purpose string, extra map[string]string) (*pgx.Conn, error) {
+	settings := make(map[string]string, len(agentSettings)+len(extra))
+	for k, v := range agentSettings {
+		settings[k] = v
+	}
+	for k, v := range extra {
+		settings[k] = v
+	}
+	return m.cfg.Server.Connect(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: settings})
+}

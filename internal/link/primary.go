@@ -1,0 +1,199 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/peer"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
+	"github.com/hawser/hawser/internal/seed"
+)
+
+// Stream serves the other agents' streams. It is peer.Handler's.
+func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.Stream) error {
+	l, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	if l.peer() != from {
+		return problem.New("link-not-found", "link "+name, "it is not a link with instance "+from, "hawser link list")
+	}
+	if err := l.serves(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.ctx, cancel)()
+	switch kind {
+	case streamChanges:
+		return l.serveChanges(ctx, s)
+	case streamSchema:
+		return l.serveSchema(ctx, s)
+	case streamSeed:
+		return seed.Serve(ctx, func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") }, s)
+	}
+	return problem.New("unknown-stream", "stream "+kind, "this version of Hawser does not know it", "run the same version on both sides")
+}
+
+// serves reports whether this side may stream. A primary that hands over does:
+// what it still has is what the other side waits for.
+func (l *link) serves() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.progress != catalog.Running {
+		return problem.New("link-"+string(l.progress), "link "+l.rec.Name, "it is "+string(l.progress)+" on the primary", "wait a moment").Retry()
+	}
+	if l.side.Role != role.Primary || l.side.Phase == role.Promoting || l.side.Phase == role.Diverged {
+		return problem.New("not-primary", "link "+l.rec.Name,
+			fmt.Sprintf("instance %s is %s and %s, and does not stream", l.m.cfg.Instance, l.side.Role, l.side.Phase), "hawser link show "+l.rec.Name).Retry()
+	}
+	return nil
+}
+
+// sink sends capture's frames to the secondary.
+type sink struct{ s peer.Stream }
+
+func (k sink) Send(_ context.Context, f frame.Frame) error { return k.s.Send(f) }
+
+// serveChanges streams the database's changes. The secondary's position is its
+// own; its term has to be ours, else one of the two lives in the past.
+func (l *link) serveChanges(ctx context.Context, s peer.Stream) error {
+	first, err := s.Recv()
+	if err != nil {
+		return err
+	}
+	start, ok := first.(frame.Start)
+	if !ok {
+		return fmt.Errorf("the stream of changes begins with %T", first)
+	}
+	side, _ := l.now()
+	if start.Term != side.Term {
+		return problem.New("term-differs", "link "+l.rec.Name,
+			fmt.Sprintf("this side is in term %d, the other in term %d", side.Term, start.Term), "none: the sides tell each other their terms").Retry()
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	acks := make(chan frame.Ack, 1)
+	go receiveAcks(ctx, cancel, s, acks)
+
+	l.update(func() { l.streaming = true })
+	defer l.update(func() { l.streaming = false })
+	l.log.Info("streaming", "to", l.rec.Peer, "from", start.Position, "term", start.Term)
+	err = l.capture.Run(ctx, start, acks, sink{s})
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	l.log.Info("stream ended", "cause", err)
+	return err
+}
+
+// receiveAcks passes the newest acknowledgement on. It ends when the stream does.
+func receiveAcks(ctx context.Context, cancel context.CancelCauseFunc, s peer.Stream, acks chan<- frame.Ack) {
+	for {
+		f, err := s.Recv()
+		if err != nil {
+			cancel(fmt.Errorf("the secondary closed the stream: %w", err))
+			return
+		}
+		a, ok := f.(frame.Ack)
+		if !ok {
+			cancel(fmt.Errorf("unexpected %T among the acknowledgements", f))
+			return
+		}
+		select {
+		case acks <- a:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// schemaReply is what a secondary needs before the first row.
+type schemaReply struct {
+	Snapshot frame.Snapshot      `json:"snapshot"`
+	Dump     *schema.Dump        `json:"dump"`
+	Tables   []catalog.SeedTable `json:"tables"`
+}
+
+// serveSchema dumps the schema and lists the tables, both under one snapshot.
+func (l *link) serveSchema(ctx context.Context, s peer.Stream) error {
+	reply, err := l.takeSchema(ctx)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(reply)
+	if err != nil {
+		return err
+	}
+	const piece = 256 << 10
+	for len(data) > 0 {
+		n := min(piece, len(data))
+		if err := s.Send(frame.SeedChunk{Data: data[:n]}); err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return s.Send(frame.SeedEnd{Rows: int64(len(reply.Tables))})
+}
+
+func (l *link) takeSchema(ctx context.Context) (schemaReply, error) {
+	conn, err := l.connect(ctx, "schema")
+	if err != nil {
+		return schemaReply{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return schemaReply{}, err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	var export, current string
+	if err := tx.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text`).Scan(&export, &current); err != nil {
+		return schemaReply{}, fmt.Errorf("take the schema's snapshot: %w", err)
+	}
+	var reply schemaReply
+	if reply.Snapshot, err = frame.ParseSnapshot(current); err != nil {
+		return schemaReply{}, err
+	}
+	if reply.Tables, err = seed.Tables(ctx, tx); err != nil {
+		return schemaReply{}, err
+	}
+	reply.Dump, err = schema.TakeDump(ctx, l.m.cfg.Server, l.rec.Database, schema.DumpOptions{Snapshot: export})
+	return reply, err
+}
+
+// fetchSchema is the secondary's side of serveSchema.
+func (l *link) fetchSchema(ctx context.Context) (schemaReply, error) {
+	s, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamSchema)
+	if err != nil {
+		return schemaReply{}, err
+	}
+	defer s.Close()
+	var data []byte
+	for {
+		f, err := s.Recv()
+		if err != nil {
+			return schemaReply{}, fmt.Errorf("receive the schema: %w", err)
+		}
+		switch f := f.(type) {
+		case frame.SeedChunk:
+			data = append(data, f.Data...)
+			continue
+		case frame.SeedEnd:
+			var reply schemaReply
+			if err := json.Unmarshal(data, &reply); err != nil {
+				return schemaReply{}, fmt.Errorf("read the schema: %w", err)
+			}
+			return reply, nil
+		}
+		return schemaReply{}, errors.New("unexpected frame in the schema")
+	}
+}

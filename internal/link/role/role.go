@@ -1,0 +1,300 @@
+// Package role decides which side of a link is primary. It is a pure function:
+// Step takes a state and an event and returns the next state and the actions to
+// carry out, in order. It knows no clock, network or database; the host does.
+//
+// The protocol of a planned failover, A being primary and B secondary at term t:
+//
+//	A  Preparing   both sides get ready for the swap; A still writes
+//	A  Fencing     A refuses writes and ends the transactions that are under way
+//	A  Handing     A writes the handoff of term t+1 into its stream, behind everything
+//	B  Promoting   B applied all of it: it is primary of term t+1 from the moment
+//	               that this is stored, opens, and tells A
+//	A  Steady      A is secondary of term t+1 and follows B
+//
+// Until A is Handing it may go back alone. From then on only B knows whether it
+// took over, so A stays fenced and asks: B either answers that it did, or
+// promises, stored first, to refuse that term for ever. Whichever of the two B
+// stores first wins, and at any moment at most one side is open.
+//
+// The host stores the state of a Persist action before it carries out the next
+// action, and repeats nothing of an action list after a crash: it reads the
+// stored state and gives the event Restarted, whose actions bring the side to
+// where it has to be. Every action can be carried out twice without harm.
+package role
+
+import (
+	"fmt"
+
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Role is what a side of a link is.
+type Role string
+
+// The two roles.
+const (
+	Primary   Role = "primary"
+	Secondary Role = "secondary"
+)
+
+// Phase is how far a side is in a change of roles.
+type Phase string
+
+// Phases. All but Steady and Diverged are passed within a failover.
+const (
+	Steady    Phase = "steady"
+	Preparing Phase = "preparing" // primary: getting ready, still open
+	Fencing   Phase = "fencing"   // primary: closed, nothing handed over yet
+	Handing   Phase = "handing"   // primary: closed; the other side may have taken over
+	Aborting  Phase = "aborting"  // primary: closed; the other side was asked to refuse
+	Promoting Phase = "promoting" // the new primary: decided, not open yet
+	Diverged  Phase = "diverged"  // a primary of an older term than the other side's
+)
+
+// State is one side's part in a link. It is stored as JSON.
+type State struct {
+	Role  Role       `json:"role"`
+	Term  frame.Term `json:"term"`
+	Phase Phase      `json:"phase"`
+	// Next is the term that a failover under way would bring; 0 when there is none.
+	Next frame.Term `json:"next,omitempty"`
+	// Floor is the highest term that this side promised to refuse.
+	Floor frame.Term `json:"floor,omitempty"`
+	// Position is where in this side's own WAL its time as primary begins. The
+	// other side follows from there.
+	Position frame.LSN `json:"position,omitempty"`
+	// From is where in the other side's WAL this side began to follow it in Term.
+	From frame.LSN `json:"from,omitempty"`
+}
+
+// Initial is the state of a side of a new link; from is where the primary's slot
+// begins, for the secondary.
+func Initial(r Role, from frame.LSN) State {
+	return State{Role: r, Term: 1, Phase: Steady, From: from}
+}
+
+// Writable reports whether clients may write on this side.
+func (s State) Writable() bool {
+	return s.Role == Primary && (s.Phase == Steady || s.Phase == Preparing)
+}
+
+// Event is what happened. One of the types below.
+type Event interface{ event() }
+
+type (
+	// Restarted: the agent came up with a stored state.
+	Restarted struct{}
+	// FailoverAsked: a person asked this side, the primary, to hand over.
+	FailoverAsked struct{}
+	// Prepared: both sides are ready.
+	Prepared struct{}
+	// Failed: an action of a failover did not succeed.
+	Failed struct{ Cause error }
+	// Fenced: nothing can be committed on this side any more.
+	Fenced struct{}
+	// TimedOut: the failover took longer than it was given.
+	TimedOut struct{}
+	// HandoffApplied: this side, the secondary, applied everything up to the
+	// handoff of Term. Position is where its own WAL stands.
+	HandoffApplied struct {
+		Term     frame.Term
+		Position frame.LSN
+	}
+	// Opened: the fence of this side is off.
+	Opened struct{}
+	// RefusalAsked: the other side wants the handoff of Term refused.
+	RefusalAsked struct{ Term frame.Term }
+	// Refused: the other side will never take over with Term.
+	Refused struct{ Term frame.Term }
+	// PeerSeen: the other side told its state.
+	PeerSeen struct{ Peer State }
+)
+
+func (Restarted) event()      {}
+func (FailoverAsked) event()  {}
+func (Prepared) event()       {}
+func (Failed) event()         {}
+func (Fenced) event()         {}
+func (TimedOut) event()       {}
+func (HandoffApplied) event() {}
+func (Opened) event()         {}
+func (RefusalAsked) event()   {}
+func (Refused) event()        {}
+func (PeerSeen) event()       {}
+
+// Action is what the host has to do. One of the types below.
+type Action interface{ action() }
+
+type (
+	// Persist stores the state. Nothing after it may happen before it is durable.
+	Persist struct{}
+	// Prepare gets both sides ready to swap. Answer: Prepared or Failed.
+	Prepare struct{}
+	// Unprepare takes back what Prepare made on the other side.
+	Unprepare struct{}
+	// Close puts the fence on and ends what is under way. Answer: Fenced or Failed.
+	Close struct{}
+	// Hand writes the handoff of Term into the stream. Answer: Failed, or none.
+	Hand struct{ Term frame.Term }
+	// Open takes the fence off. Answer: Opened, if the state is Promoting.
+	Open struct{}
+	// AskRefusal asks the other side to refuse Term, again and again until it
+	// answers. Answer: Refused or PeerSeen.
+	AskRefusal struct{ Term frame.Term }
+	// Tell sends this side's state to the other side.
+	Tell struct{}
+	// Serve streams to the other side when it asks.
+	Serve struct{}
+	// Follow applies the other side's stream, from the position that is stored with
+	// the data for this term; in a new term that is the state's From.
+	Follow struct{}
+	// Report ends a failover for whoever asked for it; nil is success.
+	Report struct{ Cause error }
+)
+
+func (Persist) action()    {}
+func (Prepare) action()    {}
+func (Unprepare) action()  {}
+func (Close) action()      {}
+func (Hand) action()       {}
+func (Open) action()       {}
+func (AskRefusal) action() {}
+func (Tell) action()       {}
+func (Serve) action()      {}
+func (Follow) action()     {}
+func (Report) action()     {}
+
+// Step returns the state after an event and what has to be done. An event that
+// does not fit the state changes nothing and asks for nothing.
+func Step(s State, e Event) (State, []Action) {
+	switch e := e.(type) {
+	case Restarted:
+		return restarted(s)
+	case FailoverAsked:
+		return asked(s)
+	case Prepared:
+		if s.Phase == Preparing {
+			s.Phase = Fencing
+			return s, []Action{Persist{}, Close{}}
+		}
+	case Fenced:
+		if s.Phase == Fencing {
+			s.Phase = Handing
+			return s, []Action{Persist{}, Hand{s.Next}}
+		}
+	case Failed:
+		return back(s, e.Cause)
+	case TimedOut:
+		return back(s, problem.New("failover-timeout", "", "the failover did not end within its time limit; the old primary writes again",
+			"look for the cause with hawser link show, then run it again or give it a larger --timeout"))
+	case HandoffApplied:
+		return handoff(s, e)
+	case Opened:
+		if s.Phase == Promoting {
+			s.Phase = Steady
+			return s, []Action{Persist{}, Serve{}, Tell{}}
+		}
+	case RefusalAsked:
+		return refuse(s, e.Term)
+	case Refused:
+		if (s.Phase == Aborting || s.Phase == Handing) && e.Term == s.Next {
+			return reopen(s, problem.New("failover-rolled-back", "", "the failover was taken back; the old primary writes again",
+				"run it again when the cause is gone"))
+		}
+	case PeerSeen:
+		return peerSeen(s, e.Peer)
+	}
+	return s, nil
+}
+
+// asked begins a failover. The term must pass every one that was refused.
+func asked(s State) (State, []Action) {
+	if s.Role != Primary || s.Phase != Steady {
+		return s, []Action{Report{problem.New("failover-not-now", "",
+			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", s.Role, s.Phase), "hawser link show NAME, and run it when the link is steady")}}
+	}
+	s.Next = max(s.Term, s.Floor) + 1
+	s.Phase = Preparing
+	return s, []Action{Persist{}, Prepare{}}
+}
+
+// back takes a failover back as far as this side may decide alone.
+func back(s State, cause error) (State, []Action) {
+	switch s.Phase {
+	case Preparing, Fencing:
+		return reopen(s, cause)
+	case Handing:
+		s.Phase = Aborting
+		return s, []Action{Persist{}, AskRefusal{s.Next}}
+	}
+	return s, nil
+}
+
+// reopen ends a failover with the roles as they were. The refused term is spent.
+func reopen(s State, cause error) (State, []Action) {
+	s.Phase, s.Floor, s.Next = Steady, max(s.Floor, s.Next), 0
+	return s, []Action{Persist{}, Open{}, Unprepare{}, Report{cause}}
+}
+
+// handoff makes the secondary the primary: the decision of the whole protocol.
+func handoff(s State, e HandoffApplied) (State, []Action) {
+	if s.Role != Secondary || e.Term <= s.Term || e.Term <= s.Floor {
+		return s, nil
+	}
+	s = State{Role: Primary, Term: e.Term, Phase: Promoting, Floor: s.Floor, Position: e.Position}
+	return s, []Action{Persist{}, Open{}}
+}
+
+// refuse promises never to take over with term, unless that has happened.
+func refuse(s State, term frame.Term) (State, []Action) {
+	if s.Role == Primary || s.Term >= term {
+		return s, []Action{Tell{}}
+	}
+	s.Floor = max(s.Floor, term)
+	return s, []Action{Persist{}, Tell{}}
+}
+
+// peerSeen compares with the other side. The higher term is right.
+func peerSeen(s State, p State) (State, []Action) {
+	switch {
+	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Next == p.Term && closed(s):
+		next := State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position}
+		return next, []Action{Persist{}, Follow{}, Report{nil}}
+	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Phase != Diverged:
+		// It took over without this side, which may hold what it never received.
+		s.Phase, s.Next = Diverged, 0
+		return s, []Action{Persist{}, Close{}}
+	case closed(s) && s.Role == Primary && p.Role == Secondary && p.Floor >= s.Next && s.Next > 0:
+		return Step(s, Refused{s.Next})
+	case s.Role == Secondary && p.Role == Primary && p.Term > s.Term:
+		// Another secondary of the same database took over, and this one knows
+		// nothing of it: it may not apply the stream of an unknown primary.
+		return s, nil
+	}
+	return s, nil
+}
+
+// closed reports whether this side has handed over and waits for the answer.
+func closed(s State) bool { return s.Phase == Handing || s.Phase == Aborting }
+
+// restarted brings a side to where its stored state says.
+func restarted(s State) (State, []Action) {
+	switch {
+	case s.Role == Secondary:
+		return s, []Action{Close{}, Follow{}}
+	case s.Phase == Preparing || s.Phase == Fencing:
+		next, actions := reopen(s, problem.New("failover-interrupted", "",
+			"the agent stopped during the failover, which was taken back", "run it again"))
+		return next, append(actions, Serve{})
+	case s.Phase == Handing:
+		return s, []Action{Close{}, Hand{s.Next}, Serve{}}
+	case s.Phase == Aborting:
+		return s, []Action{Close{}, Serve{}, AskRefusal{s.Next}}
+	case s.Phase == Promoting:
+		return s, []Action{Open{}}
+	case s.Phase == Diverged:
+		return s, []Action{Close{}}
+	}
+	return s, []Action{Open{}, Serve{}, Tell{}}
+}

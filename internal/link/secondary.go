@@ -1,0 +1,413 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/peer"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
+	"github.com/hawser/hawser/internal/seed"
+)
+
+// framesAhead is how many frames may wait between the network and the applier;
+// with capture's batches that is a few MiB.
+const framesAhead = 4
+
+// follow runs while the agent does: whenever this side is a secondary that should
+// run, it seeds and applies; after an error it waits a little and begins again.
+func (l *link) follow() {
+	wait := newBackoff()
+	for l.ctx.Err() == nil {
+		l.mu.Lock()
+		run := l.side.Role == role.Secondary && !l.paused && l.suspended == nil && l.progress == catalog.Running
+		changed := l.changed
+		l.mu.Unlock()
+		if !run {
+			select {
+			case <-changed:
+			case <-l.ctx.Done():
+			}
+			continue
+		}
+		began := time.Now()
+		err := l.followOnce(changed)
+		if l.ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			l.stopped(err)
+		}
+		if err == nil || time.Since(began) > 10*time.Second {
+			wait = newBackoff()
+		}
+		if err != nil && !wait.sleep(l.ctx) {
+			return
+		}
+	}
+}
+
+// stopped sorts an error: what passes by itself is the cause of a disconnected
+// link, all else suspends it.
+func (l *link) stopped(err error) {
+	if p, ok := problem.As(err); ok && !p.Retryable {
+		q := *p
+		if q.Cause != err.Error() {
+			q.Err = err
+		}
+		l.suspend(&q)
+		return
+	}
+	l.log.Warn("the link stopped and will go on", "cause", err)
+	l.update(func() { l.cause = problem.Of(err, "disconnected") })
+}
+
+// followOnce follows until something that decides about it changes, or fails. A
+// change that merely ends it is no error.
+func (l *link) followOnce(changed <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(l.ctx)
+	defer cancel()
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+			l.mu.Lock()
+			changed = l.changed
+			run := l.side.Role == role.Secondary && !l.paused && l.suspended == nil
+			l.mu.Unlock()
+			if !run {
+				cancel()
+				return
+			}
+		}
+	}()
+	err := l.replicate(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (l *link) replicate(ctx context.Context) error {
+	select {
+	case <-l.m.cfg.Peers.Connected(l.rec.Peer):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := l.exchange(ctx); err != nil {
+		return err
+	}
+	side, _ := l.now()
+	if side.Role != role.Secondary {
+		return nil
+	}
+	conn, err := l.connect(ctx, "setup")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := l.settleSecondary(ctx, conn, side); err != nil {
+		return err
+	}
+	state, _, err := catalog.LoadSeeding(ctx, conn, l.rec.ID)
+	if err != nil {
+		return err
+	}
+	if !state.Done && !state.Restored {
+		if err := l.restoreSchema(ctx, conn); err != nil {
+			return err
+		}
+	}
+	_ = conn.Close(ctx)
+	l.update(func() { l.seeded = state.Done })
+	return l.stream(ctx, side, !state.Done)
+}
+
+// exchange tells the other side our state and takes in theirs.
+func (l *link) exchange(ctx context.Context) error {
+	ours, _ := l.now()
+	var theirs role.State
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs); err != nil {
+		return err
+	}
+	_, err := l.ask(ctx, role.PeerSeen{Peer: theirs})
+	return err
+}
+
+// settleSecondary brings the database to where a secondary of this term is: the
+// origin begins where the other side's term does, and the slot by which the other
+// side followed us is gone, so that it holds no WAL.
+func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.State) error {
+	origin := apply.Origin(l.rec.ID, side.Term)
+	if err := apply.BeginAt(ctx, conn, origin, side.From); err != nil {
+		return err
+	}
+	if err := apply.DropOrigins(ctx, conn, l.rec.ID, origin); err != nil {
+		return err
+	}
+	if side.Phase == role.Steady && l.leading() {
+		return nil
+	}
+	return capture.DropSlot(ctx, conn, l.rec.ID)
+}
+
+// restoreSchema makes the objects that rows need, and records what is left to
+// do, in one transaction: after a crash there is either all of it or nothing.
+func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
+	l.log.Info("restoring the schema")
+	reply, err := l.fetchSchema(ctx)
+	if err != nil {
+		return err
+	}
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		created, err := schema.RestoreRoles(ctx, tx, reply.Dump.Roles)
+		if err != nil {
+			return err
+		}
+		if len(created) > 0 {
+			l.log.Warn("roles were missing and were created without login", "roles", created)
+		}
+		var now []schema.Entry
+		var later []catalog.SchemaEntry
+		for _, e := range reply.Dump.Entries {
+			if e.Phase == schema.PhasePre {
+				now = append(now, e)
+				continue
+			}
+			data, err := json.Marshal(e)
+			if err != nil {
+				return err
+			}
+			later = append(later, catalog.SchemaEntry{ID: e.ID, Phase: string(e.Phase), Table: e.Table, Entry: data})
+		}
+		if err := schema.Apply(ctx, tx, now); err != nil {
+			return err
+		}
+		if err := catalog.PutSchemaEntries(ctx, tx, l.rec.ID, later); err != nil {
+			return err
+		}
+		for _, t := range reply.Tables {
+			if err := catalog.PutSeedTable(ctx, tx, l.rec.ID, t); err != nil {
+				return err
+			}
+			if err := fence.PrepareTable(ctx, tx, t.Schema, t.Name); err != nil {
+				return err
+			}
+		}
+		return catalog.SetRestored(ctx, tx, l.rec.ID, reply.Snapshot)
+	})
+}
+
+// stream applies the primary's changes, and copies tables beside it while there
+// are any to copy.
+func (l *link) stream(ctx context.Context, side role.State, seeding bool) error {
+	key, err := l.fetchDDLKey(ctx)
+	if err != nil {
+		return err
+	}
+	a := l.newApplier(side, key)
+	from, err := a.Start(ctx)
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	l.update(func() { l.applier = a })
+	defer l.update(func() { l.applier, l.seeder, l.streaming = nil, nil, false })
+
+	s, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamChanges)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if err := s.Send(frame.Start{Term: side.Term, Position: from}); err != nil {
+		return err
+	}
+	l.log.Info("following", "primary", l.rec.Peer, "from", from, "term", side.Term)
+
+	g, gctx := errgroup.WithContext(ctx)
+	frames := make(chan frame.Frame, framesAhead)
+	acks := newLatest[frame.Ack]()
+	var over *apply.Handoff
+	g.Go(func() error { return l.receive(gctx, s, frames) })
+	g.Go(func() error { return sendAcks(gctx, s, acks) })
+	g.Go(func() error { <-gctx.Done(); return s.Close() })
+	g.Go(func() error {
+		h, err := a.Apply(gctx, frames, func(k frame.Ack) { l.acknowledged(k); acks.put(k) })
+		if err != nil {
+			return err
+		}
+		over = h
+		return errHandedOver
+	})
+	if seeding {
+		g.Go(func() error { return l.seed(gctx, a) })
+	}
+	err = g.Wait()
+	switch {
+	case errors.Is(err, errHandedOver):
+		return l.takeOver(ctx, over)
+	case errors.Is(err, apply.ErrTablesFirst):
+		_ = s.Close()
+		a.Close()
+		return l.tablesFirst(ctx, side, key)
+	case errors.Is(err, apply.ErrReseed):
+		return nil
+	}
+	return err
+}
+
+var errHandedOver = errors.New("the primary handed over")
+
+func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
+	return apply.New(apply.Config{
+		Link: l.rec.Name, ID: l.rec.ID, Origin: apply.Origin(l.rec.ID, side.Term),
+		Connect:  l.connectApplier,
+		SpoolDir: filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID),
+		Replayer: newReplayer(l, key),
+		Accept:   func(content []byte) bool { return l.accepts(content, key) },
+		Log:      l.log,
+	})
+}
+
+// connectApplier opens the session that applies. Its plans are pinned: a key is
+// looked up by its index whatever the statistics of a table that was just filled
+// may say.
+func (l *link) connectApplier(ctx context.Context) (*pgx.Conn, error) {
+	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":apply", map[string]string{
+		"synchronous_commit":                  "off",
+		"plan_cache_mode":                     "force_generic_plan",
+		"enable_seqscan":                      "off",
+		"enable_bitmapscan":                   "off",
+		"jit":                                 "off",
+		"max_parallel_workers_per_gather":     "0",
+		"datestyle":                           "ISO",
+		"intervalstyle":                       "postgres",
+		"extra_float_digits":                  "1",
+		"bytea_output":                        "hex",
+		"timezone":                            "UTC",
+		"client_encoding":                     "UTF8",
+		"constraint_exclusion":                "off",
+		"default_transaction_deferrable":      "off",
+		"default_transaction_isolation":       "read committed",
+		"lc_monetary":                         "C",
+		"standard_conforming_strings":         "on",
+		"xmloption":                           "content",
+		"idle_session_timeout":                "0",
+		"transaction_timeout":                 "",
+		"client_connection_check_interval":    "",
+		"track_activities":                    "",
+		"idle_in_transaction_session_timeout": "0",
+	})
+}
+
+// receive passes frames from the network to the applier.
+func (l *link) receive(ctx context.Context, s peer.Stream, frames chan<- frame.Frame) error {
+	l.update(func() { l.streaming, l.cause = true, nil })
+	for {
+		f, err := s.Recv()
+		if err != nil {
+			return lostStream(err)
+		}
+		if h, ok := f.(frame.Heartbeat); ok && h.Snapshot != "" {
+			l.mu.Lock()
+			l.heard, l.heardAt = h, time.Now()
+			l.mu.Unlock()
+		}
+		select {
+		case frames <- f:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func lostStream(err error) error {
+	if _, ok := problem.As(err); ok {
+		return err
+	}
+	return problem.New("stream-lost", "", "the stream from the primary broke", "none: the link connects again").Retry().Because(err)
+}
+
+func (l *link) acknowledged(k frame.Ack) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ack = k
+}
+
+func sendAcks(ctx context.Context, s peer.Stream, acks *latest[frame.Ack]) error {
+	for {
+		k, err := acks.take(ctx)
+		if err != nil {
+			return err
+		}
+		if err := s.Send(k); err != nil {
+			return lostStream(err)
+		}
+	}
+}
+
+// latest holds the newest of the values put into it.
+type latest[T any] struct{ c chan T }
+
+func newLatest[T any]() *latest[T] { return &latest[T]{make(chan T, 1)} }
+
+// put is for one goroutine.
+func (v *latest[T]) put(x T) {
+	select {
+	case <-v.c:
+	default:
+	}
+	v.c <- x
+}
+
+func (v *latest[T]) take(ctx context.Context) (x T, err error) {
+	select {
+	case x = <-v.c:
+		return x, nil
+	case <-ctx.Done():
+		return x, ctx.Err()
+	}
+}
+
+// takeOver makes this side primary after a handoff: the sequences go where the
+// old primary's were, and then the role decides.
+func (l *link) takeOver(ctx context.Context, over *apply.Handoff) error {
+	var h handoff
+	if err := json.Unmarshal(over.Content, &h); err != nil {
+		return fmt.Errorf("read the handoff: %w", err)
+	}
+	conn, err := l.connect(ctx, "takeover")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := apply.SetSequences(ctx, conn, h.Sequences); err != nil {
+		return err
+	}
+	var text string
+	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&text); err != nil {
+		return fmt.Errorf("read the position of the new term: %w", err)
+	}
+	position, err := frame.ParseLSN(text)
+	if err != nil {
+		return err
+	}
+	_, err = l.ask(ctx, role.HandoffApplied{Term: h.Term, Position: position})
+	return err
+}

@@ -1,0 +1,168 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/schema"
+	"github.com/hawser/hawser/internal/seed"
+)
+
+// gate lets the seeder speak with the applier.
+type gate struct {
+	*apply.Applier
+	alone bool // no stream runs beside: DDL waits for tables
+}
+
+func (g gate) SnapshotTaken(ctx context.Context, t catalog.SeedTable) error {
+	err := g.Applier.SnapshotTaken(ctx, t)
+	if errors.Is(err, apply.ErrRetake) {
+		return seed.ErrRetake
+	}
+	return err
+}
+
+// Await waits for the stream. When DDL waits for the tables while a table waits
+// for that DDL, the DDL goes first.
+func (g gate) Await(ctx context.Context, lsn frame.LSN) error {
+	if g.alone {
+		return errDDLFirst
+	}
+	return g.Applier.Await(ctx, lsn)
+}
+
+var errDDLFirst = errors.New("a table waits for DDL in the stream")
+
+// seed copies every table that is not live, builds what needs all tables, and
+// records the end.
+func (l *link) seed(ctx context.Context, a *apply.Applier) error {
+	if err := l.copyTables(ctx, gate{Applier: a}); err != nil {
+		return err
+	}
+	conn, err := l.connect(ctx, "build")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	// Tables were copied under snapshots of different times. They agree with each
+	// other when the stream has passed all of them.
+	ready, err := readyAt(ctx, conn, l.rec.ID)
+	if err != nil {
+		return err
+	}
+	if err := a.Await(ctx, ready); err != nil {
+		return err
+	}
+	if err := l.build(ctx, conn, schema.PhaseTable, 0); err != nil {
+		return err
+	}
+	if err := l.build(ctx, conn, schema.PhaseFinal, 0); err != nil {
+		return err
+	}
+	if err := fence.Prepare(ctx, conn, nil); err != nil {
+		return err
+	}
+	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return catalog.SetSeedingDone(ctx, tx, l.rec.ID) }); err != nil {
+		return err
+	}
+	if err := a.SeedingDone(ctx); err != nil {
+		return err
+	}
+	l.log.Info("seeding is complete")
+	l.update(func() { l.seeded = true })
+	return nil
+}
+
+func readyAt(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, error) {
+	tables, err := catalog.SeedTables(ctx, conn, id)
+	if err != nil {
+		return 0, err
+	}
+	var ready frame.LSN
+	for _, t := range tables {
+		ready = max(ready, t.LSN)
+	}
+	return ready, nil
+}
+
+func (l *link) copyTables(ctx context.Context, g gate) error {
+	s := seed.New(seed.Config{
+		Link: l.rec.ID, Name: l.rec.Name,
+		Open:    func(ctx context.Context) (seed.ClientStream, error) { return l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamSeed) },
+		Connect: func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") },
+		Gate:    g,
+		Build: func(ctx context.Context, conn *pgx.Conn, oid uint32) error {
+			return l.build(ctx, conn, schema.PhaseTable, oid)
+		},
+		Workers: l.m.cfg.SeedWorkers,
+		Log:     l.log,
+	})
+	l.update(func() { l.seeder = s })
+	return s.Run(ctx)
+}
+
+// build runs the entries of a phase that are not done, of one table or of all
+// (0). Each is committed with the record that it is done.
+func (l *link) build(ctx context.Context, conn *pgx.Conn, phase schema.Phase, table uint32) error {
+	entries, err := catalog.SchemaEntries(ctx, conn, l.rec.ID, string(phase), table)
+	if err != nil {
+		return err
+	}
+	for _, stored := range entries {
+		var e schema.Entry
+		if err := json.Unmarshal(stored.Entry, &e); err != nil {
+			return fmt.Errorf("read schema entry %d: %w", stored.ID, err)
+		}
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if err := schema.Apply(ctx, tx, []schema.Entry{e}); err != nil {
+				return err
+			}
+			return catalog.SetEntryDone(ctx, tx, l.rec.ID, stored.ID)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tablesFirst copies the tables while the stream stands before a DDL command.
+func (l *link) tablesFirst(ctx context.Context, side role.State, key []byte) error {
+	l.log.Info("DDL on the primary waits until the tables being copied are complete")
+	a := l.newApplier(side, key)
+	if _, err := a.Start(ctx); err != nil {
+		return err
+	}
+	defer a.Close()
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { _, err := a.Apply(gctx, nil, func(frame.Ack) {}); return err })
+	g.Go(func() error {
+		if err := l.copyTables(gctx, gate{Applier: a, alone: true}); err != nil {
+			return err
+		}
+		return errTablesDone
+	})
+	switch err := g.Wait(); {
+	case errors.Is(err, errTablesDone):
+		return nil
+	case errors.Is(err, errDDLFirst):
+		l.mu.Lock()
+		l.allowDDL = true
+		l.mu.Unlock()
+		return nil
+	default:
+		return err
+	}
+}
+
+var errTablesDone = errors.New("all tables are live")

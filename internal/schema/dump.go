@@ -1,0 +1,223 @@
+package schema
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// FormatVersion is the Version of the dumps that this package makes and restores.
+const FormatVersion = 1
+
+// Dump is the definition of a database at one snapshot. It is sent as JSON.
+type Dump struct {
+	Version int `json:"version"`
+	// ServerVersion is the primary's, as server_version_num.
+	ServerVersion int              `json:"server_version"`
+	Database      DatabaseSettings `json:"database"`
+	Entries       []Entry          `json:"entries"`
+	// Roles are all roles that the entries name.
+	Roles      []Role      `json:"roles"`
+	Extensions []Extension `json:"extensions"`
+}
+
+// Of returns the entries of one phase in their order; table 0 asks for those of
+// every table.
+func (d *Dump) Of(phase Phase, table uint32) []Entry {
+	var out []Entry
+	for _, e := range d.Entries {
+		if e.Phase == phase && (table == 0 || e.Table == table) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// DumpOptions say how a dump is taken.
+type DumpOptions struct {
+	// Snapshot is one that pg_export_snapshot returned in a transaction that stays
+	// open until TakeDump returns. Empty: TakeDump takes its own.
+	Snapshot string
+}
+
+// lockWait is how long pg_dump waits for a table that somebody holds exclusively.
+const lockWait = "60s"
+
+// TakeDump reads the definition of a database on the primary. It runs pg_dump
+// and pg_restore of the newest version at hand, on this machine.
+func TakeDump(ctx context.Context, src *postgres.Server, database string, o DumpOptions) (*Dump, error) {
+	conn, err := src.Connect(ctx, reading(database, "dump"))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	tx, err := beginAt(ctx, conn, o.Snapshot)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	if o.Snapshot == "" {
+		if err := tx.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&o.Snapshot); err != nil {
+			return nil, fmt.Errorf("export the snapshot of the dump: %w", err)
+		}
+	}
+	d := &Dump{Version: FormatVersion}
+	if d.ServerVersion, err = serverVersion(ctx, tx); err != nil {
+		return nil, err
+	}
+	f, err := readFacts(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	toc, err := runDump(ctx, src, database, o.Snapshot, d.ServerVersion/10000)
+	if err != nil {
+		return nil, err
+	}
+	if d.Entries, err = assemble(toc, f); err != nil {
+		return nil, err
+	}
+	if d.Roles, err = namedRoles(toc, f.roles); err != nil {
+		return nil, err
+	}
+	d.Extensions, d.Database = f.extensions, f.settings
+	return d, nil
+}
+
+// reading is a session that reads a database's catalog, however the database and
+// its roles are set up.
+func reading(database, purpose string) postgres.Session {
+	return postgres.Session{Database: database, Purpose: "schema " + purpose, Settings: map[string]string{
+		"search_path":                         "",
+		"statement_timeout":                   "0",
+		"idle_in_transaction_session_timeout": "0",
+	}}
+}
+
+// beginAt opens a transaction that reads at a snapshot, or at its own if it is "".
+func beginAt(ctx context.Context, conn *pgx.Conn, snapshot string) (pgx.Tx, error) {
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return nil, fmt.Errorf("begin the dump: %w", err)
+	}
+	if snapshot == "" {
+		return tx, nil
+	}
+	if _, err := tx.Exec(ctx, "SET TRANSACTION SNAPSHOT '"+strings.ReplaceAll(snapshot, "'", "''")+"'"); err != nil {
+		_ = tx.Rollback(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("take the dump's snapshot %s: %w", snapshot, err)
+	}
+	return tx, nil
+}
+
+func serverVersion(ctx context.Context, db querier) (version int, err error) {
+	if err := db.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return 0, fmt.Errorf("read the server's version: %w", err)
+	}
+	return version, nil
+}
+
+// runDump runs the tools and reads what they made.
+func runDump(ctx context.Context, src *postgres.Server, database, snapshot string, major int) ([]tocEntry, error) {
+	dir, err := os.MkdirTemp("", "hawser-dump-")
+	if err != nil {
+		return nil, fmt.Errorf("make room for the dump: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	archive := filepath.Join(dir, "schema.dump")
+	run := tools{ctx: ctx, major: major, environ: src.Environ(database), object: "database " + postgres.QuoteIdent(database)}
+	// Every identifier is quoted: what is no key word here may be one on the target.
+	run.output("pg_dump", "--schema-only", "--format=custom", "--compress=0", "--create", "--encoding=UTF8",
+		"--quote-all-identifiers", "--no-subscriptions", "--no-tablespaces", "--exclude-schema=hawser",
+		"--lock-wait-timeout="+lockWait, "--no-password", "--snapshot="+snapshot, "--file="+archive)
+	list := run.output("pg_restore", "--create", "--no-tablespaces", "--list", archive)
+	script := run.output("pg_restore", "--create", "--no-tablespaces", "--verbose", "--file=-", archive)
+	if run.err != nil {
+		return nil, run.err
+	}
+	if !utf8.ValidString(script) {
+		return nil, problem.New("schema-not-utf8", run.object,
+			"its definitions hold bytes that are not UTF-8, which a database in encoding SQL_ASCII allows",
+			"rename the objects, or rewrite the functions and comments, that hold such bytes")
+	}
+	lines, err := parseList(list)
+	if err != nil {
+		return nil, err
+	}
+	return parseScript(script, lines)
+}
+
+// tools runs PostgreSQL's programs one after the other, until one fails.
+type tools struct {
+	ctx     context.Context
+	major   int
+	environ []string
+	object  string
+	err     error
+}
+
+// output runs a program and returns what it printed.
+func (t *tools) output(name string, args ...string) string {
+	if t.err != nil {
+		return ""
+	}
+	path, err := postgres.Tool(name, t.major)
+	if err != nil {
+		t.err = err
+		return ""
+	}
+	var out bytes.Buffer
+	said := tail{limit: 4096}
+	cmd := exec.CommandContext(t.ctx, path, args...)
+	cmd.Env = append(os.Environ(), t.environ...)
+	cmd.Env = append(cmd.Env, "LC_ALL=C")
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		t.err = t.failed(name, err, said.String())
+	}
+	return out.String()
+}
+
+// failed explains the end of a program. It is worth another try: a lock that was
+// held, a connection that broke.
+func (t *tools) failed(name string, err error, said string) error {
+	if t.ctx.Err() != nil {
+		return fmt.Errorf("run %s: %w", name, t.ctx.Err())
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("run %s: %w", name, err)
+	}
+	cause := fmt.Sprintf("%s could not read its definitions: %s", name, strings.Join(strings.Fields(said), " "))
+	return problem.New("schema-dump-failed", t.object, cause, "mend what "+name+" names; the dump is tried again by itself").Because(err).Retry()
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	limit int
+	buf   []byte
+}
+
+var _ io.Writer = (*tail)(nil)
+
+// Write never fails.
+func (t *tail) Write(p []byte) (int, error) {
+	t.buf = append(t.buf, p...)
+	if over := len(t.buf) - t.limit; over > 0 {
+		t.buf = append(t.buf[:0], t.buf[over:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string { return string(t.buf) }

@@ -1,0 +1,428 @@
+package schema
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	pgq "github.com/pganalyze/pg_query_go/v6"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// ReplayOptions say how a Replayer works.
+type ReplayOptions struct {
+	// Key returns the key that signs the primary's DDL messages (capture.DDLKey). It
+	// is called before the first message, and again when a signature does not fit.
+	Key func(context.Context) ([]byte, error)
+	// Carries reports whether the link carries a table. Nil: it carries all.
+	Carries func(schema, table string) bool
+}
+
+// A Replayer runs the primary's DDL on the secondary. It is for one link's applier,
+// which calls it from one goroutine: Reset when a transaction of the primary begins,
+// Replay for each message with the prefix hawser.ddl in its place among the changes,
+// Provide for the rows of a table that is unknown, Finish before the transaction is
+// committed. Every call gets the applier's connection, a superuser's with
+// session_replication_role=replica, in the open target transaction. After an error
+// the applier must roll back.
+//
+// It must never invent data: what a statement's text would compute anew (a volatile
+// default, now()) is taken from the primary, or the table is named in Result.Reseed.
+// It never runs a user's code with more rights than that user has on this side.
+type Replayer struct {
+	options ReplayOptions
+	key     []byte
+
+	// Of the transaction at hand:
+	texts     map[string]string     // by ref
+	scripts   map[string]*ddlScript // by text
+	creating  []ddlUser             // users whose CREATE TABLE AS has begun
+	provided  map[uint32]Table      // filled before its CREATE TABLE AS was told
+	extension bool                  // the rows that follow come from an extension's script
+}
+
+// Table names a table of the primary.
+type Table struct {
+	OID          uint32
+	Schema, Name string
+}
+
+func (t Table) sql() string { return pgx.Identifier{t.Schema, t.Name}.Sanitize() }
+
+// Result tells the applier what one DDL message did.
+type Result struct {
+	// Tag is the command tag; "" for a message that is not a command.
+	Tag string
+	// Statements were executed, in this order.
+	Statements []string
+	// Relations are OIDs on the primary: what is known about them is out of date.
+	Relations []uint32
+	// AllRelations says that every relation may have changed its name or shape.
+	AllRelations bool
+	// Created are new tables. They need what tables of a secondary have (the fence).
+	Created []Table
+	// Reseed are tables, empty now, whose rows only the primary knows.
+	Reseed []Table
+	// Refreshed are the quoted names of materialized views that were filled from this
+	// side's rows; while tables are still being seeded they need it again at the end.
+	Refreshed []string
+	// Later are statements that need the rows of all tables: to be run when seeding is done.
+	Later []string
+	// CommitAfter forbids to join the transaction with later ones of the primary: a new
+	// enum value can't be used before its transaction is committed.
+	CommitAfter bool
+	// Roles were created, without login, since a statement names them.
+	Roles []string
+	// Notes are for the link's status.
+	Notes problem.Findings
+}
+
+// NewReplayer returns a replayer at the start of a transaction.
+func NewReplayer(o ReplayOptions) *Replayer {
+	r := &Replayer{options: o}
+	r.Reset()
+	return r
+}
+
+// Reset forgets the transaction at hand, committed or not.
+func (r *Replayer) Reset() {
+	r.texts, r.scripts = map[string]string{}, map[string]*ddlScript{}
+	r.creating, r.provided, r.extension = nil, map[uint32]Table{}, false
+}
+
+// SkipRows reports whether the row changes that follow come from an extension's
+// script, which has run or will run on this side too: they must not be applied.
+func (r *Replayer) SkipRows() bool { return r.extension }
+
+// Finish reports what is open at the end of a transaction.
+func (r *Replayer) Finish() error {
+	for _, t := range r.provided {
+		return problem.New("ddl-missing", "table "+t.sql(),
+			"its rows came without the command that made it", "hawser link resync NAME --table "+t.Schema+"."+t.Name)
+	}
+	return nil
+}
+
+// Replay runs the command that a message with the prefix hawser.ddl tells.
+func (r *Replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (Result, error) {
+	body, ok, err := r.signed(ctx, content)
+	if err != nil {
+		return Result{}, err
+	}
+	if !ok {
+		return Result{Notes: problem.Findings{problem.Warn("ddl-forged", "logical message hawser.ddl",
+			"a message in the stream was not written by Hawser's event triggers and was left out; any user can write one",
+			"on the primary, find who calls pg_logical_emit_message")}}, nil
+	}
+	m, err := decodeDDL(body)
+	if err != nil {
+		return Result{}, err
+	}
+	if m.Phase == "begin" {
+		r.begin(m)
+		return Result{}, nil
+	}
+	run := &replay{Replayer: r, conn: conn, m: m, result: Result{Tag: m.Tag, Relations: m.relations()}}
+	if err := run.command(ctx); err != nil {
+		return Result{}, err
+	}
+	if err := run.setIdentity(ctx); err != nil {
+		return Result{}, err
+	}
+	return run.result, nil
+}
+
+func (r *Replayer) signed(ctx context.Context, content []byte) (body []byte, ok bool, err error) {
+	if body, ok := ddlSigned(content, r.key); ok && len(r.key) > 0 {
+		return body, true, nil
+	}
+	if r.key, err = r.options.Key(ctx); err != nil {
+		return nil, false, fmt.Errorf("get the key of the primary's DDL messages: %w", err)
+	}
+	if len(r.key) == 0 {
+		return nil, false, fmt.Errorf("the key of the primary's DDL messages is empty")
+	}
+	body, ok = ddlSigned(content, r.key)
+	return body, ok, nil
+}
+
+// begin notes that rows may come before the message that describes their table.
+func (r *Replayer) begin(m *ddlMessage) {
+	switch m.Tag {
+	case "CREATE EXTENSION", "ALTER EXTENSION":
+		r.extension = true
+	case "CREATE TABLE AS", "SELECT INTO":
+		r.creating = append(r.creating, m.User)
+	}
+}
+
+// replay is the run of one message.
+type replay struct {
+	*Replayer
+	conn   *pgx.Conn
+	m      *ddlMessage
+	result Result
+}
+
+// command runs what the message says, by its kind.
+func (r *replay) command(ctx context.Context) error {
+	m := r.m
+	switch {
+	case m.Error != "":
+		return problem.New("ddl-not-captured", m.object(),
+			"the primary's event trigger could not describe the command: "+m.Error,
+			"run the command on this side by hand as the primary has it, then hawser link resume NAME --skip-ddl")
+	case m.Tag == "", r.ours(), r.left():
+		return nil
+	case len(m.Objects) > 0 && m.Objects[0].Class == "pg_subscription", strings.HasSuffix(m.Tag, " SUBSCRIPTION"):
+		r.note("ddl-subscription", "subscriptions stay where they are: a second subscriber would take the first one's changes")
+		return nil
+	}
+	switch m.Tag {
+	case "CREATE EXTENSION", "ALTER EXTENSION":
+		r.extension = false
+		return r.extensionCommand(ctx)
+	case "CREATE TABLE AS", "SELECT INTO":
+		return r.createTableAs(ctx)
+	case "IMPORT FOREIGN SCHEMA":
+		return r.importForeign(ctx)
+	}
+	st, err := r.statement()
+	if err != nil {
+		return err
+	}
+	r.describe(st)
+	switch m.Tag {
+	case "ALTER TABLE":
+		return r.alterTable(ctx, st)
+	case "DROP OWNED", "REASSIGN OWNED":
+		return r.owned(ctx, st)
+	case "GRANT", "REVOKE":
+		if r.temporaryGrant(st) {
+			return nil
+		}
+	}
+	return r.plain(ctx, st)
+}
+
+// ours reports whether the command concerns what Hawser itself keeps in a database.
+func (r *replay) ours() bool {
+	all := append(slices.Clone(r.m.Objects), r.m.Dropped...)
+	for _, o := range all {
+		mine := o.Schema == "hawser" || o.Class == "pg_namespace" && o.Identity == "hawser" ||
+			o.Class == "pg_publication" && strings.HasPrefix(o.Identity, "hawser_")
+		if !mine {
+			return false
+		}
+	}
+	return len(all) > 0
+}
+
+// left reports whether the link leaves out every table that the command concerns.
+func (r *replay) left() bool {
+	if r.options.Carries == nil {
+		return false
+	}
+	tables := 0
+	for _, o := range r.m.Objects {
+		if o.Table != "" {
+			tables++
+			if r.options.Carries(o.TableSchema, o.Table) {
+				return false
+			}
+		}
+	}
+	for _, o := range r.m.Dropped {
+		if o.Root && o.Type != "table" {
+			return false
+		}
+		if o.Type == "table" {
+			tables++
+			if r.options.Carries(o.Schema, o.Name) {
+				return false
+			}
+		}
+	}
+	return tables > 0
+}
+
+// statement finds the text that the primary ran.
+func (r *replay) statement() (*ddlStatement, error) {
+	m := r.m
+	if m.Source != nil {
+		r.texts[m.Ref] = *m.Source
+	}
+	source, ok := r.texts[m.Ref]
+	if !ok {
+		return nil, notFound(m, "(a text that this transaction has not sent)")
+	}
+	return locate(m, source, func(text string) *ddlScript {
+		s := r.scripts[text]
+		if s == nil {
+			s = parseDDL(text, m.Server)
+			r.scripts[text] = s
+		}
+		return s
+	})
+}
+
+// describe fills in what the applier has to know whatever way the command is run.
+func (r *replay) describe(st *ddlStatement) {
+	m := r.m
+	switch m.Tag {
+	case "CREATE TABLE", "CREATE SCHEMA":
+		for _, o := range m.Objects {
+			if o.Class == "pg_class" && o.Type == "table" {
+				r.result.Created = append(r.result.Created, Table{o.OID, o.TableSchema, o.Table})
+			}
+		}
+	case "ALTER TYPE":
+		r.result.CommitAfter = st.node == nil || st.node.GetAlterEnumStmt() != nil
+	case "CREATE MATERIALIZED VIEW", "REFRESH MATERIALIZED VIEW":
+		if as := st.node.GetCreateTableAsStmt(); as.GetInto().GetSkipData() || st.node.GetRefreshMatViewStmt().GetSkipData() {
+			break
+		}
+		for _, o := range m.Objects {
+			if o.Type == "materialized view" {
+				r.result.Refreshed = append(r.result.Refreshed, pgx.Identifier{o.TableSchema, o.Table}.Sanitize())
+			}
+		}
+	case "ALTER SCHEMA", "DROP OWNED", "ALTER EXTENSION":
+		r.result.AllRelations = true
+	}
+}
+
+// plain runs a statement by its text, adapted to this side.
+func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
+	text, err := r.adapt(ctx, st)
+	if err != nil || text == "" {
+		return err
+	}
+	run := func() error { return r.run(ctx, order{sql: text, node: st.node}) }
+	if r.options.Carries == nil {
+		err = run()
+	} else if err = r.attempt(ctx, run); sqlState(err) == "42P01" { // undefined_table
+		r.note("ddl-left-out", "it needs a table that the link leaves out")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.afterwards(ctx, st)
+}
+
+// afterwards sets right what a text means differently here.
+func (r *replay) afterwards(ctx context.Context, st *ddlStatement) error {
+	if err := r.keepMoments(ctx, st); err != nil {
+		return err
+	}
+	for _, c := range r.m.Configs {
+		for _, setting := range c.Config {
+			name, value, _ := strings.Cut(setting, "=")
+			sql := fmt.Sprintf("ALTER %s %s SET %s TO %s", routineWord(c.Type), c.Identity, pgx.Identifier{name}.Sanitize(), configValue(name, value))
+			if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+				return err
+			}
+		}
+	}
+	for _, c := range r.m.Checks {
+		if err := r.addCheck(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func routineWord(objectType string) string {
+	if objectType == "procedure" {
+		return "PROCEDURE"
+	}
+	return "FUNCTION"
+}
+
+// configValue writes a stored setting as SET takes it. Settings that are lists hold
+// their elements quoted already.
+func configValue(name, value string) string {
+	switch strings.ToLower(name) {
+	case "search_path", "temp_tablespaces", "session_preload_libraries", "shared_preload_libraries", "local_preload_libraries":
+		if value == "" {
+			return "''"
+		}
+		return value
+	}
+	return quoteLiteral(value)
+}
+
+// keepMoments gives the primary's defaults to columns whose default was written as a
+// moment, such as 'now', which the server reads when the command runs.
+func (r *replay) keepMoments(ctx context.Context, st *ddlStatement) error {
+	moment := false
+	walk(st.node, func(m protoreflect.Message) {
+		if c, ok := m.Interface().(*pgq.A_Const); ok {
+			moment = moment || relativeTime(c.GetSval().GetSval())
+		}
+	})
+	if !moment {
+		return nil
+	}
+	for _, t := range r.m.Tables {
+		for _, c := range t.Columns {
+			if !strings.HasPrefix(c.Default, "'") { // not a constant
+				continue
+			}
+			sql := "ALTER TABLE " + pgx.Identifier{t.Schema, t.Name}.Sanitize() + " ALTER COLUMN " +
+				pgx.Identifier{c.Name}.Sanitize() + " SET DEFAULT " + c.Default
+			if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// addCheck adds the constraint that DETACH PARTITION CONCURRENTLY leaves behind.
+func (r *replay) addCheck(ctx context.Context, c ddlCheck) error {
+	var exists bool
+	err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+		JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2 AND k.conname = $3)`, c.Schema, c.Table, c.Name).Scan(&exists)
+	if err != nil {
+		return fmt.Errorf("look for constraint %q: %w", c.Name, err)
+	}
+	if exists {
+		return nil
+	}
+	sql := fmt.Sprintf("ALTER TABLE %s ADD CONSTRAINT %s %s", pgx.Identifier{c.Schema, c.Table}.Sanitize(), pgx.Identifier{c.Name}.Sanitize(), c.Def)
+	return r.run(ctx, order{sql: sql, generated: true})
+}
+
+// setIdentity follows what the primary's event trigger did to replica identities, so
+// that both sides are alike and this one can become the primary.
+func (r *replay) setIdentity(ctx context.Context) error {
+	for _, i := range r.m.Identity {
+		if r.options.Carries != nil && !r.options.Carries(i.Schema, i.Name) || i.To != "FULL" && i.To != "DEFAULT" {
+			continue
+		}
+		sql := "ALTER TABLE IF EXISTS ONLY " + pgx.Identifier{i.Schema, i.Name}.Sanitize() + " REPLICA IDENTITY " + i.To
+		if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *replay) note(code, text string) {
+	r.result.Notes = append(r.result.Notes, problem.Noted(code, r.m.object(), text))
+}
+
+func quoteLiteral(s string) string {
+	quoted := "'" + strings.ReplaceAll(s, "'", "''") + "'"
+	if strings.Contains(s, `\`) {
+		return " E" + strings.ReplaceAll(quoted, `\`, `\\`)
+	}
+	return quoted
+}

@@ -1,0 +1,298 @@
+package schema
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	pgq "github.com/pganalyze/pg_query_go/v6"
+	pgquery "github.com/wasilibs/go-pgquery"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// edit replaces the bytes [from, to) of a statement.
+type edit struct {
+	from, to int
+	with     string
+}
+
+// adapt returns the statement as it has to be run here, "" if not at all:
+//   - without CONCURRENTLY, which can't stand in a transaction and would not be
+//     in the statement's place among its neighbours;
+//   - without a tablespace that this side does not have;
+//   - with SESSION_USER, as a role, spelled out;
+//   - without the temporary ones among the objects of a DROP.
+//
+// The text is edited, not written anew from the parse tree: the server is to read
+// what the user wrote.
+func (r *replay) adapt(ctx context.Context, st *ddlStatement) (string, error) {
+	if st.node == nil {
+		return st.text, nil
+	}
+	if drop := st.node.GetDropStmt(); drop != nil {
+		return r.adaptDrop(st, drop)
+	}
+	// Places in the tree are those in the script; the statement's own are wanted.
+	tree, err := pgquery.Parse(st.text)
+	if err != nil || len(tree.Stmts) != 1 {
+		return st.text, nil
+	}
+	scan, err := pgquery.Scan(st.text)
+	if err != nil {
+		return st.text, nil
+	}
+	node := tree.Stmts[0].Stmt
+	edits := sessionUserEdits(node, r.m.User.Session)
+	if concurrent(node) {
+		edits = append(edits, wordEdits(scan, pgq.Token_CONCURRENTLY, pgq.Token_FINALIZE)...)
+	}
+	spaces, gone, err := r.tablespaceEdits(ctx, node, scan, st.text)
+	if err != nil || gone {
+		return "", err
+	}
+	return apply(st.text, append(edits, spaces...)), nil
+}
+
+func apply(text string, edits []edit) string {
+	slices.SortFunc(edits, func(a, b edit) int { return b.from - a.from })
+	for _, e := range edits {
+		text = text[:e.from] + e.with + text[e.to:]
+	}
+	return text
+}
+
+// concurrent reports whether the statement is one that runs in transactions of its
+// own. REFRESH MATERIALIZED VIEW CONCURRENTLY is not.
+func concurrent(node *pgq.Node) bool {
+	if node.GetIndexStmt().GetConcurrent() {
+		return true
+	}
+	for _, c := range node.GetAlterTableStmt().GetCmds() {
+		cmd := c.GetAlterTableCmd()
+		if cmd.GetSubtype() == pgq.AlterTableType_AT_DetachPartitionFinalize || cmd.GetDef().GetPartitionCmd().GetConcurrent() {
+			return true
+		}
+	}
+	return false
+}
+
+func wordEdits(scan *pgq.ScanResult, words ...pgq.Token) []edit {
+	var out []edit
+	for _, t := range scan.Tokens {
+		if slices.Contains(words, t.Token) {
+			out = append(out, edit{int(t.Start), int(t.End), ""})
+		}
+	}
+	return out
+}
+
+// sessionUserEdits names the session's user, who is the agent here.
+func sessionUserEdits(node *pgq.Node, user string) []edit {
+	var out []edit
+	walk(node, func(m protoreflect.Message) {
+		if spec, ok := m.Interface().(*pgq.RoleSpec); ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_SESSION_USER {
+			out = append(out, edit{int(spec.Location), int(spec.Location) + len("SESSION_USER"), pgx.Identifier{user}.Sanitize()})
+		}
+	})
+	return out
+}
+
+// tablespaceEdits takes out the clauses that name a tablespace which this side does
+// not have. gone: nothing is left of the statement.
+func (r *replay) tablespaceEdits(ctx context.Context, node *pgq.Node, scan *pgq.ScanResult, text string) (edits []edit, gone bool, err error) {
+	if node.GetAlterTableMoveAllStmt() != nil {
+		r.note("ddl-tablespace", "tables are not moved between tablespaces on this side")
+		return nil, true, nil
+	}
+	tokens := slices.DeleteFunc(slices.Clone(scan.Tokens), func(t *pgq.ScanToken) bool {
+		return t.Token == pgq.Token_SQL_COMMENT || t.Token == pgq.Token_C_COMMENT
+	})
+	word := func(i int) pgq.Token {
+		if i < 0 || i >= len(tokens) {
+			return pgq.Token_NUL
+		}
+		return tokens[i].Token
+	}
+	for i := range tokens {
+		if word(i) != pgq.Token_TABLESPACE || i+1 == len(tokens) {
+			continue
+		}
+		name := identifier(text[tokens[i+1].Start:tokens[i+1].End])
+		exists, err := r.tablespaceExists(ctx, name)
+		if err != nil {
+			return nil, false, err
+		}
+		if exists {
+			continue
+		}
+		first, last := i, i+1
+		switch {
+		case word(i-1) == pgq.Token_INDEX && word(i-2) == pgq.Token_USING:
+			first = i - 2
+		case word(i-1) == pgq.Token_SET && node.GetAlterTableStmt() != nil:
+			if len(node.GetAlterTableStmt().Cmds) == 1 {
+				r.note("ddl-tablespace", fmt.Sprintf("this side has no tablespace %q; the relation stays where it is", name))
+				return nil, true, nil
+			}
+			first = i - 1
+			if word(last+1) == pgq.Token_ASCII_44 { // the comma goes too
+				last++
+			} else {
+				first--
+			}
+		}
+		r.note("ddl-tablespace", fmt.Sprintf("this side has no tablespace %q; the default one is used", name))
+		edits = append(edits, edit{int(tokens[first].Start), int(tokens[last].End), ""})
+	}
+	return edits, false, nil
+}
+
+func (r *replay) tablespaceExists(ctx context.Context, name string) (exists bool, err error) {
+	err = r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = $1)`, name).Scan(&exists)
+	if err != nil {
+		return false, fmt.Errorf("look for tablespace %q: %w", name, err)
+	}
+	return exists, nil
+}
+
+// identifier is the name that a token of SQL stands for.
+func identifier(token string) string {
+	if strings.HasPrefix(token, `"`) {
+		return strings.ReplaceAll(strings.Trim(token, `"`), `""`, `"`)
+	}
+	return strings.ToLower(token)
+}
+
+// adaptDrop drops what the primary dropped: where the statement named temporary or
+// missing objects too, the objects are listed anew. An index may be missing here,
+// since one that CREATE INDEX CONCURRENTLY could not build is the primary's alone.
+func (r *replay) adaptDrop(st *ddlStatement, drop *pgq.DropStmt) (string, error) {
+	var roots []string
+	for _, o := range r.m.Dropped {
+		if o.Root {
+			roots = append(roots, o.Identity)
+		}
+	}
+	isIndex := drop.RemoveType == pgq.ObjectType_OBJECT_INDEX
+	if len(roots) == len(drop.Objects) && !isIndex {
+		return st.text, nil
+	}
+	word, ok := droppedWords[drop.RemoveType]
+	if !ok || len(roots) == 0 {
+		return st.text, nil
+	}
+	text := "DROP " + word + " "
+	if isIndex || drop.MissingOk {
+		text += "IF EXISTS "
+	}
+	text += strings.Join(roots, ", ")
+	if drop.Behavior == pgq.DropBehavior_DROP_CASCADE {
+		text += " CASCADE"
+	}
+	return text, nil
+}
+
+// droppedWords are the objects whose identity, as sql_drop tells it, is what DROP takes.
+var droppedWords = map[pgq.ObjectType]string{
+	pgq.ObjectType_OBJECT_TABLE: "TABLE", pgq.ObjectType_OBJECT_INDEX: "INDEX", pgq.ObjectType_OBJECT_VIEW: "VIEW",
+	pgq.ObjectType_OBJECT_MATVIEW: "MATERIALIZED VIEW", pgq.ObjectType_OBJECT_SEQUENCE: "SEQUENCE",
+	pgq.ObjectType_OBJECT_FOREIGN_TABLE: "FOREIGN TABLE", pgq.ObjectType_OBJECT_SCHEMA: "SCHEMA",
+	pgq.ObjectType_OBJECT_TYPE: "TYPE", pgq.ObjectType_OBJECT_DOMAIN: "DOMAIN", pgq.ObjectType_OBJECT_FUNCTION: "FUNCTION",
+	pgq.ObjectType_OBJECT_PROCEDURE: "PROCEDURE", pgq.ObjectType_OBJECT_AGGREGATE: "AGGREGATE",
+}
+
+// temporaryGrant reports whether the command concerns temporary relations only.
+func (r *replay) temporaryGrant(st *ddlStatement) bool {
+	grant := st.node.GetGrantStmt()
+	if grant == nil || len(grant.Objects) == 0 || grant.Targtype != pgq.GrantTargetType_ACL_TARGET_OBJECT {
+		return false
+	}
+	for _, o := range grant.Objects {
+		v := o.GetRangeVar()
+		if v == nil || v.Schemaname != "pg_temp" && (v.Schemaname != "" || !slices.Contains(r.m.Temporary, v.Relname)) {
+			return false
+		}
+	}
+	return true
+}
+
+// extensionCommand runs CREATE and ALTER EXTENSION with the version that the primary
+// got, where this side has it too.
+func (r *replay) extensionCommand(ctx context.Context) error {
+	if len(r.m.Objects) == 0 { // it was there already
+		return nil
+	}
+	st, err := r.statement()
+	if err != nil {
+		return err
+	}
+	r.describe(st)
+	create, alter := st.node.GetCreateExtensionStmt(), st.node.GetAlterExtensionStmt()
+	if len(r.m.Extensions) == 0 || create == nil && alter == nil {
+		return r.plain(ctx, st)
+	}
+	e := r.m.Extensions[0]
+	version, err := r.extensionVersion(ctx, e)
+	if err != nil {
+		return err
+	}
+	name := pgx.Identifier{e.Name}.Sanitize()
+	if alter != nil {
+		sql := "ALTER EXTENSION " + name + " UPDATE"
+		if version {
+			sql += " TO " + quoteLiteral(e.Version)
+		}
+		return r.run(ctx, order{sql: sql, node: st.node})
+	}
+	sql := "CREATE EXTENSION IF NOT EXISTS " + name
+	schema, err := r.schemaExists(ctx, e.Schema)
+	if err != nil {
+		return err
+	}
+	if schema { // otherwise the extension brings its own
+		sql += " SCHEMA " + e.Schema
+	}
+	if version {
+		sql += " VERSION " + quoteLiteral(e.Version)
+	}
+	for _, o := range create.Options {
+		if o.GetDefElem().GetDefname() == "cascade" {
+			sql += " CASCADE"
+		}
+	}
+	return r.run(ctx, order{sql: sql, node: st.node})
+}
+
+// schemaExists looks for a schema by its quoted name.
+func (r *replay) schemaExists(ctx context.Context, quoted string) (exists bool, err error) {
+	if err := r.conn.QueryRow(ctx, `SELECT to_regnamespace($1) IS NOT NULL`, quoted).Scan(&exists); err != nil {
+		return false, fmt.Errorf("look for schema %s: %w", quoted, err)
+	}
+	return exists, nil
+}
+
+// extensionVersion reports whether this side's server has the extension in the
+// primary's version; that it does not have it at all is a problem.
+func (r *replay) extensionVersion(ctx context.Context, e ddlExtension) (same bool, err error) {
+	var any bool
+	err = r.conn.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_or(version = $2), false)
+		FROM pg_available_extension_versions WHERE name = $1`, e.Name, e.Version).Scan(&any, &same)
+	if err != nil {
+		return false, fmt.Errorf("look for extension %q: %w", e.Name, err)
+	}
+	if !any {
+		return false, problem.New("extension-missing", "extension "+pgx.Identifier{e.Name}.Sanitize(),
+			"the primary created it, and this side's server does not have it (version "+e.Version+")",
+			"install the extension's package on this side's server; the link goes on by itself").Retry()
+	}
+	if !same {
+		r.result.Notes = append(r.result.Notes, problem.Warn("extension-version", "extension "+pgx.Identifier{e.Name}.Sanitize(),
+			"this side's server does not have version "+e.Version+" of the primary; its own default version is used",
+			"install version "+e.Version+" on this side's server, then ALTER EXTENSION … UPDATE"))
+	}
+	return same, nil
+}

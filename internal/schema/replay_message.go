@@ -1,0 +1,203 @@
+package schema
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// ddlMessageVersion is the newest form of the message that this package reads. The
+// writer is ddl.sql of package capture.
+const ddlMessageVersion = 1
+
+// ddlMessage is one DDL command of the primary.
+type ddlMessage struct {
+	Version int    `json:"v"`
+	Tag     string `json:"tag"`   // PostgreSQL's command tag; "" when only Identity is told
+	Phase   string `json:"phase"` // "begin": rows of the command may follow; "": the command is done
+	Error   string `json:"error"` // the primary could not describe the command
+	Server  int    `json:"server"`
+
+	// Source is the client's string, or the PL/pgSQL context when Nested. Without it,
+	// the text is that of an earlier message of the transaction with the same Ref.
+	Source    *string  `json:"source"`
+	Ref       string   `json:"ref"`
+	Nested    bool     `json:"nested"`
+	Order     int      `json:"order"`     // commands that the source fired before this one
+	Functions []string `json:"functions"` // bodies of the SQL functions that the context may mean
+
+	User       ddlUser           `json:"user"`
+	SearchPath string            `json:"search_path"`
+	Settings   map[string]string `json:"settings"`
+
+	Objects  []ddlObject   `json:"objects"` // made or changed
+	Dropped  []ddlObject   `json:"dropped"` // what the command named, and tables and columns that fell with it
+	Rewrites []ddlRewrite  `json:"rewrites"`
+	Tables   []ddlTable    `json:"tables"`
+	Identity []ddlIdentity `json:"identity"`
+	Checks   []ddlCheck    `json:"checks"`
+	Configs  []ddlConfig   `json:"configs"`
+
+	Extensions []ddlExtension `json:"extensions"`
+	Temporary  []string       `json:"temporary"` // names of the session's temporary relations
+}
+
+type ddlUser struct {
+	Name      string   `json:"name"`
+	Superuser bool     `json:"superuser"`
+	Session   string   `json:"session"`
+	MemberOf  []string `json:"member_of"`
+}
+
+type ddlObject struct {
+	Class       string `json:"class"`
+	OID         uint32 `json:"oid"`
+	Type        string `json:"type"`
+	Schema      string `json:"schema"`
+	Name        string `json:"name"`
+	Identity    string `json:"identity"`
+	Root        bool   `json:"root"`     // of a dropped one: the command named it
+	Relation    uint32 `json:"relation"` // that it is or belongs to
+	TableSchema string `json:"table_schema"`
+	Table       string `json:"table"`
+}
+
+type ddlRewrite struct {
+	Relation uint32 `json:"relation"`
+	Reason   int    `json:"reason"`
+}
+
+// The reasons of pg_event_trigger_table_rewrite_reason.
+const (
+	rewritePersistence = 1 << 0
+	rewriteDefault     = 1 << 1
+	rewriteColumn      = 1 << 2
+)
+
+type ddlTable struct {
+	OID           uint32      `json:"oid"`
+	Schema        string      `json:"schema"`
+	Name          string      `json:"name"`
+	Kind          string      `json:"kind"`
+	Persistence   string      `json:"persistence"`
+	Method        string      `json:"method"`
+	Options       []string    `json:"options"`
+	Tablespace    string      `json:"tablespace"`
+	Server        string      `json:"server"`
+	ServerOptions []string    `json:"server_options"`
+	Rows          bool        `json:"rows"` // it holds rows
+	Columns       []ddlColumn `json:"columns"`
+}
+
+type ddlColumn struct {
+	Name      string   `json:"name"`
+	Type      string   `json:"type"`
+	Collation string   `json:"collation"`
+	NotNull   bool     `json:"not_null"`
+	Default   string   `json:"default"`
+	Missing   *string  `json:"missing"` // what the rows have that are older than the column
+	Options   []string `json:"options"`
+}
+
+type ddlIdentity struct {
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
+	To     string `json:"to"`
+}
+
+type ddlCheck struct {
+	Schema string `json:"schema"`
+	Table  string `json:"table"`
+	Name   string `json:"name"`
+	Def    string `json:"def"`
+}
+
+type ddlConfig struct {
+	Type     string   `json:"type"`
+	Identity string   `json:"identity"`
+	Config   []string `json:"config"`
+}
+
+type ddlExtension struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	Schema  string `json:"schema"`
+}
+
+// ddlSigned splits a message's content and reports whether key signed it.
+func ddlSigned(content, key []byte) (body []byte, ok bool) {
+	const size = 2 * sha256.Size
+	if len(content) < size {
+		return nil, false
+	}
+	sum := make([]byte, sha256.Size)
+	if _, err := hex.Decode(sum, content[:size]); err != nil {
+		return nil, false
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write(content[size:])
+	return content[size:], hmac.Equal(sum, mac.Sum(nil))
+}
+
+func decodeDDL(body []byte) (*ddlMessage, error) {
+	var m ddlMessage
+	if err := json.Unmarshal(body, &m); err != nil {
+		return nil, fmt.Errorf("read a DDL message: %w", err)
+	}
+	if m.Version > ddlMessageVersion {
+		return nil, problem.New("ddl-version", m.object(),
+			fmt.Sprintf("the primary's agent writes DDL messages of version %d, this one reads up to %d", m.Version, ddlMessageVersion),
+			"upgrade Hawser on this instance; the link goes on by itself").Retry()
+	}
+	return &m, nil
+}
+
+// object names what the message is about, for problems.
+func (m *ddlMessage) object() string {
+	for _, list := range [][]ddlObject{m.Objects, m.Dropped} {
+		for _, o := range list {
+			if o.Identity != "" {
+				return m.Tag + " (" + o.Type + " " + o.Identity + ")"
+			}
+		}
+	}
+	return m.Tag
+}
+
+// relations are the OIDs on the primary of every relation that the command touched.
+func (m *ddlMessage) relations() []uint32 {
+	var oids []uint32
+	add := func(oid uint32) {
+		if oid != 0 && !slices.Contains(oids, oid) {
+			oids = append(oids, oid)
+		}
+	}
+	for _, o := range m.Objects {
+		add(o.Relation)
+	}
+	for _, o := range m.Dropped {
+		add(o.Relation)
+	}
+	for _, w := range m.Rewrites {
+		add(w.Relation)
+	}
+	for _, t := range m.Tables {
+		add(t.OID)
+	}
+	return oids
+}
+
+// reason is why the relation was rewritten, 0 if it was not.
+func (m *ddlMessage) reason(relation uint32) (reason int) {
+	for _, w := range m.Rewrites {
+		if w.Relation == relation {
+			reason |= w.Reason
+		}
+	}
+	return reason
+}

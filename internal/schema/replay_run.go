@@ -1,0 +1,386 @@
+package schema
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	pgq "github.com/pganalyze/pg_query_go/v6"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// order is one statement to be run.
+type order struct {
+	sql       string
+	node      *pgq.Node // nil when generated or not readable
+	generated bool      // all its names are qualified: no search_path is wanted
+	agent     bool      // no user's code can run in it and it is of our own making
+}
+
+// run executes an order as its user, with the user's search_path and settings, and
+// leaves the session as it was.
+func (r *replay) run(ctx context.Context, o order) error {
+	role, err := r.prepareRoles(ctx, o.node)
+	if err != nil {
+		return err
+	}
+	restore, err := r.enter(ctx, o)
+	if err != nil {
+		return err
+	}
+	if err := r.runAs(ctx, role, o); err != nil {
+		return r.failed(o, err)
+	}
+	r.result.Statements = append(r.result.Statements, o.sql)
+	return restore(ctx)
+}
+
+// A role of this side, with the rights that it has here.
+type role struct {
+	name      string
+	superuser bool
+}
+
+// prepareRoles creates the roles that the statement names and this side lacks, the
+// one that runs it included.
+func (r *replay) prepareRoles(ctx context.Context, node *pgq.Node) (role, error) {
+	names := []string{r.m.User.Name}
+	walk(node, func(m protoreflect.Message) {
+		if spec, ok := m.Interface().(*pgq.RoleSpec); ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_CSTRING {
+			names = append(names, spec.Rolename)
+		}
+	})
+	var made []string
+	for _, name := range names {
+		ok, err := r.createRole(ctx, name)
+		if err != nil {
+			return role{}, err
+		}
+		if ok {
+			made = append(made, name)
+		}
+	}
+	// As in RestoreRoles: no role that was here before is opened to others.
+	for _, group := range r.m.User.MemberOf {
+		if slices.Contains(made, group) {
+			if err := r.exec(ctx, "GRANT "+pgx.Identifier{group}.Sanitize()+" TO "+pgx.Identifier{r.m.User.Name}.Sanitize()); err != nil {
+				return role{}, roleProblem(group, "grant it", err)
+			}
+		}
+	}
+	r.result.Roles = append(r.result.Roles, made...)
+	out := role{name: r.m.User.Name}
+	err := r.conn.QueryRow(ctx, `SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = $1`, out.name).Scan(&out.superuser)
+	if err != nil {
+		return role{}, fmt.Errorf("look for role %q: %w", out.name, err)
+	}
+	return out, nil
+}
+
+func (r *replay) createRole(ctx context.Context, name string) (made bool, err error) {
+	if name == "" || strings.HasPrefix(name, "pg_") {
+		return false, nil
+	}
+	var exists bool
+	if err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)`, name).Scan(&exists); err != nil {
+		return false, fmt.Errorf("look for role %q: %w", name, err)
+	}
+	if exists {
+		return false, nil
+	}
+	err = r.attempt(ctx, func() error { return r.exec(ctx, "CREATE ROLE "+pgx.Identifier{name}.Sanitize()+" NOLOGIN") })
+	if code := sqlState(err); code == "42710" || code == "23505" { // another link was faster
+		return false, nil
+	}
+	if err != nil {
+		return false, roleProblem(name, "create it", err)
+	}
+	return true, nil
+}
+
+// enter puts the order's search_path and settings in force until restore is called.
+func (r *replay) enter(ctx context.Context, o order) (restore func(context.Context) error, err error) {
+	// "$user" is the user of the primary, whoever runs the statement here.
+	path := strings.ReplaceAll(r.m.SearchPath, `"$user"`, pgx.Identifier{r.m.User.Name}.Sanitize())
+	want := map[string]string{"search_path": path, "check_function_bodies": "off"}
+	if o.generated {
+		want["search_path"] = ""
+	}
+	for name, value := range r.m.Settings {
+		// The locale's settings matter to values that are converted, and may not exist here.
+		if !strings.HasPrefix(name, "lc_") || len(r.m.Rewrites) > 0 {
+			want[name] = value
+		}
+	}
+	// User event triggers that fire on a replica too would act twice (17 and later).
+	want["event_triggers"] = "off"
+	if err := r.known(ctx, want); err != nil {
+		return nil, err
+	}
+	names := make([]string, 0, len(want))
+	for name := range want {
+		names = append(names, name)
+	}
+	rows, err := r.conn.Query(ctx, `SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::pg_catalog.text[]) n
+		WHERE pg_catalog.current_setting(n, true) IS NOT NULL`, names)
+	if err != nil {
+		return nil, fmt.Errorf("read settings: %w", err)
+	}
+	var name, value string
+	var changed, before, after []string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
+		if want[name] != value {
+			changed, before, after = append(changed, name), append(before, value), append(after, want[name])
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("read settings: %w", err)
+	}
+	if err := r.set(ctx, changed, after); err != nil {
+		return nil, r.failed(o, err)
+	}
+	return func(ctx context.Context) error { return r.set(ctx, changed, before) }, nil
+}
+
+// known drops from want what this side does not have: tablespaces and access methods.
+func (r *replay) known(ctx context.Context, want map[string]string) error {
+	var space, method bool
+	err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = $1),
+		EXISTS (SELECT FROM pg_catalog.pg_am WHERE amname = $2)`,
+		want["default_tablespace"], want["default_table_access_method"]).Scan(&space, &method)
+	if err != nil {
+		return fmt.Errorf("look for tablespaces and access methods: %w", err)
+	}
+	if !space {
+		want["default_tablespace"] = ""
+	}
+	if !method {
+		delete(want, "default_table_access_method")
+	}
+	return nil
+}
+
+// set uses qualified names alone, since the user's search_path may be in force.
+func (r *replay) set(ctx context.Context, names, values []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	_, err := r.conn.Exec(ctx, `SELECT pg_catalog.set_config(($1::pg_catalog.text[])[i], ($2::pg_catalog.text[])[i], true)
+		FROM pg_catalog.generate_subscripts($1::pg_catalog.text[], 1) i`, pgx.QueryExecModeExec, names, values)
+	if err != nil {
+		return fmt.Errorf("set the settings of the command: %w", err)
+	}
+	return nil
+}
+
+// runAs executes the order with the rights of its user.
+//
+// SET ROLE alone would not do for a user's own code (a USING expression, a CHECK):
+// it could set the role back, and the session is a superuser's. Inside a SECURITY
+// DEFINER function it can't. What this side refuses to the role, which may lack a
+// membership here, is run by the owner of the table; and by the agent where the
+// command can't call anybody's code, or where a superuser gave it on the primary,
+// who is trusted on this side with the link's database.
+func (r *replay) runAs(ctx context.Context, as role, o order) error {
+	super := r.m.User.Superuser
+	switch {
+	case o.agent:
+		return r.exec(ctx, o.sql)
+	case super && as.superuser:
+		return r.execRole(ctx, as.name, o.sql)
+	case super && !strings.HasPrefix(r.m.Tag, "CREATE "):
+		return r.exec(ctx, o.sql)
+	}
+	err := r.attempt(ctx, func() error { return r.execDefiner(ctx, as.name, o.sql) })
+	if sqlState(err) != "42501" { // insufficient_privilege
+		return err
+	}
+	if super || inert(o.node) {
+		if err := r.attempt(ctx, func() error { return r.exec(ctx, o.sql) }); err != nil {
+			return err
+		}
+		return r.give(ctx, as.name)
+	}
+	owner, found, lookup := r.owner(ctx)
+	if lookup != nil || !found || owner == as.name {
+		return errors.Join(err, lookup)
+	}
+	return r.execDefiner(ctx, owner, o.sql)
+}
+
+func (r *replay) exec(ctx context.Context, sql string) error {
+	_, err := r.conn.PgConn().Exec(ctx, sql).ReadAll()
+	return err
+}
+
+func (r *replay) execRole(ctx context.Context, name, sql string) error {
+	if err := r.exec(ctx, "SET LOCAL ROLE "+pgx.Identifier{name}.Sanitize()); err != nil {
+		return err
+	}
+	if err := r.exec(ctx, sql); err != nil {
+		return err
+	}
+	return r.exec(ctx, "SET LOCAL ROLE NONE")
+}
+
+const (
+	makeDefiner = `CREATE OR REPLACE FUNCTION hawser.replay(statement pg_catalog.text) RETURNS pg_catalog.void
+		LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN EXECUTE statement; END'; REVOKE ALL ON FUNCTION hawser.replay FROM PUBLIC;
+		ALTER FUNCTION hawser.replay OWNER TO `
+	dropDefiner = `DROP FUNCTION hawser.replay(pg_catalog.text)`
+)
+
+func (r *replay) execDefiner(ctx context.Context, name, sql string) error {
+	if err := r.exec(ctx, makeDefiner+pgx.Identifier{name}.Sanitize()); err != nil {
+		return err
+	}
+	if _, err := r.conn.Exec(ctx, `SELECT hawser.replay($1)`, pgx.QueryExecModeExec, sql); err != nil {
+		return err
+	}
+	return r.exec(ctx, dropDefiner)
+}
+
+// attempt runs f under a savepoint, to which it rolls back when f fails.
+func (r *replay) attempt(ctx context.Context, f func() error) error {
+	if err := r.exec(ctx, "SAVEPOINT hawser_ddl"); err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		if back := r.exec(ctx, "ROLLBACK TO hawser_ddl; RELEASE hawser_ddl"); back != nil {
+			return errors.Join(err, back)
+		}
+		return err
+	}
+	return r.exec(ctx, "RELEASE hawser_ddl")
+}
+
+// inert reports whether a statement can't call a user's function.
+func inert(node *pgq.Node) bool {
+	switch n := node.GetNode().(type) {
+	case *pgq.Node_GrantStmt, *pgq.Node_CommentStmt, *pgq.Node_SecLabelStmt, *pgq.Node_AlterDefaultPrivilegesStmt,
+		*pgq.Node_AlterOwnerStmt, *pgq.Node_AlterObjectSchemaStmt, *pgq.Node_RenameStmt, *pgq.Node_DropStmt,
+		*pgq.Node_DropOwnedStmt, *pgq.Node_ReassignOwnedStmt:
+		return true
+	case *pgq.Node_AlterTableStmt:
+		for _, c := range n.AlterTableStmt.Cmds {
+			if c.GetAlterTableCmd().GetSubtype() != pgq.AlterTableType_AT_ChangeOwner {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// owner is who owns, on this side, the relation that the command changes.
+func (r *replay) owner(ctx context.Context) (name string, found bool, err error) {
+	for _, o := range r.m.Objects {
+		if o.Table == "" {
+			continue
+		}
+		err := r.conn.QueryRow(ctx, `SELECT pg_catalog.pg_get_userbyid(c.relowner) FROM pg_catalog.pg_class c
+			JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+			WHERE n.nspname OPERATOR(pg_catalog.=) $1 AND c.relname OPERATOR(pg_catalog.=) $2`,
+			pgx.QueryExecModeExec, o.TableSchema, o.Table).Scan(&name)
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue
+		}
+		return name, err == nil, err
+	}
+	return "", false, nil
+}
+
+// give hands what the agent made to the role that it belongs to on the primary.
+func (r *replay) give(ctx context.Context, name string) error {
+	if !strings.HasPrefix(r.m.Tag, "CREATE ") {
+		return nil
+	}
+	for _, o := range r.m.Objects {
+		word, ok := ownedWords[o.Type]
+		if !ok || o.Identity == "" {
+			continue
+		}
+		if err := r.exec(ctx, "ALTER "+word+" "+o.Identity+" OWNER TO "+pgx.Identifier{name}.Sanitize()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ownedWords are the objects, as pg_event_trigger_ddl_commands calls them, whose
+// owner can be any role and is not another object's.
+var ownedWords = map[string]string{
+	"table": "TABLE", "view": "VIEW", "materialized view": "MATERIALIZED VIEW", "foreign table": "FOREIGN TABLE",
+	"schema": "SCHEMA", "type": "TYPE", "domain": "DOMAIN", "function": "FUNCTION", "procedure": "PROCEDURE",
+	"aggregate": "AGGREGATE", "collation": "COLLATION", "conversion": "CONVERSION", "operator": "OPERATOR",
+	"text search configuration": "TEXT SEARCH CONFIGURATION", "text search dictionary": "TEXT SEARCH DICTIONARY",
+	"statistics object": "STATISTICS", "server": "SERVER", "language": "LANGUAGE",
+}
+
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
+
+// failed makes the server's refusal a problem that says what to do.
+func (r *replay) failed(o order, err error) error {
+	var pg *pgconn.PgError
+	if _, known := problem.As(err); known || !errors.As(err, &pg) {
+		return err
+	}
+	object := r.m.object()
+	p := problem.New("ddl-failed", object, "this side refused the command that the primary ran: "+excerpt(o.sql),
+		"make this side's schema as the primary's was at that position, then hawser link resume NAME").Because(err)
+	switch pg.Code[:2] {
+	case "53": // insufficient resources
+		p.Code, p.Cause, p.Remedy = "ddl-resources", "this side ran out of a resource while it ran "+excerpt(o.sql), "free it (disk, memory, connections); the link goes on by itself"
+		return p.Retry()
+	case "40", "55", "57": // serialization and deadlock, object in use, operator intervention
+		p.Code, p.Cause, p.Remedy = "ddl-interrupted", "the command could not get what it needs at the moment: "+excerpt(o.sql), "none: it is tried again"
+		return p.Retry()
+	}
+	switch pg.Code {
+	case "42501":
+		p.Code, p.Cause = "ddl-permission", "role "+pgx.Identifier{r.m.User.Name}.Sanitize()+" may do on the primary what it may not do here: "+excerpt(o.sql)
+		p.Remedy = "as a superuser on this side, GRANT it the roles that it is a member of on the primary (" + strings.Join(r.m.User.MemberOf, ", ") + ")"
+		return p.Retry()
+	case "58P01", "0A000":
+		p.Code, p.Cause = "ddl-unsupported", "this side's server lacks what the command needs: "+excerpt(o.sql)
+		p.Remedy = "install it on this side's server (" + pg.Message + "); the link goes on by itself"
+		return p.Retry()
+	}
+	return p
+}
+
+// walk calls f for every message of a parse tree.
+func walk(node *pgq.Node, f func(protoreflect.Message)) {
+	if node != nil {
+		walkMessage(node.ProtoReflect(), f)
+	}
+}
+
+func walkMessage(m protoreflect.Message, f func(protoreflect.Message)) {
+	f(m)
+	m.Range(func(d protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if d.Kind() != protoreflect.MessageKind {
+			return true
+		}
+		if !d.IsList() {
+			walkMessage(v.Message(), f)
+			return true
+		}
+		for list, i := v.List(), 0; i < list.Len(); i++ {
+			walkMessage(list.Get(i).Message(), f)
+		}
+		return true
+	})
+}

@@ -1,0 +1,198 @@
+package schema
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Relation describes a table as the stream does, before its rows.
+type Relation struct {
+	Table
+	Columns []Column
+}
+
+// Column is one column of a Relation. TypeSchema and TypeName are set where the
+// stream named the type, which it does for types that PostgreSQL does not come with.
+type Column struct {
+	Name                 string
+	Type                 uint32 // OID on the primary
+	TypeSchema, TypeName string
+	Modifier             int32
+}
+
+// Provide makes a table for rows that come before the command which made it. That is
+// so for CREATE TABLE AS and SELECT INTO alone, whose rows are in the stream first;
+// for any other table that is unknown it returns a problem.
+func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, rel Relation) error {
+	if len(r.creating) == 0 {
+		return problem.New("table-unknown", "table "+rel.sql(),
+			"rows of it came, and this side has no such table", "hawser link resync NAME --table "+rel.Schema+"."+rel.Name)
+	}
+	run := &replay{Replayer: r, conn: conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: r.creating[len(r.creating)-1]}}
+	var columns []string
+	for _, c := range rel.Columns {
+		kind, err := typeName(ctx, conn, c)
+		if err != nil {
+			return err
+		}
+		columns = append(columns, pgx.Identifier{c.Name}.Sanitize()+" "+kind)
+	}
+	if err := run.run(ctx, order{sql: "CREATE TABLE " + rel.sql() + " (" + strings.Join(columns, ", ") + ")", generated: true}); err != nil {
+		return err
+	}
+	r.provided[rel.OID] = rel.Table
+	return nil
+}
+
+// typeName writes a column's type as this side knows it.
+func typeName(ctx context.Context, conn *pgx.Conn, c Column) (name string, err error) {
+	err = conn.QueryRow(ctx, `SELECT format_type(t.oid, $4) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+		WHERE CASE WHEN $3 = '' THEN t.oid = $1 ELSE n.nspname = $2 AND t.typname = $3 END`,
+		c.Type, c.TypeSchema, c.TypeName, c.Modifier).Scan(&name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", problem.New("type-unknown", fmt.Sprintf("type %s.%s (OID %d)", c.TypeSchema, c.TypeName, c.Type),
+			"a column has it, and this side has no such type", "create it on this side, then hawser link resume NAME")
+	}
+	if err != nil {
+		return "", fmt.Errorf("look for the type of column %q: %w", c.Name, err)
+	}
+	return name, nil
+}
+
+// createTableAs makes the table of CREATE TABLE AS or SELECT INTO from what the
+// primary says of it; the query is not run. Its rows are in the stream.
+func (r *replay) createTableAs(ctx context.Context) error {
+	if n := len(r.creating); n > 0 {
+		r.creating = r.creating[:n-1]
+	}
+	for _, t := range r.m.Tables {
+		table := Table{t.OID, t.Schema, t.Name}
+		r.result.Created = append(r.result.Created, table)
+		if _, ok := r.provided[t.OID]; ok {
+			delete(r.provided, t.OID)
+			if err := r.complete(ctx, t); err != nil {
+				return err
+			}
+			continue
+		}
+		sql, err := r.createTable(ctx, t)
+		if err != nil {
+			return err
+		}
+		if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *replay) createTable(ctx context.Context, t ddlTable) (string, error) {
+	sql := "CREATE TABLE "
+	if t.Persistence == "u" {
+		sql = "CREATE UNLOGGED TABLE "
+	}
+	sql += pgx.Identifier{t.Schema, t.Name}.Sanitize() + " (" + columnList(t) + ")"
+	if t.Method != "" {
+		sql += " USING " + pgx.Identifier{t.Method}.Sanitize()
+	}
+	if len(t.Options) > 0 {
+		sql += " WITH (" + optionList(t.Options, " = ") + ")"
+	}
+	if t.Tablespace != "" {
+		exists, err := r.tablespaceExists(ctx, t.Tablespace)
+		if err != nil {
+			return "", err
+		}
+		if exists {
+			sql += " TABLESPACE " + pgx.Identifier{t.Tablespace}.Sanitize()
+		}
+	}
+	return sql, nil
+}
+
+func columnList(t ddlTable) string {
+	var out []string
+	for _, c := range t.Columns {
+		s := pgx.Identifier{c.Name}.Sanitize() + " " + c.Type
+		if len(c.Options) > 0 {
+			s += " OPTIONS (" + optionList(c.Options, " ") + ")"
+		}
+		if c.Collation != "" {
+			s += " COLLATE " + c.Collation
+		}
+		if c.NotNull {
+			s += " NOT NULL"
+		}
+		if c.Default != "" {
+			s += " DEFAULT " + c.Default
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, ", ")
+}
+
+// optionList writes a catalog's name=value pairs as SQL takes them.
+func optionList(options []string, sep string) string {
+	var out []string
+	for _, o := range options {
+		name, value, _ := strings.Cut(o, "=")
+		out = append(out, pgx.Identifier{name}.Sanitize()+sep+quoteLiteral(value))
+	}
+	return strings.Join(out, ", ")
+}
+
+// complete gives a table that Provide made what the stream does not say of it.
+func (r *replay) complete(ctx context.Context, t ddlTable) error {
+	var changes []string
+	for _, c := range t.Columns {
+		if c.Collation != "" {
+			changes = append(changes, "ALTER COLUMN "+pgx.Identifier{c.Name}.Sanitize()+" TYPE "+c.Type+" COLLATE "+c.Collation)
+		}
+	}
+	if len(t.Options) > 0 {
+		changes = append(changes, "SET ("+optionList(t.Options, " = ")+")")
+	}
+	same, err := r.sameMethod(ctx, t)
+	if err != nil {
+		return err
+	}
+	if !same {
+		changes = append(changes, "SET ACCESS METHOD "+pgx.Identifier{t.Method}.Sanitize())
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	sql := "ALTER TABLE " + pgx.Identifier{t.Schema, t.Name}.Sanitize() + " " + strings.Join(changes, ", ")
+	return r.run(ctx, order{sql: sql, generated: true, agent: true})
+}
+
+func (r *replay) sameMethod(ctx context.Context, t ddlTable) (same bool, err error) {
+	err = r.conn.QueryRow(ctx, `SELECT $3 = '' OR a.amname = $3 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_am a ON a.oid = c.relam WHERE n.nspname = $1 AND c.relname = $2`, t.Schema, t.Name, t.Method).Scan(&same)
+	if err != nil {
+		return false, fmt.Errorf("look for the access method of %q: %w", t.Name, err)
+	}
+	return same, nil
+}
+
+// importForeign makes the foreign tables that IMPORT FOREIGN SCHEMA made, without
+// asking the foreign server, which this side may not reach.
+func (r *replay) importForeign(ctx context.Context) error {
+	for _, t := range r.m.Tables {
+		sql := "CREATE FOREIGN TABLE " + pgx.Identifier{t.Schema, t.Name}.Sanitize() + " (" + columnList(t) + ") SERVER " +
+			pgx.Identifier{t.Server}.Sanitize()
+		if len(t.ServerOptions) > 0 {
+			sql += " OPTIONS (" + optionList(t.ServerOptions, " ") + ")"
+		}
+		if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,33 @@
+package testpg_test
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+func TestMain(m *testing.M) { os.Exit(testpg.Main(m)) }
+
+func TestKillAndStart(t *testing.T) {
+	t.Parallel()
+	c := testpg.Start(t, nil)
+	db := c.CreateDatabase(t)
+	c.Exec(t, db, `CREATE TABLE t (i int)`, `INSERT INTO t VALUES (1)`)
+	c.Kill(t)
+	c.Start(t)
+	if got := testpg.Rows(t, c.Connect(t, db), `SELECT i, NULL FROM t`); len(got) != 1 || got[0] != "1|NULL" {
+		t.Fatalf("rows after a crash: %q", got)
+	}
+}
+
+func TestSharedDatabasesAreApart(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	a, b := c.CreateDatabase(t), c.CreateDatabase(t)
+	c.Exec(t, a, `CREATE TABLE t ()`)
+	testpg.Eventually(t, time.Second, "the other database is empty", func() (bool, error) {
+		return len(testpg.Rows(t, c.Connect(t, b), `SELECT FROM pg_tables WHERE schemaname = 'public'`)) == 0, nil
+	})
+}
