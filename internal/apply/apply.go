@@ -53,8 +53,22 @@ type Replayer interface {
 	// Reset is called at the begin of each source transaction.
 	Reset()
 	// Replay carries out one captured command inside conn's open transaction.
-	Replay(ctx context.Context, conn *pgx.Conn, content []byte) error
+	Replay(ctx context.Context, conn *pgx.Conn, content []byte) (Effect, error)
+	// SkipRows tells whether the rows that follow were made by the replay itself.
+	SkipRows() bool
+	// Finish is called at the end of a source transaction with DDL in it.
+	Finish() error
 }
+
+// Effect is what the applier has to know of replayed DDL.
+type Effect struct {
+	// Reseed are tables that have to be copied again. They stand in the catalog as
+	// pending, by the same transaction.
+	Reseed []catalog.SeedTable
+}
+
+// ErrReseed says that a committed DDL command left tables to be copied again.
+var ErrReseed = errors.New("tables have to be copied again")
 
 // Config says where to apply.
 type Config struct {
@@ -99,6 +113,7 @@ type Applier struct {
 	sequences map[[2]string]frame.SequenceValue
 	waiting   []waiter
 	handoff   *Handoff
+	reseed    bool // tables were put down to be copied again
 
 	commands chan command
 	done     chan struct{}
@@ -107,10 +122,11 @@ type Applier struct {
 
 // transaction is the source transaction whose changes are being applied.
 type transaction struct {
-	xid  uint32    // top-level
-	skip bool      // it was applied before
-	ddl  bool      // it carried DDL: nothing else may share its target transaction
-	lsn  frame.LSN // of the change at hand, for words
+	xid      uint32    // top-level
+	skip     bool      // it was applied before
+	streamed bool      // its records have the form of a stream block
+	ddl      bool      // it carried DDL: nothing else may share its target transaction
+	lsn      frame.LSN // of the change at hand, for words
 }
 
 // batch is the open target transaction.
@@ -296,6 +312,9 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 			}
 			if a.handoff != nil {
 				return a.finish(ctx, ack)
+			}
+			if a.reseed && a.txn == nil && !a.batch.open {
+				return nil, ErrReseed
 			}
 		case c := <-a.ready():
 			err := a.out.idle()

@@ -39,7 +39,7 @@ func (a *Applier) record(ctx context.Context, r frame.Record, more bool) error {
 	}
 	switch m := msg.(type) {
 	case *pgoutput.Begin:
-		a.begin(m.XID, frame.LSN(m.FinalLSN))
+		a.begin(m.XID, frame.LSN(m.FinalLSN), false)
 		return nil
 	case *pgoutput.Commit:
 		return a.commit(ctx, frame.LSN(m.EndLSN), m.CommitTime, more)
@@ -54,8 +54,8 @@ func notUnderstood(lsn frame.LSN, err error) error {
 }
 
 // begin starts a source transaction whose commit record lies at final.
-func (a *Applier) begin(xid uint32, final frame.LSN) {
-	a.txn = &transaction{xid: xid, skip: final < a.position, lsn: final}
+func (a *Applier) begin(xid uint32, final frame.LSN, streamed bool) {
+	a.txn = &transaction{xid: xid, skip: final < a.position, lsn: final, streamed: streamed}
 	a.cfg.Replayer.Reset()
 }
 
@@ -64,6 +64,11 @@ func (a *Applier) begin(xid uint32, final frame.LSN) {
 func (a *Applier) commit(ctx context.Context, end frame.LSN, at time.Time, more bool) error {
 	if a.txn == nil {
 		return fmt.Errorf("a commit at %s without its begin", end)
+	}
+	if a.txn.ddl {
+		if err := a.cfg.Replayer.Finish(); err != nil {
+			return err
+		}
 	}
 	a.batch.end, a.batch.at = end, at
 	a.batch.ddl = a.batch.ddl || a.txn.ddl
@@ -96,7 +101,7 @@ func (a *Applier) change(ctx context.Context, msg pgoutput.Message, lsn frame.LS
 		return fmt.Errorf("a %T at %s outside of a transaction", msg, lsn)
 	}
 	a.txn.lsn = lsn
-	if a.txn.skip {
+	if a.txn.skip || a.txn.ddl && a.cfg.Replayer.SkipRows() {
 		return nil
 	}
 	switch m := msg.(type) {
@@ -148,8 +153,13 @@ func (a *Applier) ddl(ctx context.Context, content []byte) error {
 		return err
 	}
 	a.batch.changes++
-	if err := a.cfg.Replayer.Replay(ctx, a.conn, content); err != nil {
+	effect, err := a.cfg.Replayer.Replay(ctx, a.conn, content)
+	if err != nil {
 		return fmt.Errorf("replay DDL: %w", err)
+	}
+	for _, t := range effect.Reseed {
+		a.seeds.again(t)
+		a.reseed = true
 	}
 	return a.forgetTargets(ctx)
 }
@@ -205,11 +215,11 @@ func (a *Applier) streamAbort(m *pgoutput.StreamAbort) error {
 
 // streamCommit applies a spooled transaction in its place in the commit order.
 func (a *Applier) streamCommit(ctx context.Context, m *pgoutput.StreamCommit, more bool) error {
-	a.begin(m.XID, frame.LSN(m.CommitLSN))
+	a.begin(m.XID, frame.LSN(m.CommitLSN), true)
 	if s := a.spools[m.XID]; s != nil {
 		dec := pgoutput.Decoder{}
 		err := s.replay(func(payload []byte) error {
-			msg, err := dec.DecodeStreamed(payload)
+			msg, err := dec.DecodeChange(payload, true)
 			if err != nil {
 				return notUnderstood(frame.LSN(m.CommitLSN), err)
 			}

@@ -18,7 +18,7 @@ import (
 // of its twin on the replica. Columns are matched by name.
 type relation struct {
 	def     *pgoutput.Relation
-	payload []byte // the definition as it was sent, for deferred changes
+	payload []byte // the definition as hawser.deferred keeps it
 	quoted  string
 	target  *target // nil until a change needs it
 }
@@ -50,7 +50,7 @@ func (a *Applier) define(m *pgoutput.Relation, payload []byte) {
 	}
 	a.relations[m.ID] = &relation{
 		def:     m,
-		payload: append([]byte(nil), payload...),
+		payload: keep(payload, a.txn != nil && a.txn.streamed),
 		quoted:  postgres.QuoteIdent(m.Namespace, m.Name),
 	}
 }

@@ -41,9 +41,8 @@ var ErrTablesFirst = errors.New("DDL waits for the tables that are being copied"
 // refuses a snapshot that does not see them all.
 type seeding struct {
 	link     string
-	active   bool // the copy is not known to be complete
-	schema   frame.Snapshot
-	ready    frame.LSN
+	active   bool           // the copy is not known to be complete
+	schema   frame.Snapshot // of the schema's dump; zero when that is passed
 	tables   map[uint32]*seedTable
 	skipped  map[uint64]bool
 	changed  bool           // skipped is not stored as it is
@@ -64,7 +63,10 @@ func (s *seeding) load(ctx context.Context, db catalog.DB, link string) error {
 	if err != nil || !ok || state.Done {
 		return err
 	}
-	s.active, s.schema, s.ready = true, state.Snapshot, state.Ready
+	s.active = true
+	if state.Initial {
+		s.schema = state.Snapshot
+	}
 	for _, x := range state.Skipped {
 		s.skipped[x] = true
 	}
@@ -105,7 +107,7 @@ func (s *seeding) skip(xid uint32) {
 }
 
 // schemaSees tells whether the restored schema has the effect of xid's DDL.
-func (s *seeding) schemaSees(xid uint32) bool { return s.active && s.schema.Sees(xid) }
+func (s *seeding) schemaSees(xid uint32) bool { return s.schema.Xmax > 0 && s.schema.Sees(xid) }
 
 // blocksDDL tells whether DDL has to wait for tables that are not live.
 func (s *seeding) blocksDDL() bool {
@@ -168,7 +170,17 @@ func (a *Applier) postpone(ctx context.Context, r *relation, t *seedTable, paylo
 		t.defined = r
 	}
 	a.batch.changes++
-	return a.store(ctx, t.OID, payload)
+	return a.store(ctx, t.OID, keep(payload, a.txn.streamed))
+}
+
+// keep writes a record as hawser.deferred holds it: behind a byte that tells the
+// form of stream blocks, 's', from the plain one, 'p'.
+func keep(payload []byte, streamed bool) []byte {
+	form := byte('p')
+	if streamed {
+		form = 's'
+	}
+	return append([]byte{form}, payload...)
 }
 
 func (a *Applier) store(ctx context.Context, oid uint32, payload []byte) error {
@@ -282,6 +294,20 @@ func (a *Applier) AllowDDL(ctx context.Context) error {
 	return a.do(ctx, func(context.Context) error { a.seeds.forceDDL = true; return nil })
 }
 
+// SeedingDone says that the copy is complete and recorded as such.
+func (a *Applier) SeedingDone(ctx context.Context) error {
+	return a.do(ctx, func(context.Context) error {
+		a.seeds.active, a.seeds.schema, a.seeds.skipped = false, frame.Snapshot{}, map[uint64]bool{}
+		return nil
+	})
+}
+
+// again takes a table back to the start of its copy.
+func (s *seeding) again(t catalog.SeedTable) {
+	s.active = true
+	s.tables[t.OID] = &seedTable{SeedTable: t}
+}
+
 // drainRows is how many deferred changes are applied by one transaction.
 const drainRows = 2000
 
@@ -364,17 +390,15 @@ func (a *Applier) deferred(ctx context.Context, oid uint32) ([]deferredRow, erro
 
 // drainOne applies one deferred record, which may be a definition.
 func (a *Applier) drainOne(ctx context.Context, dec *pgoutput.Decoder, rel *relation, payload []byte) (*relation, error) {
-	msg, err := dec.DecodeDeferred(payload)
+	a.txn.streamed = payload[0] == 's'
+	msg, err := dec.DecodeChange(payload[1:], a.txn.streamed)
 	if err != nil {
 		return rel, notUnderstood(a.position, err)
 	}
 	switch m := msg.(type) {
 	case *pgoutput.Relation:
-		old := a.relations[m.ID]
-		a.define(m, payload)
-		rel = a.relations[m.ID]
-		_ = old
-		return rel, nil
+		a.define(m, payload[1:])
+		return a.relations[m.ID], nil
 	case *pgoutput.Insert:
 		return rel, a.insert(ctx, rel, m)
 	case *pgoutput.Update:

@@ -74,7 +74,7 @@ func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 			DECLARE f regprocedure;
 			BEGIN
 				FOR f IN SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-					WHERE n.nspname = 'hawser' AND (p.proname LIKE 'ddl\_%' OR p.proname IN ('keep_identity', 'restore_identity'))
+					WHERE n.nspname = 'hawser' AND (p.proname LIKE 'ddl\_%' OR p.proname LIKE '%\_identity')
 				LOOP
 					EXECUTE format('DROP FUNCTION %s', f);
 				END LOOP;

@@ -5,7 +5,8 @@
 -- run inside users' DDL, so they use nothing but pg_catalog, do not depend on the
 -- user's settings (no backslash in a plain literal, no cast of a date to text), and
 -- turn an error of their own into a message, since a failing event trigger would
--- fail the user's command.
+-- fail the user's command. All are PL/pgSQL, which keeps its plans. Those that are
+-- called from outside pin the search_path, for the others too.
 
 CREATE TABLE IF NOT EXISTS hawser.ddl_capture (
 	one     boolean PRIMARY KEY DEFAULT true CHECK (one),
@@ -31,15 +32,17 @@ CREATE OR REPLACE FUNCTION hawser.ddl_caller() RETURNS event_trigger
 LANGUAGE plpgsql AS $f$
 BEGIN
 	PERFORM pg_catalog.set_config('hawser.ddl_caller', pg_catalog.json_build_object(
-		'role', current_user, 'path', pg_catalog.current_setting('search_path'))::pg_catalog.text, true);
+		'role', current_user, 'path', pg_catalog.current_setting('search_path'),
+		'schema', pg_catalog.current_schema())::pg_catalog.text, true);
 END $f$;
 
 -- hawser.ddl_stack is PG_CONTEXT without the trigger function's own line. It is
 -- empty for a command that the client sent itself.
 CREATE OR REPLACE FUNCTION hawser.ddl_stack(context text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $f$
-	SELECT CASE strpos(context, chr(10)) WHEN 0 THEN '' ELSE substr(context, strpos(context, chr(10)) + 1) END
-$f$;
+LANGUAGE plpgsql IMMUTABLE AS $f$
+BEGIN
+	RETURN (SELECT CASE strpos(context, chr(10)) WHEN 0 THEN '' ELSE substr(context, strpos(context, chr(10)) + 1) END);
+END $f$;
 
 -- The state between the events of one command and between the commands of one
 -- transaction, kept in a setting so that it is rolled back with them:
@@ -48,20 +51,22 @@ $f$;
 --   sent     the long texts that a message of this transaction already holds
 --   inner    the last stack and how many commands it fired
 CREATE OR REPLACE FUNCTION hawser.ddl_state() RETURNS jsonb
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $f$
-	SELECT coalesce(nullif(current_setting('hawser.ddl_state', true), ''), '{}')::jsonb
-$f$;
+LANGUAGE plpgsql AS $f$
+BEGIN
+	RETURN (SELECT coalesce(nullif(current_setting('hawser.ddl_state', true), ''), '{}')::jsonb);
+END $f$;
 
 CREATE OR REPLACE FUNCTION hawser.ddl_keep(state jsonb) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $f$
-	SELECT set_config('hawser.ddl_state', state::text, true)
-$f$;
+LANGUAGE plpgsql AS $f$
+BEGIN
+	PERFORM set_config('hawser.ddl_state', state::text, true);
+END $f$;
 
 -- hawser.ddl_order counts the commands that one text fired so far, the one at hand
 -- not included. Together with the text it tells which statement of it fired. The
 -- count of the client's own string outlives its transactions, as the string does.
 CREATE OR REPLACE FUNCTION hawser.ddl_order(stack text, add integer) RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+LANGUAGE plpgsql AS $f$
 DECLARE
 	mark  text := (extract(epoch FROM statement_timestamp()) * 1000000)::bigint::text;
 	state jsonb;
@@ -91,20 +96,26 @@ END $f$;
 
 -- hawser.ddl_write signs and writes one message. The bytes are UTF-8 whatever the
 -- database's encoding is.
+--
+-- An empty message follows. Decoding orders the changes of a transaction and its
+-- subtransactions by their LSN, and takes for a message's LSN the end of its record,
+-- which is the start of the next. When the two are of different subtransactions it
+-- may put the next, a row perhaps, before the message. It may do so with the empty one.
 CREATE OR REPLACE FUNCTION hawser.ddl_write(message json) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+LANGUAGE plpgsql AS $f$
 DECLARE
 	body bytea := convert_to(json_strip_nulls(message)::text, 'UTF8');
 	mac  bytea;
 BEGIN
 	SELECT sha256(c.opad || sha256(c.ipad || body)) INTO STRICT mac FROM hawser.ddl_capture c;
 	PERFORM pg_logical_emit_message(true, 'hawser.ddl', convert_to(encode(mac, 'hex'), 'UTF8') || body);
+	PERFORM pg_logical_emit_message(true, 'hawser.ddl', ''::text);
 END $f$;
 
 -- hawser.ddl_failed tells the other side that a command was not captured, since
 -- neither may it be lost in silence nor may the user's command fail.
 CREATE OR REPLACE FUNCTION hawser.ddl_failed(tag text, stack text, cause text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+LANGUAGE plpgsql AS $f$
 BEGIN
 	PERFORM hawser.ddl_write(json_build_object('v', 1, 'tag', tag, 'error', cause,
 		'source', left(CASE stack WHEN '' THEN current_query() ELSE stack END, 100000)));
@@ -112,7 +123,7 @@ END $f$;
 
 -- hawser.ddl_relation is the relation that an object is or belongs to, 0 if none.
 CREATE OR REPLACE FUNCTION hawser.ddl_relation(class oid, object oid) RETURNS oid
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $f$
+LANGUAGE plpgsql STABLE AS $f$
 BEGIN
 	RETURN coalesce(CASE class
 		WHEN 'pg_class'::regclass THEN coalesce((SELECT i.indrelid FROM pg_index i WHERE i.indexrelid = object), object)
@@ -129,97 +140,124 @@ END $f$;
 -- not tell: the columns of CREATE TABLE AS, the value that a default gave to rows
 -- that were there before.
 CREATE OR REPLACE FUNCTION hawser.ddl_tables(relids oid[], whole boolean) RETURNS json
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $f$
-	SELECT json_agg(json_build_object(
-		'oid', c.oid::bigint, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind, 'persistence', c.relpersistence,
-		'method', CASE WHEN whole THEN a.amname END,
-		'options', CASE WHEN whole THEN array_to_json(c.reloptions) END,
-		'tablespace', CASE WHEN whole THEN t.spcname END,
-		'server', s.srvname,
-		'server_options', array_to_json(f.ftoptions),
-		'rows', CASE WHEN c.relkind = 'r' AND NOT whole THEN nullif(pg_relation_size(c.oid), 0) > 0 END,
-		'columns', (
-			SELECT json_agg(json_build_object(
-				'name', at.attname,
-				'type', CASE WHEN whole THEN format_type(at.atttypid, at.atttypmod) END,
-				'collation', CASE WHEN whole AND at.attcollation <> ty.typcollation THEN at.attcollation::regcollation::text END,
-				'not_null', CASE WHEN whole AND at.attnotnull THEN true END,
-				'default', CASE at.attgenerated WHEN '' THEN pg_get_expr(d.adbin, d.adrelid) END,
-				'missing', CASE
-					WHEN at.atthasmissing THEN (at.attmissingval::text::text[])[1]
-					WHEN c.relkind = 'p' THEN (
-						SELECT (b.attmissingval::text::text[])[1]
-						FROM pg_partition_tree(c.oid) p JOIN pg_attribute b ON b.attrelid = p.relid AND b.attname = at.attname
-						WHERE b.atthasmissing LIMIT 1) END,
-				'options', CASE WHEN whole THEN array_to_json(at.attfdwoptions) END) ORDER BY at.attnum)
-			FROM pg_attribute at JOIN pg_type ty ON ty.oid = at.atttypid
-			LEFT JOIN pg_attrdef d ON d.adrelid = at.attrelid AND d.adnum = at.attnum
-			WHERE at.attrelid = c.oid AND at.attnum > 0 AND NOT at.attisdropped
-			AND (whole OR at.atthasmissing OR at.atthasdef))))
-	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-	LEFT JOIN pg_am a ON a.oid = c.relam
-	LEFT JOIN pg_tablespace t ON t.oid = c.reltablespace
-	LEFT JOIN pg_foreign_table f ON f.ftrelid = c.oid
-	LEFT JOIN pg_foreign_server s ON s.oid = f.ftserver
-	WHERE c.oid = ANY (relids) AND c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
-$f$;
+LANGUAGE plpgsql AS $f$
+DECLARE
+	tables json[] := '{}';
+	id     oid;
+	r      record;
+BEGIN
+	FOREACH id IN ARRAY relids LOOP
+		SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.reloptions, c.relam, c.reltablespace
+		INTO r FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = id AND c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't';
+		CONTINUE WHEN NOT FOUND;
+		tables := tables || json_build_object(
+			'oid', id::bigint, 'schema', r.nspname, 'name', r.relname, 'kind', r.relkind, 'persistence', r.relpersistence,
+			'method', CASE WHEN whole THEN (SELECT a.amname FROM pg_am a WHERE a.oid = r.relam) END,
+			'options', CASE WHEN whole THEN array_to_json(r.reloptions) END,
+			'tablespace', CASE WHEN whole THEN (SELECT t.spcname FROM pg_tablespace t WHERE t.oid = r.reltablespace) END,
+			'server', CASE WHEN r.relkind = 'f' THEN (SELECT s.srvname FROM pg_foreign_table f
+				JOIN pg_foreign_server s ON s.oid = f.ftserver WHERE f.ftrelid = id) END,
+			'server_options', CASE WHEN r.relkind = 'f' THEN (SELECT array_to_json(f.ftoptions) FROM pg_foreign_table f WHERE f.ftrelid = id) END,
+			'rows', CASE WHEN r.relkind = 'r' AND NOT whole THEN nullif(pg_relation_size(id), 0) > 0 END,
+			'columns', hawser.ddl_columns(id, r.relkind, whole));
+	END LOOP;
+	RETURN array_to_json(tables);
+END $f$;
+
+-- hawser.ddl_columns describes all columns, or those that have a default or a value
+-- for older rows.
+CREATE OR REPLACE FUNCTION hawser.ddl_columns(id oid, kind "char", whole boolean) RETURNS json
+LANGUAGE plpgsql AS $f$
+BEGIN
+	RETURN (SELECT json_agg(json_build_object(
+			'name', a.attname,
+			'type', CASE WHEN whole THEN format_type(a.atttypid, a.atttypmod) END,
+			'collation', CASE WHEN whole AND a.attcollation <> (SELECT t.typcollation FROM pg_type t WHERE t.oid = a.atttypid)
+				THEN a.attcollation::regcollation::text END,
+			'not_null', CASE WHEN whole AND a.attnotnull THEN true END,
+			'default', CASE WHEN a.atthasdef AND a.attgenerated = '' THEN (
+				SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = id AND d.adnum = a.attnum) END,
+			'missing', CASE
+				WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1]
+				WHEN kind = 'p' THEN (
+					SELECT (b.attmissingval::text::text[])[1]
+					FROM pg_partition_tree(id) p JOIN pg_attribute b ON b.attrelid = p.relid AND b.attname = a.attname
+					WHERE b.atthasmissing LIMIT 1) END,
+			'options', CASE WHEN whole THEN array_to_json(a.attfdwoptions) END) ORDER BY a.attnum)
+		FROM pg_attribute a
+		WHERE a.attrelid = id AND a.attnum > 0 AND NOT a.attisdropped AND (whole OR a.atthasmissing OR a.atthasdef));
+END $f$;
 
 -- hawser.ddl_settings are the settings that change what a statement means.
 CREATE OR REPLACE FUNCTION hawser.ddl_settings() RETURNS json
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $f$
-	SELECT json_object_agg(s, current_setting(s, true)) FROM unnest(ARRAY[
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN (SELECT json_object_agg(s, current_setting(s, true)) FROM unnest(ARRAY[
 		'DateStyle', 'IntervalStyle', 'TimeZone', 'timezone_abbreviations', 'bytea_output', 'extra_float_digits',
 		'xmlbinary', 'xmloption', 'default_text_search_config', 'lc_monetary', 'lc_numeric', 'lc_time',
 		'standard_conforming_strings', 'backslash_quote', 'transform_null_equals', 'array_nulls', 'quote_all_identifiers',
 		'default_tablespace', 'default_table_access_method', 'default_toast_compression']) s
-	WHERE current_setting(s, true) IS NOT NULL
-$f$;
+	WHERE current_setting(s, true) IS NOT NULL);
+END $f$;
 
 -- hawser.keep_identity gives each table, and what is below it, a replica identity
 -- that lets UPDATE and DELETE pass while the table is published, and takes its own
--- change back when a primary key has come. Replica mode keeps its ALTER TABLE from
--- every event trigger, this file's included. It returns what it changed.
+-- change back when a primary key has come. It returns what it changed. Each table is
+-- looked up by itself: a join would read the whole catalog.
 CREATE OR REPLACE FUNCTION hawser.keep_identity(relids oid[]) RETURNS json
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET session_replication_role = replica SET lock_timeout = '2s' AS $f$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
 DECLARE
-	r       record;
 	changed json[] := '{}';
+	id      oid;
+	r       record;
+	change  text;
 BEGIN
-	FOR r IN
+	FOR id IN
 		WITH RECURSIVE tree(oid) AS (
-			SELECT unnest(relids) UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid
-		), tables AS (
-			SELECT c.oid, n.nspname, c.relname, c.relreplident AS now, k.was,
-				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_key,
-				EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident) AS has_index
-			FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace
-			LEFT JOIN hawser.replica_identity k ON k.relid = c.oid
-			WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
-			AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
-		)
-		SELECT *, CASE
-			WHEN now = 'f' AND was = 'd' AND has_key THEN 'DEFAULT'
-			WHEN now = 'n' OR now = 'd' AND NOT has_key OR now = 'i' AND NOT has_index THEN 'FULL'
-			WHEN now <> 'f' AND was IS NOT NULL THEN 'FORGET' -- the user chose another
-		END AS change FROM tables ORDER BY oid
+			SELECT unnest(relids) UNION SELECT i.inhrelid FROM tree, LATERAL (
+				SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = tree.oid OFFSET 0) i
+		) SELECT DISTINCT oid FROM tree ORDER BY oid
 	LOOP
-		CONTINUE WHEN r.change IS NULL;
+		SELECT n.nspname, c.relname, c.relreplident AS now,
+			(SELECT k.was FROM hawser.replica_identity k WHERE k.relid = c.oid) AS was,
+			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_key,
+			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident) AS has_index
+		INTO r FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = id AND id >= 16384 AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
+		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema');
+		CONTINUE WHEN NOT FOUND;
+		change := CASE
+			WHEN r.now = 'f' AND r.was = 'd' AND r.has_key THEN 'DEFAULT'
+			WHEN r.now = 'n' OR r.now = 'd' AND NOT r.has_key OR r.now = 'i' AND NOT r.has_index THEN 'FULL'
+			WHEN r.now <> 'f' AND r.was IS NOT NULL THEN 'FORGET' -- the user chose another
+		END;
+		CONTINUE WHEN change IS NULL;
 		BEGIN
-			IF r.change <> 'FORGET' THEN
-				EXECUTE format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', r.nspname, r.relname, r.change);
-				changed := changed || json_build_object('schema', r.nspname, 'name', r.relname, 'to', r.change);
+			IF change <> 'FORGET' THEN
+				PERFORM hawser.set_identity(id, change);
+				changed := changed || json_build_object('schema', r.nspname, 'name', r.relname, 'to', change);
 			END IF;
-			IF r.change = 'FULL' THEN
-				INSERT INTO hawser.replica_identity VALUES (r.oid, CASE r.now WHEN 'n' THEN 'n' ELSE 'd' END)
+			IF change = 'FULL' THEN
+				INSERT INTO hawser.replica_identity VALUES (id, CASE r.now WHEN 'n' THEN 'n' ELSE 'd' END)
 				ON CONFLICT (relid) DO NOTHING;
 			ELSE
-				DELETE FROM hawser.replica_identity WHERE relid = r.oid;
+				DELETE FROM hawser.replica_identity WHERE relid = id;
 			END IF;
 		EXCEPTION WHEN object_in_use OR lock_not_available THEN
 			NULL; -- deferred triggers, or somebody reads it; EnsureReplicaIdentity comes by later
 		END;
 	END LOOP;
 	RETURN CASE WHEN cardinality(changed) > 0 THEN array_to_json(changed) END;
+END $f$;
+
+-- hawser.set_identity alters one table. Replica mode keeps that from every event
+-- trigger, this file's included; it costs the session its plans, so it is on for this alone.
+CREATE OR REPLACE FUNCTION hawser.set_identity(table_id oid, identity text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET session_replication_role = replica SET lock_timeout = '2s' AS $f$
+BEGIN
+	EXECUTE (SELECT format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', n.nspname, c.relname, identity)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = table_id);
 END $f$;
 
 -- hawser.ddl_identity does so outside of any command, and tells the other side.
@@ -235,35 +273,30 @@ END $f$;
 
 -- hawser.restore_identity takes back what keep_identity did to one table.
 CREATE OR REPLACE FUNCTION hawser.restore_identity(table_id oid) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET session_replication_role = replica SET lock_timeout = '2s' AS $f$
-DECLARE
-	r record;
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
 BEGIN
-	SELECT n.nspname, c.relname, k.was INTO r
-	FROM hawser.replica_identity k JOIN pg_class c ON c.oid = k.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+	PERFORM hawser.set_identity(c.oid, CASE k.was WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END)
+	FROM hawser.replica_identity k JOIN pg_class c ON c.oid = k.relid
 	WHERE k.relid = table_id AND c.relreplident = 'f';
-	IF FOUND THEN
-		EXECUTE format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', r.nspname, r.relname,
-			CASE r.was WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END);
-	END IF;
 	DELETE FROM hawser.replica_identity WHERE relid = table_id;
 END $f$;
 
 -- hawser.ddl_user is the user who gave the command, with the roles that are his.
 CREATE OR REPLACE FUNCTION hawser.ddl_user() RETURNS json
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $f$
-	SELECT json_build_object('name', u.rolname, 'superuser', u.rolsuper, 'session', session_user, 'member_of', (
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN (SELECT json_build_object('name', u.rolname, 'superuser', u.rolsuper, 'session', session_user, 'member_of', (
 		WITH RECURSIVE m(roleid) AS (
 			SELECT a.roleid FROM pg_auth_members a WHERE a.member = u.oid
 			UNION SELECT a.roleid FROM pg_auth_members a JOIN m ON a.member = m.roleid)
 		SELECT json_agg(g.rolname ORDER BY g.rolname) FROM m JOIN pg_roles g ON g.oid = m.roleid))
-	FROM pg_roles u WHERE u.rolname = current_setting('hawser.ddl_caller')::json ->> 'role'
-$f$;
+	FROM pg_roles u WHERE u.rolname = current_setting('hawser.ddl_caller')::json ->> 'role');
+END $f$;
 
 -- hawser.ddl_command writes the message of one command. objects is what it made or
 -- changed, dropped what it dropped, rewrites the tables that it rewrote.
 CREATE OR REPLACE FUNCTION hawser.ddl_command(tag text, stack text, objects jsonb, dropped jsonb, rewrites jsonb) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+LANGUAGE plpgsql AS $f$
 DECLARE
 	source  text := CASE stack WHEN '' THEN current_query() ELSE stack END;
 	ref     text := md5(source);
@@ -304,6 +337,7 @@ BEGIN
 		'functions', CASE WHEN name IS NOT NULL THEN (SELECT json_agg(DISTINCT p.prosrc) FROM pg_proc p
 			WHERE p.proname = name AND p.prolang = (SELECT l.oid FROM pg_language l WHERE l.lanname = 'sql')) END,
 		'user', hawser.ddl_user(), 'search_path', current_setting('hawser.ddl_caller')::json -> 'path',
+		'schema', current_setting('hawser.ddl_caller')::json -> 'schema',
 		'settings', hawser.ddl_settings(),
 		'objects', objects, 'dropped', dropped, 'rewrites', rewrites,
 		'tables', CASE WHEN whole OR tag IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE')
@@ -467,7 +501,7 @@ DECLARE
 	f regprocedure;
 BEGIN
 	FOR f IN SELECT p.oid FROM pg_catalog.pg_proc p WHERE p.pronamespace = 'hawser'::regnamespace
-		AND (p.proname LIKE 'ddl%' OR p.proname IN ('keep_identity', 'restore_identity'))
+		AND (p.proname LIKE 'ddl%' OR p.proname LIKE '%\_identity')
 	LOOP
 		EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
 	END LOOP;

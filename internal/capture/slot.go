@@ -46,10 +46,10 @@ func Uninstall(ctx context.Context, conn *pgx.Conn, id string, last bool) error 
 	if !last {
 		return nil
 	}
-	if err := RemoveDDL(ctx, conn); err != nil {
+	if err := RestoreReplicaIdentity(ctx, conn); err != nil {
 		return err
 	}
-	return RestoreReplicaIdentity(ctx, conn)
+	return RemoveDDL(ctx, conn)
 }
 
 // CreateSlot makes the link's replication slot, unless it is there, and returns

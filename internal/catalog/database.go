@@ -64,16 +64,16 @@ type Seeding struct {
 	Restored bool           // the schema is there
 	Snapshot frame.Snapshot // of the schema dump, when Restored
 	Skipped  []uint64       // see the seeding table
-	Ready    frame.LSN
+	Initial  bool           // the first copy; later ones are of single tables
 	Done     bool
 }
 
 // LoadSeeding returns the state of the link's copy; ok is false before StartSeeding.
 func LoadSeeding(ctx context.Context, db DB, link string) (s Seeding, ok bool, err error) {
-	var snapshot, ready *string
+	var snapshot *string
 	var skipped []string
-	err = db.QueryRow(ctx, `SELECT snapshot, skipped, ready::text, done FROM hawser.seeding WHERE link = $1`, link).
-		Scan(&snapshot, &skipped, &ready, &s.Done)
+	err = db.QueryRow(ctx, `SELECT snapshot, skipped, initial, done FROM hawser.seeding WHERE link = $1`, link).
+		Scan(&snapshot, &skipped, &s.Initial, &s.Done)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, false, nil
 	}
@@ -83,11 +83,6 @@ func LoadSeeding(ctx context.Context, db DB, link string) (s Seeding, ok bool, e
 	if snapshot != nil {
 		s.Restored = true
 		if s.Snapshot, err = frame.ParseSnapshot(*snapshot); err != nil {
-			return s, false, err
-		}
-	}
-	if ready != nil {
-		if s.Ready, err = frame.ParseLSN(*ready); err != nil {
 			return s, false, err
 		}
 	}
@@ -126,7 +121,7 @@ func SetSkipped(ctx context.Context, db DB, link string, xids []uint64) error {
 // SetSeedingDone records that the copy is complete and consistent, and forgets
 // what only the copy needed.
 func SetSeedingDone(ctx context.Context, db DB, link string) error {
-	if _, err := db.Exec(ctx, `UPDATE hawser.seeding SET done = true, skipped = '{}' WHERE link = $1`, link); err != nil {
+	if _, err := db.Exec(ctx, `UPDATE hawser.seeding SET done = true, initial = false, skipped = '{}' WHERE link = $1`, link); err != nil {
 		return fmt.Errorf("record the end of seeding: %w", err)
 	}
 	if _, err := db.Exec(ctx, `DELETE FROM hawser.schema_entry WHERE link = $1`, link); err != nil {
@@ -169,6 +164,17 @@ func PutSeedTable(ctx context.Context, db DB, link string, t SeedTable) error {
 		return fmt.Errorf("record table %q.%q for seeding: %w", t.Schema, t.Name, err)
 	}
 	return nil
+}
+
+// Reseed puts a table down to be copied (again), with the caller's transaction.
+func Reseed(ctx context.Context, db DB, link string, t SeedTable) error {
+	if _, err := db.Exec(ctx, `UPDATE hawser.seeding SET done = false WHERE link = $1`, link); err != nil {
+		return fmt.Errorf("seed table %q.%q again: %w", t.Schema, t.Name, err)
+	}
+	if err := PutSeedTable(ctx, db, link, t); err != nil {
+		return err
+	}
+	return SetPending(ctx, db, link, t.OID)
 }
 
 // SeedTables returns the tables of the link's copy, the largest first.
@@ -249,6 +255,17 @@ func PutSchemaEntries(ctx context.Context, tx pgx.Tx, link string, entries []Sch
 		}))
 	if err != nil {
 		return fmt.Errorf("record the schema entries: %w", err)
+	}
+	return nil
+}
+
+// AddSchemaEntry records one more entry, behind all others.
+func AddSchemaEntry(ctx context.Context, db DB, link, phase string, entry json.RawMessage) error {
+	_, err := db.Exec(ctx, `
+		INSERT INTO hawser.schema_entry (link, id, phase, tbl, entry)
+		SELECT $1, coalesce(max(id), 0) + 1, $2, 0, $3 FROM hawser.schema_entry WHERE link = $1`, link, phase, entry)
+	if err != nil {
+		return fmt.Errorf("record a schema entry: %w", err)
 	}
 	return nil
 }

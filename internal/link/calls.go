@@ -15,6 +15,8 @@ import (
 // may say more.
 const (
 	callValidate  = "validate"  // validateRequest -> problem.Findings
+	callInspect   = "inspect"   // inspectRequest -> schema.Requirements, to a primary-to-be
+	callDDLKey    = "ddl-key"   // the key that signs the primary's messages
 	callCreate    = "create"    // createRequest -> createReply
 	callStart     = "start"     // the link stands on both sides
 	callDrop      = "drop"      // dropRequest
@@ -36,6 +38,10 @@ type validateRequest struct {
 	Database string    `json:"database"`
 	Role     role.Role `json:"role"` // of the side that is asked
 	Source   []byte    `json:"source,omitempty"`
+}
+
+type inspectRequest struct {
+	Database string `json:"database"`
 }
 
 type createRequest struct {
@@ -87,6 +93,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 	switch method {
 	case callValidate:
 		return answer(payload, func(r validateRequest) (problem.Findings, error) { return m.validateSide(ctx, name, from, r) })
+	case callInspect:
+		return answer(payload, func(r inspectRequest) ([]byte, error) { return m.inspect(ctx, r.Database) })
 	case callCreate:
 		return answer(payload, func(r createRequest) (createReply, error) { return m.createSide(ctx, name, from, r) })
 	}
@@ -116,6 +124,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.unprepareToLead(ctx) })
 	case callRefuse:
 		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
+	case callDDLKey:
+		return answer(payload, func(struct{}) ([]byte, error) { return l.ddlKey(ctx) })
 	case callDigest:
 		return answer(payload, func(r digestRequest) (digestReply, error) { return l.digest(ctx, r) })
 	}

@@ -2,6 +2,9 @@ package link
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -253,6 +256,9 @@ func (l *link) prepareToLead(ctx context.Context) error {
 		return err
 	}
 	_, err = capture.CreateSlot(ctx, conn, l.rec.ID)
+	if err == nil {
+		l.update(func() { l.leads = true })
+	}
 	return err
 }
 
@@ -276,15 +282,41 @@ func (l *link) unprepareToLead(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	l.update(func() { l.leads = false })
 	return capture.DropSlot(ctx, conn, l.rec.ID)
 }
 
-// handoff is the content of the message that ends a term.
+// handoff is the message that ends a term. Any user of the primary may write a
+// logical message, so what counts is signed with the key of the DDL messages.
 type handoff struct {
 	Link      string                `json:"link"`
 	Term      frame.Term            `json:"term"` // the new one
 	Sequences []frame.SequenceValue `json:"sequences"`
 }
+
+// sign puts a message's HMAC-SHA256, in hexadecimal, in front of it.
+func sign(body, key []byte) []byte {
+	return append(hex.AppendEncode(nil, digestOf(body, key)), body...)
+}
+
+// unsign returns the body of a message that key signed.
+func unsign(content, key []byte) (body []byte, ok bool) {
+	n := hex.EncodedLen(sha256.Size)
+	if len(content) < n || len(key) == 0 {
+		return nil, false
+	}
+	sum, err := hex.DecodeString(string(content[:n]))
+	return content[n:], err == nil && hmac.Equal(sum, digestOf(content[n:], key))
+}
+
+func digestOf(body, key []byte) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte(handoffPrefix))
+	h.Write(body)
+	return h.Sum(nil)
+}
+
+const handoffPrefix = "hawser.handoff"
 
 // hand writes the handoff behind everything that was committed here. It may be
 // written twice, after a crash; the second one meets a side that has taken over.
@@ -303,7 +335,11 @@ func (l *link) hand(ctx context.Context, term frame.Term) error {
 		if err != nil {
 			return err
 		}
-		_, err = conn.Exec(ctx, `SELECT pg_logical_emit_message(true, 'hawser.handoff', $1::text)`, string(content))
+		key, err := capture.DDLKey(ctx, conn)
+		if err != nil {
+			return err
+		}
+		_, err = conn.Exec(ctx, `SELECT pg_logical_emit_message(true, $1::text, $2::text)`, handoffPrefix, string(sign(content, key)))
 		if err != nil {
 			return fmt.Errorf("write the handoff: %w", err)
 		}
@@ -313,9 +349,14 @@ func (l *link) hand(ctx context.Context, term frame.Term) error {
 
 // accepts tells the applier whether a handoff counts: it is of this link, and of
 // a term that is neither over nor refused.
-func (l *link) accepts(content []byte) bool {
+func (l *link) accepts(content, key []byte) bool {
+	body, ok := unsign(content, key)
+	if !ok {
+		l.log.Warn("a handoff that the primary's agent did not write was passed over")
+		return false
+	}
 	var h handoff
-	if err := json.Unmarshal(content, &h); err != nil || h.Link != l.rec.ID {
+	if err := json.Unmarshal(body, &h); err != nil || h.Link != l.rec.ID {
 		return false
 	}
 	side, _ := l.now()

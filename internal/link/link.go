@@ -58,6 +58,9 @@ type link struct {
 	running   *failoverRun
 	last      json.RawMessage // result of the last failover
 	ownsDB    bool
+	allowDDL  bool // DDL may pass tables that are not live, once
+	leads     bool // a slot was made here, for a failover that is being prepared
+	notes     problem.Findings
 }
 
 // happened is an event and, when somebody waits for the step, a way to say so.

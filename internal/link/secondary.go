@@ -161,8 +161,11 @@ func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.St
 	if err := apply.DropOrigins(ctx, conn, l.rec.ID, origin); err != nil {
 		return err
 	}
-	if side.Phase == role.Steady && l.leading() {
-		return nil
+	l.mu.Lock()
+	leads := l.leads
+	l.mu.Unlock()
+	if leads {
+		return nil // a failover is being prepared
 	}
 	return capture.DropSlot(ctx, conn, l.rec.ID)
 }
@@ -261,7 +264,7 @@ func (l *link) stream(ctx context.Context, side role.State, seeding bool) error 
 	err = g.Wait()
 	switch {
 	case errors.Is(err, errHandedOver):
-		return l.takeOver(ctx, over)
+		return l.takeOver(ctx, over, key)
 	case errors.Is(err, apply.ErrTablesFirst):
 		_ = s.Close()
 		a.Close()
@@ -290,29 +293,21 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 // may say.
 func (l *link) connectApplier(ctx context.Context) (*pgx.Conn, error) {
 	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":apply", map[string]string{
-		"synchronous_commit":                  "off",
-		"plan_cache_mode":                     "force_generic_plan",
-		"enable_seqscan":                      "off",
-		"enable_bitmapscan":                   "off",
-		"jit":                                 "off",
-		"max_parallel_workers_per_gather":     "0",
-		"datestyle":                           "ISO",
-		"intervalstyle":                       "postgres",
-		"extra_float_digits":                  "1",
-		"bytea_output":                        "hex",
-		"timezone":                            "UTC",
-		"client_encoding":                     "UTF8",
-		"constraint_exclusion":                "off",
-		"default_transaction_deferrable":      "off",
-		"default_transaction_isolation":       "read committed",
-		"lc_monetary":                         "C",
-		"standard_conforming_strings":         "on",
-		"xmloption":                           "content",
-		"idle_session_timeout":                "0",
-		"transaction_timeout":                 "",
-		"client_connection_check_interval":    "",
-		"track_activities":                    "",
-		"idle_in_transaction_session_timeout": "0",
+		"synchronous_commit":              "off",
+		"plan_cache_mode":                 "force_generic_plan",
+		"enable_seqscan":                  "off",
+		"enable_bitmapscan":               "off",
+		"jit":                             "off",
+		"max_parallel_workers_per_gather": "0",
+		"datestyle":                       "ISO",
+		"intervalstyle":                   "postgres",
+		"extra_float_digits":              "1",
+		"bytea_output":                    "hex",
+		"timezone":                        "UTC",
+		"client_encoding":                 "UTF8",
+		"default_transaction_isolation":   "read committed",
+		"lc_monetary":                     "C",
+		"xmloption":                       "content",
 	})
 }
 
@@ -387,9 +382,10 @@ func (v *latest[T]) take(ctx context.Context) (x T, err error) {
 
 // takeOver makes this side primary after a handoff: the sequences go where the
 // old primary's were, and then the role decides.
-func (l *link) takeOver(ctx context.Context, over *apply.Handoff) error {
+func (l *link) takeOver(ctx context.Context, over *apply.Handoff, key []byte) error {
+	body, _ := unsign(over.Content, key)
 	var h handoff
-	if err := json.Unmarshal(over.Content, &h); err != nil {
+	if err := json.Unmarshal(body, &h); err != nil {
 		return fmt.Errorf("read the handoff: %w", err)
 	}
 	conn, err := l.connect(ctx, "takeover")

@@ -98,7 +98,9 @@ func readyAt(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, error) 
 func (l *link) copyTables(ctx context.Context, g gate) error {
 	s := seed.New(seed.Config{
 		Link: l.rec.ID, Name: l.rec.Name,
-		Open:    func(ctx context.Context) (seed.ClientStream, error) { return l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamSeed) },
+		Open: func(ctx context.Context) (seed.ClientStream, error) {
+			return l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamSeed)
+		},
 		Connect: func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") },
 		Gate:    g,
 		Build: func(ctx context.Context, conn *pgx.Conn, oid uint32) error {

@@ -116,11 +116,9 @@ func (c *checker) checkPrivileges(ctx context.Context) error {
 // lc_time takes any locale that exists, whatever the database's encoding.
 func (c *checker) checkLocales(ctx context.Context) error {
 	locales := slices.Clone(c.Locales)
-	own := c.Database
-	if own.Provider == "builtin" && c.version < 170000 {
-		own.Collate, own.Ctype = "C", own.Locale
+	if d, bad := c.Database.on(c.version); bad == nil {
+		locales = append(locales, d.Collate, d.Ctype)
 	}
-	locales = append(locales, own.Collate, own.Ctype)
 	slices.Sort(locales)
 	for _, locale := range slices.Compact(locales) {
 		err := c.try(ctx, `SELECT set_config('lc_time', $1, true)`, locale)

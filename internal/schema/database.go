@@ -61,32 +61,42 @@ func readSettings(ctx context.Context, db querier, name string) (d DatabaseSetti
 	return d, err
 }
 
+// on returns the settings as a server of a version can have them, or why it can't.
+// The builtin provider sorts by code point, which older servers know as C.
+func (d DatabaseSettings) on(version int) (DatabaseSettings, *problem.Problem) {
+	switch {
+	case d.Provider == "icu" && version < 150000:
+		return d, d.tooOld("compares text by ICU", "15")
+	case d.Provider == "icu" && d.Rules != "" && version < 160000:
+		return d, d.tooOld("has ICU rules of its own", "16")
+	case d.Provider == "builtin" && d.Locale == "PG_UNICODE_FAST" && version < 180000:
+		return d, d.tooOld("uses the builtin locale PG_UNICODE_FAST", "18")
+	case d.Provider == "builtin" && version < 170000:
+		d.Provider, d.Collate, d.Ctype, d.Locale = "libc", "C", d.Locale, ""
+	}
+	return d, nil
+}
+
 // options returns the options of CREATE DATABASE on a server of a version, or
 // why it can't have such a database.
 func (d DatabaseSettings) options(version int) (string, *problem.Problem) {
-	collate, ctype, provider := d.Collate, d.Ctype, ""
-	switch {
-	case d.Provider == "icu" && version < 150000:
-		return "", d.tooOld("compares text by ICU", "15")
-	case d.Provider == "icu":
-		provider = " LOCALE_PROVIDER icu ICU_LOCALE " + literal(d.Locale)
-		if d.Rules != "" && version < 160000 {
-			return "", d.tooOld("has ICU rules of its own", "16")
-		}
-		if d.Rules != "" {
-			provider += " ICU_RULES " + literal(d.Rules)
-		}
-	case d.Provider == "builtin" && d.Locale == "PG_UNICODE_FAST" && version < 180000:
-		return "", d.tooOld("uses the builtin locale PG_UNICODE_FAST", "18")
-	case d.Provider == "builtin" && version < 170000:
-		// Code point order, as the builtin provider has it.
-		collate, ctype = "C", d.Locale
-	case d.Provider == "builtin":
-		provider = " LOCALE_PROVIDER builtin BUILTIN_LOCALE " + literal(d.Locale)
-	case version >= 150000:
-		provider = " LOCALE_PROVIDER libc"
+	d, bad := d.on(version)
+	if bad != nil {
+		return "", bad
 	}
-	return "ENCODING " + literal(d.Encoding) + " LC_COLLATE " + literal(collate) + " LC_CTYPE " + literal(ctype) + provider, nil
+	sql := "ENCODING " + literal(d.Encoding) + " LC_COLLATE " + literal(d.Collate) + " LC_CTYPE " + literal(d.Ctype)
+	switch {
+	case d.Provider == "icu":
+		sql += " LOCALE_PROVIDER icu ICU_LOCALE " + literal(d.Locale)
+		if d.Rules != "" {
+			sql += " ICU_RULES " + literal(d.Rules)
+		}
+	case d.Provider == "builtin":
+		sql += " LOCALE_PROVIDER builtin BUILTIN_LOCALE " + literal(d.Locale)
+	case version >= 150000:
+		sql += " LOCALE_PROVIDER libc"
+	}
+	return sql, nil
 }
 
 func (d DatabaseSettings) tooOld(does, since string) *problem.Problem {

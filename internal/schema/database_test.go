@@ -118,7 +118,8 @@ func TestDatabaseOptions(t *testing.T) {
 		{icu, 150001, c + " LOCALE_PROVIDER icu ICU_LOCALE 'de'"},
 		{rules, 150001, ""},
 		{rules, 160000, c + " LOCALE_PROVIDER icu ICU_LOCALE 'de' ICU_RULES '&a < g'''"},
-		{builtin, 160004, "ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C.UTF-8'"},
+		{builtin, 140004, "ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C.UTF-8'"},
+		{builtin, 160004, "ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C.UTF-8' LOCALE_PROVIDER libc"},
 		{builtin, 170000, c + " LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"},
 		{fast, 170000, ""},
 		{fast, 180000, c + " LOCALE_PROVIDER builtin BUILTIN_LOCALE 'PG_UNICODE_FAST'"},
@@ -180,8 +181,8 @@ func TestDatabaseEntries(t *testing.T) {
 			UNION ALL SELECT unnest(setconfig) FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase WHERE setrole = 0 AND datname = $1`, name)
 	}
 	want := slices.DeleteFunc(read(from), func(s string) bool { return strings.HasSuffix(s, "default_transaction_read_only=on") })
-	if len(want) != 7 {
-		t.Fatalf("the primary's settings are %q, want 7 of them", want)
+	if len(want) != 8 {
+		t.Fatalf("the primary's settings are %q, want 8 of them", want)
 	}
 	if slices.ContainsFunc(d.Entries, func(e Entry) bool { return strings.Contains(e.SQL, mark) }) {
 		t.Error("the mark of a database that Hawser made is carried to another one")

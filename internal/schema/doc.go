@@ -13,12 +13,12 @@
 //     functions, tables with their defaults, comments, privileges and row
 //     security, and the indexes of partitioned tables, which hold no rows.
 //   - Table, for each ordinary table when its rows are there: its primary key,
-//     unique and exclusion constraints, indexes with their attachment to a
-//     partitioned parent, its replica identity, cluster mark and statistics. The
+//     unique and exclusion constraints, indexes with their attachment to those of
+//     its partitioned parent, its replica identity, cluster mark and statistics. The
 //     entries of one table follow each other; tables are independent and may be
 //     built at the same time. Every table needs it, one without rows too.
-//   - Final, when all tables have theirs: rules, triggers, foreign keys,
-//     publications, the contents of materialized views, the settings of the
+//   - Final, one after the other, when all tables have theirs: the upper levels of
+//     partitioned indexes, rules, triggers, foreign keys, publications, the contents of materialized views, the settings of the
 //     database and, last, event triggers.
 //
 // An entry depends on no entry of a later phase, nor on one of another table in

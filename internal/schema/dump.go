@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -180,13 +181,21 @@ func (t *tools) output(name string, args ...string) string {
 	var out bytes.Buffer
 	said := tail{limit: 4096}
 	cmd := exec.CommandContext(t.ctx, path, args...)
-	cmd.Env = append(os.Environ(), t.environ...)
-	cmd.Env = append(cmd.Env, "LC_ALL=C")
+	cmd.Env = append(ownEnviron(), t.environ...)
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
 		t.err = t.failed(name, err, said.String())
 	}
 	return out.String()
+}
+
+// ownEnviron is the agent's environment, less what would lead libpq elsewhere.
+func ownEnviron() []string {
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return name == "PGHOSTADDR" || name == "PGSERVICE" || name == "PGOPTIONS"
+	})
+	return append(env, "LC_ALL=C")
 }
 
 // failed explains the end of a program. It is worth another try: a lock that was

@@ -92,3 +92,138 @@ func TestDumpIsExecutableInAnyTransaction(t *testing.T) {
 		t.Errorf("Apply left session_replication_role %s behind", got[0])
 	}
 }
+
+func TestDumpSeesItsSnapshot(t *testing.T) {
+	t.Parallel()
+	ctx, c := t.Context(), testpg.Shared(t)
+	db := c.CreateDatabase(t)
+	c.Exec(t, db, "CREATE TABLE before (a int PRIMARY KEY)")
+	conn := c.Connect(t, db)
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshot := testpg.Rows(t, conn, `SELECT pg_export_snapshot()`)[0]
+	c.Exec(t, db, "CREATE TABLE after (a int PRIMARY KEY)", "CREATE MATERIALIZED VIEW also_after AS SELECT 1")
+	d, err := TakeDump(ctx, c.Server(), db, DumpOptions{Snapshot: snapshot})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range d.Entries {
+		if strings.Contains(e.SQL, "after") {
+			t.Errorf("%s is younger than the snapshot", e.object())
+		}
+	}
+	if len(d.Of(PhaseTable, 0)) != 1 {
+		t.Errorf("the dump has %d entries of tables, want the primary key of one", len(d.Of(PhaseTable, 0)))
+	}
+	if _, err := TakeDump(ctx, c.Server(), db, DumpOptions{Snapshot: snapshot}); err == nil {
+		t.Error("a dump was taken at a snapshot that is gone")
+	}
+}
+
+func TestDumpFailsWithTheToolsWords(t *testing.T) {
+	t.Parallel()
+	ctx, c := t.Context(), testpg.Shared(t)
+	db := c.CreateDatabase(t)
+	run := tools{ctx: ctx, major: 14, environ: c.Server().Environ(db), object: "database x"}
+	run.output("pg_dump", "--schema=no such schema")
+	p := wantProblem(t, run.err, "schema-dump-failed")
+	if !strings.Contains(p.Cause, "no matching schemas were found") || !p.Retryable {
+		t.Errorf("problem is %+v", p)
+	}
+	run = tools{ctx: ctx, major: 99}
+	run.output("pg_dump")
+	if run.err == nil {
+		t.Error("a pg_dump of PostgreSQL 99 was found")
+	}
+}
+
+// TestPhases looks at where entries go that could go wrong.
+func TestPhases(t *testing.T) {
+	t.Parallel()
+	ctx, c := t.Context(), testpg.Shared(t)
+	db, _ := loadZoo(t, c)
+	d, err := TakeDump(ctx, c.Server(), db, DumpOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	find := func(kind, name string) Entry {
+		t.Helper()
+		i := slices.IndexFunc(d.Entries, func(e Entry) bool { return e.Kind == kind && e.Name == name })
+		if i < 0 {
+			t.Fatalf("no entry %s %s", kind, name)
+		}
+		return d.Entries[i]
+	}
+	for _, k := range []struct {
+		kind, name string
+		phase      Phase
+		table      string // "" for none
+	}{
+		{"TABLE", "account", PhasePre, ""},
+		{"COMMENT", `TABLE "account"`, PhasePre, "account"},
+		{"ACL", `COLUMN "account"."name"`, PhasePre, "account"},
+		{"SEQUENCE", "account_id_seq", PhasePre, "account"},
+		{"TABLE ATTACH", "event_2024", PhasePre, "event_2024"},
+		{"ROW SECURITY", "account", PhasePre, "account"},
+		{"POLICY", "account own rows", PhasePre, "account"},
+		{"POLICY", "note by_key", PhaseFinal, "note"}, // it needs a primary key
+		{"COMMENT", `POLICY "own rows" ON "account"`, PhasePre, "account"},
+		{"INDEX", "event_region", PhasePre, "event"}, // of a partitioned table
+		{"INDEX ATTACH", "event_2025_region_idx", PhaseFinal, "event_2025"}, // above the leaves
+		{"CONSTRAINT", "event event_pk", PhasePre, "event"},
+		{"CONSTRAINT", "event_2024 event_2024_pkey", PhaseTable, "event_2024"},
+		{"INDEX ATTACH", "event_2024_pkey", PhaseTable, "event_2024"},
+		{"COMMENT", `INDEX "event_2024_region_idx"`, PhaseTable, "event_2024"},
+		{"STATISTICS", "stats", PhaseTable, "account"},
+		{"STATISTICS", "event_stats", PhasePre, "event"},
+		{"STATISTICS", "z_stats", PhaseFinal, "z"},
+		{"INDEX", "a_id", PhaseFinal, "a"},
+		{"RULE", "grouped _RETURN", PhaseFinal, "grouped"},
+		{"FUNCTION", "by_key()", PhaseFinal, ""}, // so does it
+		{"CHECK CONSTRAINT", "note late check", PhaseFinal, "note"},
+		{"TRIGGER", "account t 1", PhaseFinal, "account"},
+		{"EVENT TRIGGER", "on ddl", PhaseFinal, ""},
+	} {
+		e := find(k.kind, k.name)
+		table := uint32(0)
+		if k.table != "" {
+			table = d.Entries[slices.IndexFunc(d.Entries, func(e Entry) bool { return e.Name == k.table && isRelation(e.Kind) })].OID
+		}
+		if e.Phase != k.phase || e.Table != table {
+			t.Errorf("%s is of phase %s and table %d, want %s and %d", e.object(), e.Phase, e.Table, k.phase, table)
+		}
+	}
+	for i, e := range d.Entries {
+		if e.ID != i+1 {
+			t.Fatalf("entry %d has ID %d", i+1, e.ID)
+		}
+	}
+	if r, fk, ev := find(KindRefresh, "a"), find(KindValidate, "note note_account_fkey"), find("EVENT TRIGGER", "on ddl"); r.ID <= find(KindRefresh, "z").ID ||
+		find("INDEX", "a_id").ID <= r.ID || fk.ID <= find("FK CONSTRAINT", "note note_account_fkey").ID || ev.ID <= fk.ID {
+		t.Error("the final phase is out of order")
+	}
+}
+
+// TestDefaultPrivilegesComeEarly holds that commands which arrive while tables are
+// being copied find them, if no object of the dump is made after them.
+func TestDefaultPrivilegesComeEarly(t *testing.T) {
+	t.Parallel()
+	ctx, c := t.Context(), testpg.Shared(t)
+	from, to := c.CreateDatabase(t), c.CreateDatabase(t)
+	c.Exec(t, from, "CREATE TABLE t (a int PRIMARY KEY)", "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")
+	d, err := TakeDump(ctx, c.Server(), from, DumpOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pre := d.Of(PhasePre, 0)
+	if last := pre[len(pre)-1]; last.Kind != "DEFAULT ACL" {
+		t.Errorf("the last entry before the rows is %s, want the default privileges", last.object())
+	}
+	restore(ctx, t, c, to, d, nil)
+	diff(t, text(t, c, from), text(t, c, to))
+}

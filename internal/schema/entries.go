@@ -174,6 +174,8 @@ func (a *assembly) place(t *tocEntry, table uint32) (Phase, rank) {
 			return PhaseFinal, rankMain
 		}
 		return a.placeByRelation(table)
+	case "INDEX ATTACH":
+		return a.placeAttach(table)
 	case "RULE":
 		if a.facts.viewRules[t.oid] {
 			return PhasePre, rankMain
@@ -200,6 +202,18 @@ func (a *assembly) placeByRelation(table uint32) (Phase, rank) {
 		return PhaseTable, rankMain
 	case "m":
 		return PhaseFinal, rankMatview
+	}
+	return PhasePre, rankMain
+}
+
+// placeAttach places the attachment of an index to that of the partitioned parent.
+// An index that becomes valid by its last attachment makes the one above it valid
+// too. PostgreSQL looks for that without waiting for others who do the same, and
+// then nobody finds the last one. So the upper levels are tied together at the
+// end, one after the other; the leaves follow their tables.
+func (a *assembly) placeAttach(table uint32) (Phase, rank) {
+	if a.facts.kinds[table] == "p" {
+		return PhaseFinal, rankMain
 	}
 	return PhasePre, rankMain
 }

@@ -33,6 +33,7 @@ type ddlMessage struct {
 
 	User       ddlUser           `json:"user"`
 	SearchPath string            `json:"search_path"`
+	Schema     string            `json:"schema"` // of that path, where an unqualified CREATE goes
 	Settings   map[string]string `json:"settings"`
 
 	Objects  []ddlObject   `json:"objects"` // made or changed

@@ -222,17 +222,17 @@ func same(list []*ddlStatement) bool {
 	return true
 }
 
-// concerns reports whether the relations that the statement is about are among the
-// objects of m; true where it names none.
+// concerns reports whether an object that the statement is about is among those of m;
+// true where it names none.
 func (st *ddlStatement) concerns(m *ddlMessage) bool {
-	names := subjects(st.node)
+	names, creates := subjects(st.node)
 	if len(names) == 0 {
 		return true
 	}
 	for _, list := range [][]ddlObject{m.Objects, m.Dropped} {
 		for _, o := range list {
-			for _, name := range names {
-				if o.Table == name || o.Name == name || strings.Contains(o.Identity, name) {
+			for _, n := range names {
+				if n.is(o, creates, m.Schema) {
 					return true
 				}
 			}
@@ -241,58 +241,92 @@ func (st *ddlStatement) concerns(m *ddlMessage) bool {
 	return false
 }
 
-// subjects are the unqualified names of the relations that a statement makes,
-// changes or drops; of those that rename, the new name, which the message has.
-func subjects(node *pgq.Node) []string {
-	relation := func(r *pgq.RangeVar) []string {
+// subject is a name in a statement; schema is "" where it is not qualified.
+type subject struct{ schema, name string }
+
+func (s subject) is(o ddlObject, creates bool, current string) bool {
+	in := o.Schema
+	if in == "" {
+		in = o.TableSchema
+	}
+	switch {
+	case s.schema != "" && in != "" && s.schema != in:
+		return false
+	case s.schema == "" && creates && in != "" && in != current:
+		return false
+	}
+	return o.Table == s.name || o.Name == s.name || strings.Contains(o.Identity, s.name)
+}
+
+// subjects are the names that a statement makes, changes or drops; of those that
+// rename, the new name, which the message has.
+func subjects(node *pgq.Node) (names []subject, creates bool) {
+	relation := func(r *pgq.RangeVar) []subject {
 		if r == nil {
 			return nil
 		}
-		return []string{r.Relname}
+		return []subject{{r.Schemaname, r.Relname}}
 	}
 	switch n := node.GetNode().(type) {
 	case *pgq.Node_CreateStmt:
-		return relation(n.CreateStmt.Relation)
-	case *pgq.Node_AlterTableStmt:
-		return relation(n.AlterTableStmt.Relation)
-	case *pgq.Node_IndexStmt:
-		return relation(n.IndexStmt.Relation)
+		return relation(n.CreateStmt.Relation), true
 	case *pgq.Node_ViewStmt:
-		return relation(n.ViewStmt.View)
+		return relation(n.ViewStmt.View), true
 	case *pgq.Node_CreateSeqStmt:
-		return relation(n.CreateSeqStmt.Sequence)
+		return relation(n.CreateSeqStmt.Sequence), true
+	case *pgq.Node_CreateFunctionStmt:
+		return []subject{lastName(n.CreateFunctionStmt.Funcname)}, true
+	case *pgq.Node_AlterTableStmt:
+		return relation(n.AlterTableStmt.Relation), false
+	case *pgq.Node_IndexStmt:
+		return relation(n.IndexStmt.Relation), false
 	case *pgq.Node_CreateTrigStmt:
-		return relation(n.CreateTrigStmt.Relation)
+		return relation(n.CreateTrigStmt.Relation), false
 	case *pgq.Node_RefreshMatViewStmt:
-		return relation(n.RefreshMatViewStmt.Relation)
+		return relation(n.RefreshMatViewStmt.Relation), false
 	case *pgq.Node_RenameStmt:
 		if n.RenameStmt.Relation != nil && n.RenameStmt.Subname != "" {
-			return relation(n.RenameStmt.Relation)
+			return relation(n.RenameStmt.Relation), false
 		}
-		return []string{n.RenameStmt.Newname}
+		return []subject{{"", n.RenameStmt.Newname}}, false
 	case *pgq.Node_CreateSchemaStmt:
 		if n.CreateSchemaStmt.Schemaname != "" {
-			return []string{n.CreateSchemaStmt.Schemaname}
+			return []subject{{"", n.CreateSchemaStmt.Schemaname}}, false
 		}
 	case *pgq.Node_DropStmt:
-		return dropNames(n.DropStmt)
-	}
-	return nil
-}
-
-// dropNames are the last parts of the names that a DROP holds.
-func dropNames(s *pgq.DropStmt) []string {
-	var names []string
-	for _, o := range s.Objects {
-		if l := o.GetObjectWithArgs(); l != nil && len(l.Objname) > 0 {
-			names = append(names, l.Objname[len(l.Objname)-1].GetString_().GetSval())
-		} else if l := o.GetList(); l != nil && len(l.Items) > 0 {
-			names = append(names, l.Items[len(l.Items)-1].GetString_().GetSval())
-		} else if v := o.GetString_(); v != nil {
-			names = append(names, v.Sval)
+		for _, o := range n.DropStmt.Objects {
+			if s := droppedName(o); s.name != "" {
+				names = append(names, s)
+			}
 		}
 	}
-	return names
+	return names, false
+}
+
+// droppedName is the name of one object of a DROP.
+func droppedName(o *pgq.Node) subject {
+	switch n := o.GetNode().(type) {
+	case *pgq.Node_ObjectWithArgs:
+		return lastName(n.ObjectWithArgs.Objname)
+	case *pgq.Node_List:
+		return lastName(n.List.Items)
+	case *pgq.Node_TypeName:
+		return lastName(n.TypeName.Names)
+	case *pgq.Node_String_:
+		return subject{"", n.String_.Sval}
+	}
+	return subject{}
+}
+
+// lastName is a possibly qualified name.
+func lastName(parts []*pgq.Node) (s subject) {
+	if n := len(parts); n > 0 {
+		s.name = parts[n-1].GetString_().GetSval()
+		if n > 1 {
+			s.schema = parts[n-2].GetString_().GetSval()
+		}
+	}
+	return s
 }
 
 var (

@@ -17,8 +17,8 @@ type Relation struct {
 	Columns []Column
 }
 
-// Column is one column of a Relation. TypeSchema and TypeName are set where the
-// stream named the type, which it does for types that PostgreSQL does not come with.
+// Column is one column of a Relation. TypeSchema and TypeName are as the stream named
+// the type, and empty where it did not since the type comes with PostgreSQL.
 type Column struct {
 	Name                 string
 	Type                 uint32 // OID on the primary
@@ -53,7 +53,7 @@ func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, rel Relation) er
 // typeName writes a column's type as this side knows it.
 func typeName(ctx context.Context, conn *pgx.Conn, c Column) (name string, err error) {
 	err = conn.QueryRow(ctx, `SELECT format_type(t.oid, $4) FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-		WHERE CASE WHEN $3 = '' THEN t.oid = $1 ELSE n.nspname = $2 AND t.typname = $3 END`,
+		WHERE CASE WHEN $3 = '' THEN t.oid = $1 ELSE n.nspname = coalesce(nullif($2, ''), 'pg_catalog') AND t.typname = $3 END`,
 		c.Type, c.TypeSchema, c.TypeName, c.Modifier).Scan(&name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return "", problem.New("type-unknown", fmt.Sprintf("type %s.%s (OID %d)", c.TypeSchema, c.TypeName, c.Type),
@@ -147,11 +147,19 @@ func optionList(options []string, sep string) string {
 	return strings.Join(out, ", ")
 }
 
-// complete gives a table that Provide made what the stream does not say of it.
+// complete gives a table that Provide made what the stream does not say of it: the
+// collations, the options, and the domains, for which it names the type underneath.
 func (r *replay) complete(ctx context.Context, t ddlTable) error {
+	types, err := r.columnTypes(ctx, t)
+	if err != nil {
+		return err
+	}
 	var changes []string
 	for _, c := range t.Columns {
-		if c.Collation != "" {
+		switch {
+		case c.Collation == "" && types[c.Name] != c.Type:
+			changes = append(changes, "ALTER COLUMN "+pgx.Identifier{c.Name}.Sanitize()+" TYPE "+c.Type)
+		case c.Collation != "":
 			changes = append(changes, "ALTER COLUMN "+pgx.Identifier{c.Name}.Sanitize()+" TYPE "+c.Type+" COLLATE "+c.Collation)
 		}
 	}
@@ -170,6 +178,21 @@ func (r *replay) complete(ctx context.Context, t ddlTable) error {
 	}
 	sql := "ALTER TABLE " + pgx.Identifier{t.Schema, t.Name}.Sanitize() + " " + strings.Join(changes, ", ")
 	return r.run(ctx, order{sql: sql, generated: true, agent: true})
+}
+
+func (r *replay) columnTypes(ctx context.Context, t ddlTable) (map[string]string, error) {
+	rows, err := r.conn.Query(ctx, `SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+		JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0`, t.Schema, t.Name)
+	if err != nil {
+		return nil, fmt.Errorf("read the columns of %q: %w", t.Name, err)
+	}
+	types := map[string]string{}
+	var name, kind string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &kind}, func() error { types[name] = kind; return nil }); err != nil {
+		return nil, fmt.Errorf("read the columns of %q: %w", t.Name, err)
+	}
+	return types, nil
 }
 
 func (r *replay) sameMethod(ctx context.Context, t ddlTable) (same bool, err error) {

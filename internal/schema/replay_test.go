@@ -90,7 +90,7 @@ var zoo = []script{
 	}},
 	{name: "inside SQL functions", sent: []string{
 		`SET check_function_bodies = off`,
-		`CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'CREATE TABLE f1 (a int); ALTER TABLE f1 ADD b int; INSERT INTO f1 VALUES (1, 2); ALTER TABLE f1 ADD c int'`,
+		`CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'CREATE TABLE f1 (a int); ALTER TABLE f1 ADD b int; ALTER TABLE f1 ADD c int'`,
 		`CREATE SCHEMA other; CREATE FUNCTION other.f() RETURNS void LANGUAGE sql AS 'CREATE TABLE other.f1 (x int)'`,
 		`CREATE FUNCTION "F ""q"" statement 2"() RETURNS void LANGUAGE sql AS 'SELECT 1; CREATE TABLE fq (x int)'`,
 		`SELECT f()`, `SELECT other.f()`, `SELECT "F ""q"" statement 2"()`,

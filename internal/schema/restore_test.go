@@ -167,6 +167,9 @@ func TestTablesAreBuiltAtTheSameTime(t *testing.T) {
 	}
 	close(work)
 	group.Wait()
+	if err := Apply(ctx, c.Connect(t, to), d.Of(PhaseFinal, 0)); err != nil {
+		t.Fatal(err)
+	}
 	if got := testpg.Rows(t, c.Connect(t, to), `SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid`); len(got) != 0 {
 		t.Errorf("indexes %v are not valid", got)
 	}

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -116,5 +115,4 @@ func TestDumpNamesOnlyItsRoles(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("roles are %q, want %q", got, want)
 	}
-	_ = postgres.QuoteIdent
 }

@@ -9,7 +9,7 @@ CREATE TABLE hawser.seeding (
 	link     text PRIMARY KEY REFERENCES hawser.member ON DELETE CASCADE,
 	snapshot text,                      -- of the schema dump; NULL until the schema is restored
 	skipped  text[] NOT NULL DEFAULT '{}', -- transactions skipped for pending tables and not yet known to be visible to a snapshot
-	ready    pg_lsn,                    -- the stream must pass it before the copy is consistent
+	initial  boolean NOT NULL DEFAULT true, -- the first copy, of the whole database
 	done     boolean NOT NULL DEFAULT false
 );
 

@@ -1,0 +1,476 @@
+package link
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
+	"github.com/hawser/hawser/internal/seed"
+)
+
+// Spec is the link that a person asks for.
+type Spec struct {
+	Name, Database, Peer string
+	Role                 role.Role // of this side
+}
+
+func other(r role.Role) role.Role {
+	if r == role.Primary {
+		return role.Secondary
+	}
+	return role.Primary
+}
+
+// Validate checks both sides, and changes nothing. All findings come at once; an
+// error means that the check itself could not be made. Without a peer, this side
+// alone is checked.
+func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error) {
+	if s.Name != "" {
+		if _, err := m.find(s.Name); err == nil {
+			return problem.Findings{taken(s.Name)}, nil
+		}
+	}
+	if s.Peer == "" {
+		findings, err := m.validateSide(ctx, s.Name, "", validateRequest{Database: s.Database, Role: s.Role})
+		return findings, err
+	}
+	primary, err := m.onSide(ctx, s, role.Primary, nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(primary.Blocking()) > 0 && primary[0].Code == "no-such-database" {
+		return primary, nil
+	}
+	requirements, err := m.requirements(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	secondary, err := m.onSide(ctx, s, role.Secondary, requirements)
+	return append(primary, secondary...), err
+}
+
+func taken(name string) *problem.Problem {
+	return problem.New("link-exists", "link "+name, "a link of this name exists", "choose another name, or hawser link drop "+name)
+}
+
+// onSide runs the check of one role where that role is.
+func (m *Manager) onSide(ctx context.Context, s Spec, r role.Role, source []byte) (problem.Findings, error) {
+	request := validateRequest{Database: s.Database, Role: r, Source: source}
+	if s.Role == r {
+		return m.validateSide(ctx, s.Name, s.Peer, request)
+	}
+	var findings problem.Findings
+	err := m.call(ctx, s.Peer, s.Name, callValidate, request, &findings)
+	return findings, err
+}
+
+// requirements asks the primary what its database needs of a target.
+func (m *Manager) requirements(ctx context.Context, s Spec) ([]byte, error) {
+	if s.Role == role.Primary {
+		return m.inspect(ctx, s.Database)
+	}
+	var out []byte
+	err := m.call(ctx, s.Peer, s.Name, callInspect, inspectRequest{s.Database}, &out)
+	return out, err
+}
+
+func (m *Manager) inspect(ctx context.Context, database string) ([]byte, error) {
+	r, err := schema.Inspect(ctx, m.cfg.Server, database)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(r)
+}
+
+// validateSide checks this side in its role.
+func (m *Manager) validateSide(ctx context.Context, name, _ string, r validateRequest) (problem.Findings, error) {
+	if name != "" {
+		if _, err := m.find(name); err == nil {
+			return problem.Findings{taken(name)}, nil
+		}
+	}
+	if r.Role == role.Secondary {
+		return m.validateSecondary(ctx, r)
+	}
+	findings, err := m.validatePrimary(ctx, r.Database)
+	if p, ok := problem.As(err); ok && p.Code == "no-such-database" {
+		return problem.Findings{p}, nil
+	}
+	return findings, err
+}
+
+func (m *Manager) validatePrimary(ctx context.Context, database string) (problem.Findings, error) {
+	findings, err := capture.Check(ctx, m.cfg.Server, database)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := m.connect(ctx, database, "validate", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	closed, err := fenced(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	if closed {
+		findings = append(findings, problem.New("already-secondary", "database "+database,
+			"it is the secondary of another link", "link the primary of that link instead"))
+	}
+	found, err := seed.Check(ctx, conn)
+	return append(findings, found...), err
+}
+
+func fenced(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	closed, _, err := fence.Check(ctx, conn)
+	return closed, err
+}
+
+func (m *Manager) validateSecondary(ctx context.Context, r validateRequest) (problem.Findings, error) {
+	var out problem.Findings
+	info, err := m.cfg.Server.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if info.InRecovery {
+		out = append(out, problem.New("not-writable", "server "+m.cfg.Server.String(), "it is a standby in recovery", "point the agent at the primary of the group"))
+	}
+	if !info.Superuser {
+		out = append(out, problem.New("not-superuser", "role "+info.User, "the agent's role is no superuser; replication origins and session_replication_role need one",
+			"ALTER ROLE "+info.User+" SUPERUSER;"))
+	}
+	if level := info.Settings["wal_level"]; level != "logical" {
+		out = append(out, problem.Warn("wal-level", "setting wal_level",
+			"it is "+level+" on the secondary; a failover, which makes it the primary, needs logical",
+			"ALTER SYSTEM SET wal_level = logical; and restart PostgreSQL"))
+	}
+	if r.Source == nil {
+		return out, nil
+	}
+	var requirements schema.Requirements
+	if err := json.Unmarshal(r.Source, &requirements); err != nil {
+		return nil, fmt.Errorf("read the primary's requirements: %w", err)
+	}
+	found, err := requirements.Check(ctx, m.cfg.Server, r.Database)
+	return append(out, found...), err
+}
+
+// Create makes a link on both sides. When it fails, nothing is left on either.
+// It returns when the link stands; seeding goes on by itself.
+func (m *Manager) Create(ctx context.Context, s Spec) error {
+	release, err := m.claim(s.Name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	id := newID()
+	ours := createRequest{ID: id, Database: s.Database, Role: s.Role}
+	theirs := createRequest{ID: id, Database: s.Database, Role: other(s.Role)}
+	// The primary goes first: its slot has to exist before anything is copied.
+	first := func() (createReply, error) { return m.createHere(ctx, s.Name, s.Peer, ours) }
+	second := func(r createReply) (createReply, error) {
+		theirs.From, theirs.Settings = r.From, r.Settings
+		return m.createThere(ctx, s, theirs)
+	}
+	if s.Role == role.Secondary {
+		first = func() (createReply, error) { return m.createThere(ctx, s, theirs) }
+		second = func(r createReply) (createReply, error) {
+			ours.From, ours.Settings = r.From, r.Settings
+			return m.createHere(ctx, s.Name, s.Peer, ours)
+		}
+	}
+	reply, err := first()
+	if err == nil {
+		_, err = second(reply)
+	}
+	if err == nil {
+		err = m.call(ctx, s.Peer, s.Name, callStart, struct{}{}, nil)
+	}
+	if err == nil {
+		var l *link
+		if l, err = m.find(s.Name); err == nil {
+			err = l.startRunning(ctx)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, m.undo(context.WithoutCancel(ctx), s))
+	}
+	return nil
+}
+
+func newID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+func (m *Manager) createThere(ctx context.Context, s Spec, r createRequest) (createReply, error) {
+	var reply createReply
+	err := m.call(ctx, s.Peer, s.Name, callCreate, r, &reply)
+	return reply, err
+}
+
+// undo removes a link that was made in part. What the other side has is removed
+// by its own drop; if it can't be reached it removes it when it hears of us again.
+func (m *Manager) undo(ctx context.Context, s Spec) error {
+	err := m.call(ctx, s.Peer, s.Name, callDrop, dropRequest{RemoveReplica: true}, nil)
+	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
+		err = nil
+	}
+	l, missing := m.find(s.Name)
+	if missing != nil {
+		return err
+	}
+	return errors.Join(err, m.dropSide(ctx, l, true))
+}
+
+// createSide makes this side of a link that the other side asked for.
+func (m *Manager) createSide(ctx context.Context, name, from string, r createRequest) (createReply, error) {
+	release, err := m.claim(name)
+	if err != nil {
+		return createReply{}, err
+	}
+	defer release()
+	return m.createHere(ctx, name, from, r)
+}
+
+// createHere records the link first, so that a crash finds what has to be undone.
+func (m *Manager) createHere(ctx context.Context, name, peer string, r createRequest) (createReply, error) {
+	if _, err := m.find(name); err == nil {
+		return createReply{}, taken(name)
+	}
+	side, err := json.Marshal(role.Initial(r.Role, r.From))
+	if err != nil {
+		return createReply{}, err
+	}
+	rec := catalog.Link{Name: name, ID: r.ID, Peer: peer, Database: r.Database, Side: side, Progress: catalog.Creating}
+	var stored bool
+	err = m.store.Do(ctx, func(conn *pgx.Conn) (err error) {
+		if err = catalog.InsertLink(ctx, conn, rec); err != nil {
+			return err
+		}
+		rec, stored, err = catalog.FindLink(ctx, conn, name)
+		return err
+	})
+	if err != nil || !stored {
+		return createReply{}, err
+	}
+	l := newLink(m, rec, role.Initial(r.Role, r.From))
+	m.mu.Lock()
+	m.links[name] = l
+	m.mu.Unlock()
+	l.start(m.ctx)
+	var reply createReply
+	if r.Role == role.Primary {
+		reply, err = m.makePrimary(ctx, l)
+	} else {
+		err = m.makeSecondary(ctx, l, r)
+	}
+	if err != nil {
+		return createReply{}, errors.Join(err, m.dropSide(context.WithoutCancel(ctx), l, true))
+	}
+	return reply, nil
+}
+
+func (m *Manager) makePrimary(ctx context.Context, l *link) (createReply, error) {
+	settings, err := schema.DatabaseOf(ctx, m.cfg.Server, l.rec.Database)
+	if err != nil {
+		return createReply{}, err
+	}
+	var reply createReply
+	if reply.Settings, err = json.Marshal(settings); err != nil {
+		return reply, err
+	}
+	conn, err := l.connect(ctx, "create")
+	if err != nil {
+		return reply, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return reply, err
+	}
+	if err := catalog.Join(ctx, conn, l.rec.ID, l.rec.Name); err != nil {
+		return reply, err
+	}
+	if err := capture.Install(ctx, conn, l.rec.ID); err != nil {
+		return reply, err
+	}
+	reply.From, err = capture.CreateSlot(ctx, conn, l.rec.ID)
+	return reply, err
+}
+
+func (m *Manager) makeSecondary(ctx context.Context, l *link, r createRequest) error {
+	var settings schema.DatabaseSettings
+	if err := json.Unmarshal(r.Settings, &settings); err != nil {
+		return fmt.Errorf("read the settings of the primary's database: %w", err)
+	}
+	created, err := schema.CreateDatabase(ctx, m.cfg.Server, settings)
+	if err != nil {
+		return err
+	}
+	if created {
+		err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetOwnsDatabase(ctx, conn, l.rec.Name, true) })
+		if err != nil {
+			return err
+		}
+		l.update(func() { l.ownsDB = true })
+	}
+	conn, err := l.connect(ctx, "create")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return err
+	}
+	if err := catalog.Join(ctx, conn, l.rec.ID, l.rec.Name); err != nil {
+		return err
+	}
+	if err := catalog.StartSeeding(ctx, conn, l.rec.ID); err != nil {
+		return err
+	}
+	if err := fence.Prepare(ctx, conn, nil); err != nil {
+		return err
+	}
+	return fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
+}
+
+// DropOptions say what is to be left.
+type DropOptions struct {
+	RemoveReplica bool
+	Force         bool // drop this side though the other can't be reached
+}
+
+// Drop ends a link on both sides. A replica that is kept becomes an independent
+// database that takes writes.
+func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) error {
+	l, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	release, err := m.claim(name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	err = m.call(ctx, l.rec.Peer, name, callDrop, dropRequest{o.RemoveReplica}, nil)
+	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
+		err = nil
+	}
+	if err != nil && !o.Force {
+		return problem.New("peer-not-told", "link "+name, "the other side could not be told, and would keep its half of the link",
+			"try again when it is connected, or hawser link drop "+name+" --force, and the same on instance "+l.rec.Peer).Because(err)
+	}
+	return m.dropSide(ctx, l, o.RemoveReplica)
+}
+
+// finishDrop removes a link whose making or removal was interrupted.
+func (m *Manager) finishDrop(l *link) {
+	for wait := newBackoff(); ; {
+		err := m.dropSide(m.ctx, l, l.rec.Progress == catalog.Creating)
+		if err == nil {
+			return
+		}
+		l.log.Warn("can't remove the link yet", "error", err)
+		if !wait.sleep(m.ctx) {
+			return
+		}
+	}
+}
+
+// dropSide removes this side: first the record says so, then the goroutines end,
+// then everything in the database goes, and the record last.
+func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) error {
+	err := m.store.Do(ctx, func(conn *pgx.Conn) error {
+		return catalog.SetProgress(ctx, conn, l.rec.Name, catalog.Dropping)
+	})
+	if err != nil {
+		return err
+	}
+	l.update(func() { l.progress = catalog.Dropping })
+	l.halt()
+	side, _ := l.now()
+	l.mu.Lock()
+	owns := l.ownsDB
+	l.mu.Unlock()
+	if side.Role == role.Secondary && owns && removeReplica {
+		err = m.dropReplica(ctx, l)
+	} else {
+		err = m.cleanDatabase(ctx, l)
+	}
+	if p, ok := problem.As(err); ok && p.Code == "no-such-database" {
+		err = nil
+	}
+	if err != nil {
+		// The link stays, as dropping; running the command again goes on.
+		l.start(m.ctx)
+		return err
+	}
+	if err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.DeleteLink(ctx, conn, l.rec.Name) }); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	delete(m.links, l.rec.Name)
+	m.mu.Unlock()
+	l.log.Info("dropped")
+	return nil
+}
+
+func (m *Manager) dropReplica(ctx context.Context, l *link) error {
+	err := m.store.Do(ctx, func(conn *pgx.Conn) error {
+		if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
+			return err
+		}
+		return dropOrigins(ctx, conn, l)
+	})
+	if err != nil {
+		return err
+	}
+	return schema.DropDatabase(ctx, m.cfg.Server, l.rec.Database)
+}
+
+// cleanDatabase takes everything of the link out of a database that stays.
+func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
+	conn, err := l.connect(ctx, "drop")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
+		return err
+	}
+	if err := dropOrigins(ctx, conn, l); err != nil {
+		return err
+	}
+	installed, err := catalog.Installed(ctx, conn)
+	if err != nil || !installed {
+		return err
+	}
+	left, err := catalog.Leave(ctx, conn, l.rec.ID)
+	if err != nil {
+		return err
+	}
+	if err := capture.Uninstall(ctx, conn, l.rec.ID, left == 0); err != nil || left > 0 {
+		return err
+	}
+	if err := fence.Remove(ctx, conn); err != nil {
+		return err
+	}
+	return catalog.DropSchema(ctx, conn)
+}
+
+func dropOrigins(ctx context.Context, conn *pgx.Conn, l *link) error {
+	return apply.DropOrigins(ctx, conn, l.rec.ID, "")
+}

@@ -1,0 +1,206 @@
+// Package link makes, runs and ends links. It carries out what link/role decides,
+// owns the goroutines of every link, and adds up the checks of the packages below
+// it into one validation.
+//
+// A link is known on both sides by the same name and id. What it is doing is told
+// by Status; what it has to do is decided by link/role alone. This package must
+// never write to a user's table itself: apply and seed do.
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"sort"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/peer"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// Peers is what a link needs of the connection to the other instances.
+type Peers interface {
+	Call(ctx context.Context, peer, link, method string, payload []byte) ([]byte, error)
+	Open(ctx context.Context, peer, link, kind string) (peer.ClientStream, error)
+	Connected(peer string) <-chan struct{}
+}
+
+// Config is what a manager works with.
+type Config struct {
+	Instance    string // this instance's name
+	Server      *postgres.Server
+	Store       *Store
+	Peers       Peers
+	StateDir    string
+	SeedWorkers int
+	Log         *slog.Logger
+}
+
+// Manager holds the links of one instance. Its methods may be called from any
+// goroutine once Run has begun.
+type Manager struct {
+	cfg   Config
+	store *Store
+	ctx   context.Context // Run's
+	ready chan struct{}   // closed when the links are loaded
+
+	mu    sync.Mutex
+	links map[string]*link
+	busy  map[string]bool // names that are being created or dropped
+}
+
+// NewManager returns a manager that has touched nothing yet.
+func NewManager(cfg Config) *Manager {
+	return &Manager{cfg: cfg, store: cfg.Store, ready: make(chan struct{}), links: map[string]*link{}, busy: map[string]bool{}}
+}
+
+// Run starts every link and returns when ctx has ended and all have stopped.
+func (m *Manager) Run(ctx context.Context) error {
+	m.ctx = ctx
+	var records []catalog.Link
+	err := m.store.Do(ctx, func(conn *pgx.Conn) (err error) {
+		records, err = catalog.Links(ctx, conn)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, rec := range records {
+		if err := m.adopt(ctx, rec); err != nil {
+			return err
+		}
+	}
+	close(m.ready)
+	<-ctx.Done()
+	m.mu.Lock()
+	links := m.links
+	m.mu.Unlock()
+	for _, l := range links {
+		l.halt()
+	}
+	return ctx.Err()
+}
+
+// adopt takes up a stored link. One that was being made or dropped when the agent
+// ended is removed, and the other side is told.
+func (m *Manager) adopt(ctx context.Context, rec catalog.Link) error {
+	var side role.State
+	if err := json.Unmarshal(rec.Side, &side); err != nil {
+		return fmt.Errorf("read the role of link %s: %w", rec.Name, err)
+	}
+	l := newLink(m, rec, side)
+	m.mu.Lock()
+	m.links[rec.Name] = l
+	m.mu.Unlock()
+	l.start(ctx)
+	if rec.Progress != catalog.Running {
+		l.log.Warn("the agent stopped while the link was "+string(rec.Progress)+": removing it", "progress", rec.Progress)
+		go m.finishDrop(l)
+	}
+	return nil
+}
+
+// find returns a link by name once the links are loaded.
+func (m *Manager) find(name string) (*link, error) {
+	select {
+	case <-m.ready:
+	default:
+		return nil, problem.New("starting", "instance "+m.cfg.Instance, "the agent is starting", "wait a moment").Retry()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.links[name]; l != nil {
+		return l, nil
+	}
+	return nil, notFound(name)
+}
+
+func notFound(name string) error {
+	return problem.New("link-not-found", "link "+name, "there is no link of this name on this instance", "hawser link list")
+}
+
+// List returns every link's status, by name.
+func (m *Manager) List(ctx context.Context) []Status {
+	m.mu.Lock()
+	links := make([]*link, 0, len(m.links))
+	for _, l := range m.links {
+		links = append(links, l)
+	}
+	m.mu.Unlock()
+	out := make([]Status, len(links))
+	var wg sync.WaitGroup
+	for i, l := range links {
+		wg.Go(func() { out[i] = l.full(ctx) })
+	}
+	wg.Wait()
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// Show returns one link's status.
+func (m *Manager) Show(ctx context.Context, name string) (Status, error) {
+	l, err := m.find(name)
+	if err != nil {
+		return Status{}, err
+	}
+	return l.full(ctx), nil
+}
+
+// SetPaused pauses a link or lets it go on. Going on also ends a suspension.
+func (m *Manager) SetPaused(ctx context.Context, name string, paused bool) error {
+	l, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	if err := l.setPaused(ctx, paused); err != nil {
+		return err
+	}
+	if side, _ := l.now(); side.Role == role.Secondary {
+		return nil
+	}
+	return m.call(ctx, l.rec.Peer, name, callPause, pauseRequest{paused}, nil)
+}
+
+// Failover makes the secondary the primary, with nothing lost.
+func (m *Manager) Failover(ctx context.Context, name string, o FailoverOptions) (FailoverResult, error) {
+	l, err := m.find(name)
+	if err != nil {
+		return FailoverResult{}, err
+	}
+	return l.failover(ctx, o)
+}
+
+// UsesPeer returns the names of the links with a peer.
+func (m *Manager) UsesPeer(peer string) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []string
+	for name, l := range m.links {
+		if l.rec.Peer == peer {
+			out = append(out, name)
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+// claim takes a name for an operation that makes or removes a link.
+func (m *Manager) claim(name string) (release func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.busy[name] {
+		return nil, problem.New("link-busy", "link "+name, "it is being created or dropped", "wait a moment: hawser link list").Retry()
+	}
+	m.busy[name] = true
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.busy, name)
+	}, nil
+}

@@ -1,0 +1,113 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
+)
+
+// replayer joins schema's replay of DDL with what the rest of a secondary needs
+// of it: new tables get the fence, and tables whose rows only the primary knows
+// are put down to be copied again, in the very transaction of the DDL.
+type replayer struct {
+	*schema.Replayer
+	l *link
+}
+
+func newReplayer(l *link, key []byte) replayer {
+	return replayer{l: l, Replayer: schema.NewReplayer(schema.ReplayOptions{
+		Key: func(context.Context) ([]byte, error) { return key, nil },
+	})}
+}
+
+func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (apply.Effect, error) {
+	result, err := r.Replayer.Replay(ctx, conn, content)
+	if err != nil {
+		return apply.Effect{}, err
+	}
+	for _, t := range result.Created {
+		if err := fence.PrepareTable(ctx, conn, t.Schema, t.Name); err != nil {
+			return apply.Effect{}, err
+		}
+	}
+	var effect apply.Effect
+	for _, t := range result.Reseed {
+		s := catalog.SeedTable{OID: t.OID, Schema: t.Schema, Name: t.Name, State: catalog.Pending, Rows: -1}
+		if err := catalog.Reseed(ctx, conn, r.l.rec.ID, s); err != nil {
+			return apply.Effect{}, err
+		}
+		effect.Reseed = append(effect.Reseed, s)
+		r.l.log.Info("table is copied again: its rows can't be computed on the replica", "table", t.Schema+"."+t.Name, "because", result.Tag)
+	}
+	if err := r.later(ctx, conn, result.Later); err != nil {
+		return apply.Effect{}, err
+	}
+	r.l.note(result)
+	return effect, nil
+}
+
+// later keeps statements that need the rows of all tables until they are there.
+func (r replayer) later(ctx context.Context, conn *pgx.Conn, statements []string) error {
+	for _, sql := range statements {
+		data, err := json.Marshal(schema.Entry{Kind: "DDL", Name: "replayed later", Phase: schema.PhaseFinal, SQL: sql})
+		if err != nil {
+			return err
+		}
+		if err := catalog.AddSchemaEntry(ctx, conn, r.l.rec.ID, string(schema.PhaseFinal), data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxNotes bounds what a link says of replayed DDL.
+const maxNotes = 20
+
+func (l *link) note(result schema.Result) {
+	notes := result.Notes
+	for _, role := range result.Roles {
+		notes = append(notes, problem.Warn("role-created", "role "+role,
+			"it was missing here and a statement of the primary names it: it was created without login", "ALTER ROLE "+role+" LOGIN PASSWORD '…';"))
+	}
+	l.log.Info("DDL replayed", "tag", result.Tag)
+	if len(notes) == 0 {
+		return
+	}
+	for _, n := range notes {
+		l.log.Warn("note on replayed DDL", "note", n.Error())
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.notes = append(l.notes, notes...)
+	l.notes = l.notes[max(0, len(l.notes)-maxNotes):]
+}
+
+// ddlKey returns the key that signs this primary's messages.
+func (l *link) ddlKey(ctx context.Context) ([]byte, error) {
+	conn, err := l.connect(ctx, "key")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return capture.DDLKey(ctx, conn)
+}
+
+func (l *link) fetchDDLKey(ctx context.Context) ([]byte, error) {
+	var key []byte
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callDDLKey, struct{}{}, &key); err != nil {
+		return nil, err
+	}
+	if len(key) == 0 {
+		return nil, fmt.Errorf("peer %s has no key for link %s", l.rec.Peer, l.rec.Name)
+	}
+	return key, nil
+}

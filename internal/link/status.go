@@ -1,0 +1,146 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/seed"
+)
+
+// State is what a link is doing, in DESIGN's words.
+type State string
+
+// The states of a link.
+const (
+	Seeding      State = "seeding"
+	CatchingUp   State = "catching-up"
+	Synchronized State = "synchronized"
+	Paused       State = "paused"
+	Suspended    State = "suspended"
+	Disconnected State = "disconnected"
+	FailingOver  State = "failing-over"
+	Diverged     State = "diverged"
+	Dropped      State = "dropped"
+)
+
+// synchronizedLag is the lag in seconds up to which a link counts as synchronized.
+const synchronizedLag = 5
+
+// silent is how long after the last heartbeat a stream counts as broken.
+const silent = 5 * time.Second
+
+// Status is one side's view of a link, or both sides' where the other answered.
+type Status struct {
+	Name, ID, Database, Peer string
+	Role                     role.Role
+	Term                     frame.Term
+	Phase                    role.Phase
+	State                    State
+	Cause                    *problem.Problem
+	Notes                    problem.Findings
+	Seeding                  *seed.Progress // while it runs, and its end
+	LagKnown                 bool
+	LagBytes                 uint64
+	LagSeconds               float64
+	Ack                      frame.Ack
+	Sent                     frame.LSN
+	WALHeld                  *int64
+	CreatedAt                time.Time
+	Failover                 json.RawMessage
+}
+
+// status is what this side knows by itself.
+func (l *link) status() Status {
+	lag := l.capture.Lag()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Status{
+		Name: l.rec.Name, ID: l.rec.ID, Database: l.rec.Database, Peer: l.rec.Peer,
+		Role: l.side.Role, Term: l.side.Term, Phase: l.side.Phase,
+		Notes: append(problem.Findings(nil), l.notes...), CreatedAt: l.rec.CreatedAt, Failover: l.last,
+	}
+	if l.side.Role == role.Primary {
+		s.LagKnown = !lag.At.IsZero() && l.streaming
+		s.LagBytes, s.LagSeconds, s.Ack, s.Sent = lag.Bytes, lag.Seconds, lag.Ack, lag.Sent
+	} else {
+		s.LagKnown = !l.heardAt.IsZero() && l.streaming
+		s.LagBytes, s.LagSeconds, s.Ack = l.heard.LagBytes, l.heard.LagSeconds, l.ack
+		if l.seeder != nil {
+			p := l.seeder.Progress()
+			s.Seeding = &p
+		}
+	}
+	s.State, s.Cause = l.state(s)
+	return s
+}
+
+// state names what the link is doing and why. The caller holds mu.
+func (l *link) state(s Status) (State, *problem.Problem) {
+	switch {
+	case l.progress == catalog.Dropping:
+		return Dropped, problem.Noted("dropping", "link "+s.Name, "it is being dropped")
+	case l.progress == catalog.Creating:
+		return Seeding, problem.Noted("creating", "link "+s.Name, "it is being created")
+	case l.side.Phase == role.Diverged:
+		return Diverged, problem.New("diverged", "link "+s.Name, "the other side took over in a later term; this side is fenced and may hold transactions that the other never received",
+			"hawser link drop "+s.Name+" on both sides after a look at the data, then hawser link create again")
+	case l.side.Phase != role.Steady:
+		return FailingOver, problem.Noted("failing-over", "link "+s.Name, "a failover is under way: "+string(l.side.Phase))
+	case l.suspended != nil:
+		return Suspended, l.suspended
+	case l.paused:
+		return Paused, problem.Noted("paused", "link "+s.Name, "a person paused it")
+	}
+	if !l.streaming {
+		cause := l.cause
+		if cause == nil {
+			cause = problem.New("disconnected", "link "+s.Name, "the two sides are not connected", "hawser peer test "+s.Peer).Retry()
+		}
+		return Disconnected, cause
+	}
+	if l.side.Role == role.Secondary && !l.seeded {
+		return Seeding, problem.Noted("seeding", "link "+s.Name, "the initial copy is under way; changes are taken in beside it")
+	}
+	if l.side.Role == role.Secondary && time.Since(l.heardAt) > silent {
+		return Disconnected, problem.New("silent", "link "+s.Name, "the primary has not been heard of for a while", "hawser peer test "+s.Peer).Retry()
+	}
+	if !s.LagKnown || s.LagSeconds > synchronizedLag {
+		return CatchingUp, problem.Noted("catching-up", "link "+s.Name, "the secondary takes in what the primary wrote meanwhile")
+	}
+	return Synchronized, problem.Noted("synchronized", "link "+s.Name, "the secondary follows the primary")
+}
+
+// otherSideWithin bounds how long a status waits for what only the other side knows.
+const otherSideWithin = 2 * time.Second
+
+// full adds what only the other side knows: a secondary's seeding and state.
+func (l *link) full(ctx context.Context) Status {
+	s := l.status()
+	if s.Role != role.Primary {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, otherSideWithin)
+	defer cancel()
+	if conn, err := l.connect(ctx, "status"); err == nil {
+		if held, err := capture.Held(ctx, conn, l.rec.ID); err == nil {
+			s.WALHeld = &held
+		}
+		_ = conn.Close(ctx)
+	}
+	var theirs Status
+	if s.State == Diverged || s.State == FailingOver || s.State == Dropped {
+		return s
+	}
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
+		return s
+	}
+	s.State, s.Cause, s.Seeding = theirs.State, theirs.Cause, theirs.Seeding
+	s.Notes = append(s.Notes, theirs.Notes...)
+	return s
+}
