@@ -1,11 +1,189 @@
 // Package agent is the one process of an instance: its configuration, its
 // listeners, and the wiring of all other packages.
+//
+// What it decides by itself is only the order of things: PostgreSQL first, then
+// the catalog, then the doors (API and peers), then the links; and back again at
+// the end. It must never hold logic that a package below it could hold.
 package agent
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/link"
+	"github.com/hawser/hawser/internal/peer"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
 )
 
-// Run is the agent until ctx ends.
-func Run(_ context.Context, _ Config, _ string) error { return errors.New("not built yet") }
+// Run is the agent until ctx ends. A managed PostgreSQL is started first and
+// stopped last.
+func Run(ctx context.Context, cfg Config, version string) error {
+	log := cfg.Log.Logger(os.Stderr).With("instance", cfg.Name)
+	log.Info("agent starts", "version", version, "config", cfg)
+	a := &agent{cfg: cfg, version: version, log: log, started: time.Now()}
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	err := a.serve(ctx)
+	a.close()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	log.Info("agent ended", "cause", err)
+	return err
+}
+
+// agent is what one Run owns.
+type agent struct {
+	cfg     Config
+	version string
+	log     *slog.Logger
+	started time.Time
+
+	identity *peer.Identity
+	cluster  *postgres.Cluster // nil: a server that somebody else runs
+	server   *postgres.Server
+	store    *link.Store
+	peers    *peer.Node
+	links    *link.Manager
+	api      *api.Server
+}
+
+// open makes everything that serve needs, up to the listening doors.
+func (a *agent) open(ctx context.Context) (err error) {
+	// PostgreSQL's user has to pass to a data directory inside.
+	if err := os.MkdirAll(a.cfg.StateDir, 0o711); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	if a.identity, err = peer.LoadOrCreateIdentity(filepath.Join(a.cfg.StateDir, "identity"), a.cfg.Name); err != nil {
+		return err
+	}
+	if err := a.openPostgres(ctx); err != nil {
+		return err
+	}
+	a.store = link.NewStore(a.server)
+	if err := a.migrate(ctx); err != nil {
+		return err
+	}
+	a.peers, err = peer.New(peer.Config{
+		Identity: a.identity, Trust: trust{a.store}, Handler: handler{a}, Listen: a.cfg.Endpoint.Listen, Version: a.version, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.links = link.NewManager(link.Config{
+		Instance: a.cfg.Name, Server: a.server, Store: a.store, Peers: a.peers,
+		StateDir: a.cfg.StateDir, SeedWorkers: a.cfg.Limits.SeedWorkers, Log: a.log,
+	})
+	token := ""
+	if a.cfg.API.Listen != "" {
+		if token, err = api.LoadOrCreateToken(a.cfg.API.TokenFile); err != nil {
+			return err
+		}
+	}
+	a.api, err = api.Listen(api.Config{
+		Service: &service{a}, Version: a.version, Socket: a.cfg.Socket, Listen: a.cfg.API.Listen, Token: token, Log: a.log,
+	})
+	return err
+}
+
+func (a *agent) openPostgres(ctx context.Context) (err error) {
+	m := a.cfg.Postgres.Managed
+	if m == nil {
+		a.server, err = postgres.Open(string(a.cfg.Postgres.Connection))
+		return err
+	}
+	a.cluster, err = postgres.NewCluster(postgres.ClusterConfig{
+		DataDir: m.DataDir, Port: m.Port, ListenAddresses: m.ListenAddresses, BinDir: m.BinDir, RunAs: m.RunAs,
+		Settings: m.Settings, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.cluster.Ensure(ctx); err != nil {
+		return err
+	}
+	a.server, err = a.cluster.Server()
+	return err
+}
+
+// migrate waits for a server that is on its way up, and for nothing else.
+func (a *agent) migrate(ctx context.Context) error {
+	for {
+		err := a.store.Migrate(ctx)
+		if p, ok := problem.As(err); !ok || !p.Retryable {
+			return err
+		}
+		a.log.Warn("PostgreSQL can't be reached yet", "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (a *agent) serve(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.peers.Run(ctx) })
+	g.Go(func() error { return a.links.Run(ctx) })
+	g.Go(func() error { return a.api.Serve(ctx) })
+	if a.cluster != nil {
+		g.Go(func() error { return a.cluster.Watch(ctx) })
+	}
+	a.log.Info("agent is ready", "endpoint", a.peers.Addr(), "socket", a.cfg.Socket, "fingerprint", a.identity.Fingerprint())
+	return g.Wait()
+}
+
+// stopWithin bounds an orderly shutdown of a managed PostgreSQL.
+const stopWithin = time.Minute
+
+func (a *agent) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+	defer cancel()
+	_ = a.api.Close()
+	a.store.Close(ctx)
+	if a.cluster != nil {
+		if err := a.cluster.Stop(ctx); err != nil {
+			a.log.Error("PostgreSQL did not stop", "error", err)
+		}
+	}
+}
+
+// handler passes the peers' calls on to the links. It exists since the peers are
+// made before the links.
+type handler struct{ a *agent }
+
+func (h handler) Call(ctx context.Context, from, link, method string, payload []byte) ([]byte, error) {
+	return h.a.links.Call(ctx, from, link, method, payload)
+}
+
+func (h handler) Stream(ctx context.Context, from, link, kind string, s peer.Stream) error {
+	return h.a.links.Stream(ctx, from, link, kind, s)
+}
+
+// trust tells the peers whom the catalog trusts.
+type trust struct{ store *link.Store }
+
+func (t trust) Trusted(ctx context.Context) ([]peer.Trusted, error) {
+	var out []peer.Trusted
+	err := t.store.Do(ctx, func(conn *pgx.Conn) error {
+		peers, err := catalog.Peers(ctx, conn)
+		for _, p := range peers {
+			out = append(out, peer.Trusted{Name: p.Name, CertificatePEM: p.Certificate, Address: p.Address})
+		}
+		return err
+	})
+	return out, err
+}

@@ -80,7 +80,10 @@ type Config struct {
 	Replayer Replayer
 	// Accept is asked whether a handoff counts; one that does not is passed over.
 	Accept func(content []byte) bool
-	Log    *slog.Logger
+	// AllowDDL lets DDL pass while tables are being copied. It serves a table that
+	// can only be copied when DDL, which its snapshot sees, was carried out.
+	AllowDDL bool
+	Log      *slog.Logger
 }
 
 // Handoff is the end of a term: the primary is fenced and wrote nothing after it.
@@ -215,6 +218,7 @@ func (a *Applier) start(ctx context.Context) error {
 	if err := a.seeds.load(ctx, a.conn, a.cfg.ID); err != nil {
 		return err
 	}
+	a.seeds.forceDDL = a.cfg.AllowDDL
 	a.out = newWriter(a.conn.PgConn())
 	return nil
 }

@@ -288,12 +288,6 @@ func (a *Applier) Gone(ctx context.Context, oid uint32) error {
 	})
 }
 
-// AllowDDL lets DDL pass while tables are being copied. It serves a table that
-// can only be copied when the DDL, which its snapshot sees, was carried out.
-func (a *Applier) AllowDDL(ctx context.Context) error {
-	return a.do(ctx, func(context.Context) error { a.seeds.forceDDL = true; return nil })
-}
-
 // SeedingDone says that the copy is complete and recorded as such.
 func (a *Applier) SeedingDone(ctx context.Context) error {
 	return a.do(ctx, func(context.Context) error {

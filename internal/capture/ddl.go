@@ -62,7 +62,7 @@ func InstallDDL(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // RemoveDDL takes away what InstallDDL put there, except the list of changed
-// replica identities: call RestoreReplicaIdentity first.
+// replica identities, which RestoreReplicaIdentity needs.
 func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 	err := quietly(ctx, conn, func(tx pgx.Tx) error {
 		for _, t := range ddlTriggers {
@@ -135,7 +135,7 @@ func installedDDL(ctx context.Context, tx pgx.Tx) (version int, err error) {
 
 // writeDDL replaces the functions and keeps the key, which the secondary knows.
 func writeDDL(ctx context.Context, tx pgx.Tx) error {
-	if _, err := tx.Conn().PgConn().Exec(ctx, ddlSQL).ReadAll(); err != nil {
+	if _, err := tx.Conn().PgConn().Exec(ctx, identityTable+";"+ddlSQL).ReadAll(); err != nil {
 		return err
 	}
 	key := make([]byte, 32)
@@ -187,29 +187,109 @@ func writeTriggers(ctx context.Context, tx pgx.Tx) error {
 // tried again until ctx ends. InstallDDL must have been called.
 func EnsureReplicaIdentity(ctx context.Context, conn *pgx.Conn) error {
 	return eachTable(ctx, conn, "set replica identities", `
-		SELECT c.oid, c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		SELECT c.oid, n.nspname, c.relname, '' FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
 		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
 		AND (c.relreplident = 'n'
 			OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
 			OR c.relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident))`,
-		`SELECT hawser.ddl_identity(ARRAY[$1::oid])`)
+		func(t changedTable) error {
+			_, err := conn.Exec(ctx, `SELECT hawser.ddl_identity(ARRAY[$1::oid])`, t.OID)
+			return err
+		})
 }
 
-// RestoreReplicaIdentity takes back every replica identity that Hawser set. Call it
-// when the last link of the database is dropped, before RemoveDDL.
+// RestoreReplicaIdentity takes back every replica identity that Hawser set, on
+// either side. Call it when the last link of the database is dropped.
 func RestoreReplicaIdentity(ctx context.Context, conn *pgx.Conn) error {
-	return eachTable(ctx, conn, "restore replica identities",
-		`SELECT relid, relid::regclass::text FROM hawser.replica_identity`,
-		`SELECT hawser.restore_identity($1::oid)`)
+	var there bool
+	if err := conn.QueryRow(ctx, `SELECT to_regclass('hawser.replica_identity') IS NOT NULL`).Scan(&there); err != nil || !there {
+		return ddlProblem("look for changed replica identities", err)
+	}
+	return eachTable(ctx, conn, "restore replica identities", `
+		SELECT k.relid, n.nspname, c.relname, CASE WHEN c.relreplident = 'f' THEN k.was::text END
+		FROM hawser.replica_identity k LEFT JOIN pg_class c ON c.oid = k.relid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace`,
+		func(t changedTable) error { return restoreIdentity(ctx, conn, t) })
+}
+
+func restoreIdentity(ctx context.Context, conn *pgx.Conn, t changedTable) error {
+	return quietly(ctx, conn, func(tx pgx.Tx) error {
+		if t.Was != nil { // neither dropped nor altered by the user since
+			to := map[string]string{"n": "NOTHING"}[*t.Was]
+			if to == "" {
+				to = "DEFAULT"
+			}
+			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '2s'`); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, "ALTER TABLE ONLY "+pgx.Identifier{*t.Schema, *t.Name}.Sanitize()+" REPLICA IDENTITY "+to); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `DELETE FROM hawser.replica_identity WHERE relid = $1`, t.OID)
+		return err
+	})
+}
+
+// ChangedIdentity is a table whose replica identity Hawser changed, and what it was,
+// as pg_class.relreplident has it.
+type ChangedIdentity struct{ Schema, Name, Was string }
+
+// ChangedIdentities lists what EnsureReplicaIdentity and the DDL capture changed. The
+// secondary needs the list for the day on which it becomes the primary.
+func ChangedIdentities(ctx context.Context, conn *pgx.Conn) ([]ChangedIdentity, error) {
+	rows, err := conn.Query(ctx, `SELECT n.nspname, c.relname, k.was::text FROM hawser.replica_identity k
+		JOIN pg_class c ON c.oid = k.relid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2`)
+	if err != nil {
+		return nil, fmt.Errorf("list changed replica identities: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[ChangedIdentity])
+	if err != nil {
+		return nil, fmt.Errorf("list changed replica identities: %w", err)
+	}
+	return list, nil
+}
+
+// AdoptReplicaIdentity records, on a secondary whose tables are restored, what the
+// primary's ChangedIdentities said. The replay of DDL keeps it up to date from then on.
+func AdoptReplicaIdentity(ctx context.Context, conn *pgx.Conn, list []ChangedIdentity) error {
+	err := quietly(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS hawser`); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, identityTable); err != nil {
+			return err
+		}
+		for _, i := range list {
+			if _, err := tx.Exec(ctx, `INSERT INTO hawser.replica_identity
+				SELECT c.oid, $3::text::"char" FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+				WHERE n.nspname = $1 AND c.relname = $2 ON CONFLICT (relid) DO NOTHING`, i.Schema, i.Name, i.Was); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return ddlProblem("adopt replica identities", err)
+}
+
+const identityTable = `CREATE TABLE IF NOT EXISTS hawser.replica_identity (relid oid PRIMARY KEY, was "char" NOT NULL)`
+
+// changedTable is a row of eachTable's list. Its name is unknown when it was dropped.
+type changedTable struct {
+	OID               uint32
+	Schema, Name, Was *string
 }
 
 // eachTable calls change for each table that list names, until it names none. It
 // waits only when a round brought nothing.
-func eachTable(ctx context.Context, conn *pgx.Conn, doing, list, change string) error {
+func eachTable(ctx context.Context, conn *pgx.Conn, doing, list string, change func(changedTable) error) error {
 	left, wait := -1, 100*time.Millisecond
 	for {
-		tables, err := tablesOf(ctx, conn, list)
+		rows, err := conn.Query(ctx, list)
+		if err != nil {
+			return ddlProblem(doing, err)
+		}
+		tables, err := pgx.CollectRows(rows, pgx.RowToStructByPos[changedTable])
 		if err != nil {
 			return ddlProblem(doing, err)
 		}
@@ -219,36 +299,30 @@ func eachTable(ctx context.Context, conn *pgx.Conn, doing, list, change string) 
 		if len(tables) == left {
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("%s: table %s is in use: %w", doing, tables[0].Name, ctx.Err())
+				return fmt.Errorf("%s: %s is in use: %w", doing, tables[0], ctx.Err())
 			case <-time.After(wait):
 				wait = min(2*wait, 5*time.Second)
 			}
 		}
 		left = len(tables)
 		for _, t := range tables {
-			_, err := conn.Exec(ctx, change, t.OID)
+			err := change(t)
 			var pg *pgconn.PgError
 			if errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01") { // lock timeout, deadlock
 				continue
 			}
 			if err != nil {
-				return ddlProblem(doing+": table "+t.Name, err)
+				return ddlProblem(fmt.Sprintf("%s: %s", doing, t), err)
 			}
 		}
 	}
 }
 
-type tableName struct {
-	OID  uint32
-	Name string
-}
-
-func tablesOf(ctx context.Context, conn *pgx.Conn, list string) ([]tableName, error) {
-	rows, err := conn.Query(ctx, list)
-	if err != nil {
-		return nil, err
+func (t changedTable) String() string {
+	if t.Schema == nil || t.Name == nil {
+		return fmt.Sprintf("table with OID %d", t.OID)
 	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[tableName])
+	return "table " + pgx.Identifier{*t.Schema, *t.Name}.Sanitize()
 }
 
 // ddlProblem gives the errors that a person can mend their remedy.

@@ -19,11 +19,8 @@ CREATE TABLE IF NOT EXISTS hawser.ddl_capture (
 );
 REVOKE ALL ON hawser.ddl_capture FROM PUBLIC;
 
--- Tables whose replica identity Hawser changed, and what it was.
-CREATE TABLE IF NOT EXISTS hawser.replica_identity (
-	relid oid PRIMARY KEY,
-	was   "char" NOT NULL
-);
+-- Before this, InstallDDL makes hawser.replica_identity: the tables whose replica
+-- identity Hawser changed, and what it was.
 
 -- hawser.ddl_caller leaves the user and search_path of the command for the trigger
 -- after it, which runs as another user under another path. It names no object of
@@ -236,7 +233,8 @@ BEGIN
 		BEGIN
 			IF change <> 'FORGET' THEN
 				PERFORM hawser.set_identity(id, change);
-				changed := changed || json_build_object('schema', r.nspname, 'name', r.relname, 'to', change);
+				changed := changed || json_build_object('schema', r.nspname, 'name', r.relname, 'to', change,
+					'was', CASE r.now WHEN 'n' THEN 'n' ELSE 'd' END);
 			END IF;
 			IF change = 'FULL' THEN
 				INSERT INTO hawser.replica_identity VALUES (id, CASE r.now WHEN 'n' THEN 'n' ELSE 'd' END)
@@ -269,16 +267,6 @@ BEGIN
 	IF changed IS NOT NULL THEN
 		PERFORM hawser.ddl_write(json_build_object('v', 1, 'identity', changed));
 	END IF;
-END $f$;
-
--- hawser.restore_identity takes back what keep_identity did to one table.
-CREATE OR REPLACE FUNCTION hawser.restore_identity(table_id oid) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
-BEGIN
-	PERFORM hawser.set_identity(c.oid, CASE k.was WHEN 'n' THEN 'NOTHING' ELSE 'DEFAULT' END)
-	FROM hawser.replica_identity k JOIN pg_class c ON c.oid = k.relid
-	WHERE k.relid = table_id AND c.relreplident = 'f';
-	DELETE FROM hawser.replica_identity WHERE relid = table_id;
 END $f$;
 
 -- hawser.ddl_user is the user who gave the command, with the roles that are his.
@@ -479,7 +467,7 @@ BEGIN
 		INTO objects
 		FROM pg_event_trigger_ddl_commands() c
 		CROSS JOIN LATERAL (SELECT hawser.ddl_relation(c.classid, c.objid) AS oid) r
-		LEFT JOIN pg_class t ON t.oid = r.oid
+		LEFT JOIN LATERAL (SELECT p.* FROM pg_class p WHERE p.oid = r.oid OFFSET 0) t ON true
 		WHERE NOT c.in_extension AND c.schema_name IS DISTINCT FROM 'pg_temp' AND c.schema_name IS DISTINCT FROM 'hawser'
 		AND t.relpersistence IS DISTINCT FROM 't';
 		IF pending ? 'done' THEN

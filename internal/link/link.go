@@ -61,6 +61,8 @@ type link struct {
 	allowDDL  bool // DDL may pass tables that are not live, once
 	leads     bool // a slot was made here, for a failover that is being prepared
 	notes     problem.Findings
+	lastState State // as last told, and since when
+	since     time.Time
 }
 
 // happened is an event and, when somebody waits for the step, a way to say so.

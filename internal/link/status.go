@@ -51,6 +51,7 @@ type Status struct {
 	Ack                      frame.Ack
 	Sent                     frame.LSN
 	WALHeld                  *int64
+	Since                    time.Time // in this state
 	CreatedAt                time.Time
 	Failover                 json.RawMessage
 }
@@ -77,6 +78,10 @@ func (l *link) status() Status {
 		}
 	}
 	s.State, s.Cause = l.state(s)
+	if s.State != l.lastState {
+		l.lastState, l.since = s.State, time.Now()
+	}
+	s.Since = l.since
 	return s
 }
 

@@ -186,12 +186,37 @@ func (c *checker) checkICU(ctx context.Context, want DatabaseSettings) error {
 	return nil
 }
 
+// offer is what a server says of an extension that it could install.
+type offer struct {
+	version string // by default
+	exact   bool   // it has the primary's version too
+}
+
 func (c *checker) checkExtensions(ctx context.Context) error {
-	type offer struct {
-		preferred string
-		exact     bool
+	offers, err := c.offers(ctx)
+	if err != nil {
+		return err
 	}
-	offers := make(map[string]offer)
+	for _, e := range c.Extensions {
+		o, ok := offers[e.Name]
+		name := postgres.QuoteIdent(e.Name)
+		switch {
+		case !ok:
+			c.add(problem.New("extension-missing", "extension "+name, "the database uses it, and it is not installed on the target's machine",
+				installExtension(e.Name, c.version/10000)))
+		case o.version != e.Version && o.exact:
+			c.add(problem.Noted("extension-version", "extension "+name,
+				fmt.Sprintf("the primary has version %s, the target installs %s by default; %s is there too", e.Version, o.version, e.Version)))
+		case o.version != e.Version:
+			c.add(problem.Warn("extension-version", "extension "+name, fmt.Sprintf("the primary has version %s, the target has %s", e.Version, o.version),
+				"ALTER EXTENSION "+name+" UPDATE; on the older side, once its package is the newer one"))
+		}
+	}
+	return nil
+}
+
+// offers returns what the target's server could install.
+func (c *checker) offers(ctx context.Context) (map[string]offer, error) {
 	wanted := make([]string, len(c.Extensions))
 	for i, e := range c.Extensions {
 		wanted[i] = e.Name + "=" + e.Version
@@ -200,33 +225,16 @@ func (c *checker) checkExtensions(ctx context.Context) error {
 		SELECT a.name, coalesce(a.default_version, ''), coalesce(bool_or(v.name || '=' || v.version = ANY ($1)), false)
 		FROM pg_available_extensions a LEFT JOIN pg_available_extension_versions v ON v.name = a.name GROUP BY a.name, a.default_version`, wanted)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	out := make(map[string]offer)
 	var name string
 	var o offer
-	_, err = pgx.ForEachRow(rows, []any{&name, &o.preferred, &o.exact}, func() error {
-		offers[name] = o
+	_, err = pgx.ForEachRow(rows, []any{&name, &o.version, &o.exact}, func() error {
+		out[name] = o
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	for _, e := range c.Extensions {
-		o, ok := offers[e.Name]
-		object := "extension " + postgres.QuoteIdent(e.Name)
-		switch {
-		case !ok:
-			c.add(problem.New("extension-missing", object, "the database uses it, and it is not installed on the target's machine",
-				installExtension(e.Name, c.version/10000)))
-		case o.preferred != e.Version && o.exact:
-			c.add(problem.Noted("extension-version", object,
-				fmt.Sprintf("the primary has version %s, the target installs %s by default; %s is there too", e.Version, o.preferred, e.Version)))
-		case o.preferred != e.Version:
-			c.add(problem.Warn("extension-version", object, fmt.Sprintf("the primary has version %s, the target has %s", e.Version, o.preferred),
-				"ALTER EXTENSION "+postgres.QuoteIdent(e.Name)+" UPDATE; on the older side, once its package is the newer one"))
-		}
-	}
-	return nil
+	return out, err
 }
 
 // packages are Debian's and the PostgreSQL project's names, where they do not

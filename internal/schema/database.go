@@ -180,10 +180,13 @@ func (d DatabaseSettings) notCreated(ctx context.Context, conn *pgx.Conn, err er
 }
 
 func missingLocale(object, locale string) *problem.Problem {
-	base, _, _ := strings.Cut(locale, ".")
+	base, charset, found := strings.Cut(locale, ".")
+	if !found || strings.EqualFold(charset, "utf8") {
+		charset = "UTF-8"
+	}
 	return problem.New("locale-missing", object,
 		"the target's machine lacks the locale "+locale+", by which the primary sorts and classifies text",
-		fmt.Sprintf("localedef -i %s -f UTF-8 %s on the target's machine, and restart its PostgreSQL", base, locale))
+		fmt.Sprintf("localedef -i %s -f %s %s on the target's machine, and restart its PostgreSQL", base, charset, locale))
 }
 
 // adoptable returns nil when an existing database can become a link's replica.
@@ -284,7 +287,13 @@ func DropDatabase(ctx context.Context, dst *postgres.Server, name string) error 
 			return fmt.Errorf("drop database %q: %w", name, err)
 		}
 	}
-	if _, err := conn.Exec(ctx, "DROP DATABASE "+quoted+" WITH (FORCE)"); err != nil {
+	_, err = conn.Exec(ctx, "DROP DATABASE "+quoted+" WITH (FORCE)")
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) && pgErr.Code == "55006" { // object_in_use
+		return problem.New("database-in-use", "database "+quoted, "something holds it that its sessions' end does not free, such as a replication slot",
+			"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = "+literal(name)+";").Because(err)
+	}
+	if err != nil {
 		return fmt.Errorf("drop database %q: %w", name, err)
 	}
 	return nil

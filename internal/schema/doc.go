@@ -18,8 +18,8 @@
 //     entries of one table follow each other; tables are independent and may be
 //     built at the same time. Every table needs it, one without rows too.
 //   - Final, one after the other, when all tables have theirs: the upper levels of
-//     partitioned indexes, rules, triggers, foreign keys, publications, the contents of materialized views, the settings of the
-//     database and, last, event triggers.
+//     partitioned indexes, rules, triggers, foreign keys, publications, the contents
+//     of materialized views, the settings of the database and, last, event triggers.
 //
 // An entry depends on no entry of a later phase, nor on one of another table in
 // the table phase; an entry that would is moved to a later phase. In the final

@@ -173,7 +173,7 @@ func TestPhases(t *testing.T) {
 		{"POLICY", "account own rows", PhasePre, "account"},
 		{"POLICY", "note by_key", PhaseFinal, "note"}, // it needs a primary key
 		{"COMMENT", `POLICY "own rows" ON "account"`, PhasePre, "account"},
-		{"INDEX", "event_region", PhasePre, "event"}, // of a partitioned table
+		{"INDEX", "event_region", PhasePre, "event"},                        // of a partitioned table
 		{"INDEX ATTACH", "event_2025_region_idx", PhaseFinal, "event_2025"}, // above the leaves
 		{"CONSTRAINT", "event event_pk", PhasePre, "event"},
 		{"CONSTRAINT", "event_2024 event_2024_pkey", PhaseTable, "event_2024"},

@@ -178,7 +178,7 @@ func (r *replay) command(ctx context.Context) error {
 	case m.Error != "":
 		return problem.New("ddl-not-captured", m.object(),
 			"the primary's event trigger could not describe the command: "+m.Error,
-			"run the command on this side by hand as the primary has it, then hawser link resume NAME --skip-ddl")
+			"run the command on this side by hand as the primary has it, then let the link go on after this position")
 	case m.Tag == "", r.ours(), r.left():
 		return nil
 	case len(m.Objects) > 0 && m.Objects[0].Class == "pg_subscription", strings.HasSuffix(m.Tag, " SUBSCRIPTION"):
@@ -266,7 +266,7 @@ func (r *replay) statement() (*ddlStatement, error) {
 	return locate(m, source, func(text string) *ddlScript {
 		s := r.scripts[text]
 		if s == nil {
-			s = parseDDL(text, m.Server)
+			s = parseDDL(text, m)
 			r.scripts[text] = s
 		}
 		return s
@@ -305,6 +305,9 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 	if err != nil || text == "" {
 		return err
 	}
+	if r.largeObject(st) {
+		return nil
+	}
 	run := func() error { return r.run(ctx, order{sql: text, node: st.node}) }
 	if r.options.Carries == nil {
 		err = run()
@@ -316,6 +319,18 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 		return err
 	}
 	return r.afterwards(ctx, st)
+}
+
+// largeObject reports whether the command concerns large objects alone, which come
+// with their owner and privileges in another way, if at all.
+func (r *replay) largeObject(st *ddlStatement) bool {
+	const kind = pgq.ObjectType_OBJECT_LARGEOBJECT
+	if r.m.Tag != "ALTER LARGE OBJECT" && st.node.GetGrantStmt().GetObjtype() != kind &&
+		st.node.GetCommentStmt().GetObjtype() != kind && st.node.GetSecLabelStmt().GetObjtype() != kind {
+		return false
+	}
+	r.note("ddl-large-object", "owner, privileges and comment of a large object are not carried by commands")
+	return true
 }
 
 // afterwards sets right what a text means differently here.
@@ -404,18 +419,37 @@ func (r *replay) addCheck(ctx context.Context, c ddlCheck) error {
 }
 
 // setIdentity follows what the primary's event trigger did to replica identities, so
-// that both sides are alike and this one can become the primary.
+// that both sides are alike and this one can become the primary. It keeps the list
+// of them as well (capture.AdoptReplicaIdentity began it).
 func (r *replay) setIdentity(ctx context.Context) error {
 	for _, i := range r.m.Identity {
 		if r.options.Carries != nil && !r.options.Carries(i.Schema, i.Name) || i.To != "FULL" && i.To != "DEFAULT" {
 			continue
 		}
-		sql := "ALTER TABLE IF EXISTS ONLY " + pgx.Identifier{i.Schema, i.Name}.Sanitize() + " REPLICA IDENTITY " + i.To
+		name := pgx.Identifier{i.Schema, i.Name}.Sanitize()
+		sql := "ALTER TABLE IF EXISTS ONLY " + name + " REPLICA IDENTITY " + i.To
 		if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
 			return err
 		}
+		if err := r.keepIdentity(ctx, name, i); err != nil {
+			return fmt.Errorf("note the replica identity of %s: %w", name, err)
+		}
 	}
 	return nil
+}
+
+func (r *replay) keepIdentity(ctx context.Context, name string, i ddlIdentity) error {
+	var kept bool
+	err := r.conn.QueryRow(ctx, `SELECT to_regclass('hawser.replica_identity') IS NOT NULL AND to_regclass($1) IS NOT NULL`, name).Scan(&kept)
+	if err != nil || !kept {
+		return err
+	}
+	if i.To == "DEFAULT" {
+		_, err = r.conn.Exec(ctx, `DELETE FROM hawser.replica_identity WHERE relid = $1::text::regclass`, name)
+		return err
+	}
+	_, err = r.conn.Exec(ctx, `INSERT INTO hawser.replica_identity VALUES ($1::text::regclass, $2::text::"char") ON CONFLICT (relid) DO NOTHING`, name, i.Was)
+	return err
 }
 
 func (r *replay) note(code, text string) {

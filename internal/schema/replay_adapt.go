@@ -24,7 +24,7 @@ type edit struct {
 //   - without CONCURRENTLY, which can't stand in a transaction and would not be
 //     in the statement's place among its neighbours;
 //   - without a tablespace that this side does not have;
-//   - with SESSION_USER, as a role, spelled out;
+//   - with CURRENT_USER and SESSION_USER, as roles, spelled out;
 //   - without the temporary ones among the objects of a DROP.
 //
 // The text is edited, not written anew from the parse tree: the server is to read
@@ -46,7 +46,7 @@ func (r *replay) adapt(ctx context.Context, st *ddlStatement) (string, error) {
 		return st.text, nil
 	}
 	node := tree.Stmts[0].Stmt
-	edits := sessionUserEdits(node, r.m.User.Session)
+	edits := userEdits(node, scan, r.m.User)
 	if concurrent(node) {
 		edits = append(edits, wordEdits(scan, pgq.Token_CONCURRENTLY, pgq.Token_FINALIZE)...)
 	}
@@ -90,12 +90,26 @@ func wordEdits(scan *pgq.ScanResult, words ...pgq.Token) []edit {
 	return out
 }
 
-// sessionUserEdits names the session's user, who is the agent here.
-func sessionUserEdits(node *pgq.Node, user string) []edit {
+// userEdits spells out the roles that depend on who runs the statement.
+func userEdits(node *pgq.Node, scan *pgq.ScanResult, user ddlUser) []edit {
 	var out []edit
 	walk(node, func(m protoreflect.Message) {
-		if spec, ok := m.Interface().(*pgq.RoleSpec); ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_SESSION_USER {
-			out = append(out, edit{int(spec.Location), int(spec.Location) + len("SESSION_USER"), pgx.Identifier{user}.Sanitize()})
+		spec, ok := m.Interface().(*pgq.RoleSpec)
+		if !ok {
+			return
+		}
+		name := user.Name
+		switch spec.Roletype {
+		case pgq.RoleSpecType_ROLESPEC_SESSION_USER:
+			name = user.Session
+		case pgq.RoleSpecType_ROLESPEC_CURRENT_USER, pgq.RoleSpecType_ROLESPEC_CURRENT_ROLE:
+		default:
+			return
+		}
+		for _, t := range scan.Tokens {
+			if t.Start == spec.Location {
+				out = append(out, edit{int(t.Start), int(t.End), pgx.Identifier{name}.Sanitize()})
+			}
 		}
 	})
 	return out

@@ -109,6 +109,7 @@ type ddlIdentity struct {
 	Schema string `json:"schema"`
 	Name   string `json:"name"`
 	To     string `json:"to"`
+	Was    string `json:"was"`
 }
 
 type ddlCheck struct {

@@ -194,7 +194,7 @@ func (r *replay) runAs(ctx context.Context, as role, o order) error {
 		return r.exec(ctx, o.sql)
 	case super && as.superuser:
 		return r.execRole(ctx, as.name, o.sql)
-	case super && !strings.HasPrefix(r.m.Tag, "CREATE "):
+	case super && !r.personal(o):
 		return r.exec(ctx, o.sql)
 	}
 	err := r.attempt(ctx, func() error { return r.execDefiner(ctx, as.name, o.sql) })
@@ -212,6 +212,11 @@ func (r *replay) runAs(ctx context.Context, as role, o order) error {
 		return errors.Join(err, lookup)
 	}
 	return r.execDefiner(ctx, owner, o.sql)
+}
+
+// personal reports whether what the statement makes belongs to whoever runs it.
+func (r *replay) personal(o order) bool {
+	return strings.HasPrefix(r.m.Tag, "CREATE ") || o.node.GetAlterDefaultPrivilegesStmt() != nil
 }
 
 func (r *replay) exec(ctx context.Context, sql string) error {
@@ -303,6 +308,9 @@ func (r *replay) give(ctx context.Context, name string) error {
 	}
 	for _, o := range r.m.Objects {
 		word, ok := ownedWords[o.Type]
+		if o.Type == "sequence" && r.m.Tag == "CREATE SEQUENCE" { // others belong to a table
+			word, ok = "SEQUENCE", true
+		}
 		if !ok || o.Identity == "" {
 			continue
 		}
@@ -320,7 +328,7 @@ var ownedWords = map[string]string{
 	"schema": "SCHEMA", "type": "TYPE", "domain": "DOMAIN", "function": "FUNCTION", "procedure": "PROCEDURE",
 	"aggregate": "AGGREGATE", "collation": "COLLATION", "conversion": "CONVERSION", "operator": "OPERATOR",
 	"text search configuration": "TEXT SEARCH CONFIGURATION", "text search dictionary": "TEXT SEARCH DICTIONARY",
-	"statistics object": "STATISTICS", "server": "SERVER", "language": "LANGUAGE",
+	"operator class": "OPERATOR CLASS", "operator family": "OPERATOR FAMILY", "statistics object": "STATISTICS", "server": "SERVER", "language": "LANGUAGE",
 }
 
 func sqlState(err error) string {

@@ -26,12 +26,15 @@ type ddlStatement struct {
 // parseDDL splits text and works out which of its statements fire an event and
 // survive. The string that a client sends has no control flow, so what its own
 // SAVEPOINT, ROLLBACK and so on do to each statement can be read off.
-func parseDDL(text string, server int) *ddlScript {
+func parseDDL(text string, m *ddlMessage) *ddlScript {
+	if m.Settings["standard_conforming_strings"] == "off" {
+		text = escapeStrings(text)
+	}
 	s := &ddlScript{statements: split(text)}
 	for _, st := range s.statements {
 		st.live = true
 		if st.node != nil {
-			st.tag = commandTag(st.node, server)
+			st.tag = commandTag(st.node, m.Server)
 		} else {
 			st.tag = guessTag(st.text)
 		}
@@ -105,6 +108,39 @@ func cut(text string) []string {
 	}
 	add(len(text))
 	return pieces
+}
+
+// plainString finds what may hold quotes: comments, quoted names, dollar-quoted
+// bodies, and strings, with the letter or ampersand before them.
+var plainString = regexp.MustCompile(`(?s)--[^\n]*|/\*.*?\*/|"[^"]*"|\$([A-Za-z_][\w]*)?\$|[\w&]?'(?:[^'\\]|\\.|'')*'`)
+
+// escapeStrings marks the strings of a text that was written under
+// standard_conforming_strings=off, so that it means the same to the parser.
+func escapeStrings(text string) string {
+	var out strings.Builder
+	for {
+		at := plainString.FindStringIndex(text)
+		if at == nil {
+			out.WriteString(text)
+			return out.String()
+		}
+		out.WriteString(text[:at[0]])
+		found := text[at[0]:at[1]]
+		text = text[at[1]:]
+		switch {
+		case found[0] == '$':
+			end := strings.Index(text, found)
+			if end < 0 {
+				end = len(text)
+			} else {
+				end += len(found)
+			}
+			found, text = found+text[:end], text[end:]
+		case found[0] == '\'' && strings.Contains(found, `\`):
+			found = "E" + found
+		}
+		out.WriteString(found)
+	}
 }
 
 // tagWords finds the tag of a statement that the parser cannot read.
@@ -400,7 +436,7 @@ func inFunctions(m *ddlMessage, number, source string, parse func(string) *ddlSc
 func notFound(m *ddlMessage, source string) error {
 	return problem.New("ddl-not-found", m.object(),
 		"the text of the command could not be told from its surroundings: "+excerpt(source),
-		"run the command on this side by hand as the primary has it, then hawser link resume NAME --skip-ddl")
+		"run the command on this side by hand as the primary has it, then let the link go on after this position")
 }
 
 // excerpt shortens a text for people.

@@ -1,5 +1,6 @@
 -- Every kind of object that a dump can hold, under names that invite mistakes.
--- The test replaces zoo_… roles by roles of its own before it runs this file.
+-- The test replaces the prefix of the roles by one of its own before it runs this
+-- file, and leaves out what stands between "since N" and "end" on older servers.
 
 CREATE EXTENSION hstore;
 CREATE EXTENSION postgres_fdw;
@@ -120,7 +121,10 @@ CREATE STATISTICS app.stats (ndistinct, mcv) ON points, mood FROM app.account;
 COMMENT ON STATISTICS app.stats IS 'statistics';
 ALTER TABLE app.account CLUSTER ON account_pkey;
 
-CREATE TABLE "ATTACH".t (id int NOT NULL, "order" text, CONSTRAINT t_key UNIQUE NULLS NOT DISTINCT (id));
+CREATE TABLE "ATTACH".t (id int NOT NULL, "order" text, CONSTRAINT t_key UNIQUE (id));
+-- since 15
+CREATE UNIQUE INDEX t_distinct ON "ATTACH".t ("order") NULLS NOT DISTINCT;
+-- end
 ALTER TABLE "ATTACH".t REPLICA IDENTITY USING INDEX t_key;
 CREATE TABLE "Straße; Type: TABLE ATTACH; Schema: x"."My Table; Type: INDEX; Schema: y; Owner: z" (
 	"select" int PRIMARY KEY, "Ä ""quoted""" text, "new
@@ -233,8 +237,11 @@ COMMENT ON SERVER "far away" IS 'a server';
 
 -- publications
 CREATE PUBLICATION everything FOR ALL TABLES WITH (publish = 'insert');
+CREATE PUBLICATION "some tables" FOR TABLE app.event, app.log;
+-- since 15
 CREATE PUBLICATION "some rows" FOR TABLE app.note (id, account) WHERE (id > 3), app.event;
 CREATE PUBLICATION "a schema" FOR TABLES IN SCHEMA "ATTACH";
+-- end
 COMMENT ON PUBLICATION everything IS 'all';
 
 -- default privileges

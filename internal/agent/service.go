@@ -1,0 +1,282 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/link"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/seed"
+)
+
+// service answers the API from the packages below. It translates, no more.
+type service struct{ *agent }
+
+// askWithin bounds how long an answer waits for a PostgreSQL that does not.
+const askWithin = 3 * time.Second
+
+func (s *service) Instance(ctx context.Context) (api.Instance, error) {
+	i := api.Instance{
+		Name: s.cfg.Name, Kind: api.KindServer, Version: s.version, Endpoint: s.peers.Addr().String(), Fingerprint: s.identity.Fingerprint(),
+		StartedAt: s.started, UptimeSeconds: time.Since(s.started).Seconds(),
+		Postgres: api.Postgres{Address: s.server.String(), State: api.PostgresRunning},
+	}
+	if s.cluster != nil {
+		i.Kind, i.Tier = api.KindManaged, api.TierGeneralPurpose
+		i.Postgres.Address = fmt.Sprintf("%s:%d", s.cfg.Postgres.Managed.ListenAddresses, s.cfg.Postgres.Managed.Port)
+		status := s.cluster.Status()
+		i.Postgres.Restarts = status.Restarts
+		if !status.Since.IsZero() {
+			i.Postgres.Since = &status.Since
+		}
+		if !status.Running {
+			i.Postgres.State, i.Postgres.Cause = api.PostgresStarting, status.Problem
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	info, err := s.server.Info(ctx)
+	if err != nil {
+		i.Postgres.Cause = problem.Of(err, "server-unreachable")
+		if i.Postgres.State == api.PostgresRunning {
+			i.Postgres.State = api.PostgresUnreachable
+		}
+		return i, nil
+	}
+	i.Postgres.Version = info.VersionText
+	return i, nil
+}
+
+func (s *service) Certificate(context.Context) (api.Certificate, error) {
+	return api.Certificate{
+		Name: s.identity.Name, Fingerprint: s.identity.Fingerprint(), NotAfter: s.identity.NotAfter(), PEM: string(s.identity.CertificatePEM()),
+	}, nil
+}
+
+func (s *service) Links(ctx context.Context) ([]api.Link, error) {
+	statuses := s.links.List(ctx)
+	out := make([]api.Link, len(statuses))
+	for i, l := range statuses {
+		out[i] = linkOf(l)
+		if out[i].Seeding != nil {
+			out[i].Seeding.Tables = nil
+		}
+	}
+	return out, nil
+}
+
+func (s *service) Link(ctx context.Context, name string) (api.Link, error) {
+	l, err := s.links.Show(ctx, name)
+	if err != nil {
+		return api.Link{}, err
+	}
+	return linkOf(l), nil
+}
+
+func linkOf(l link.Status) api.Link {
+	out := api.Link{
+		Name: l.Name, ID: l.ID, Database: l.Database, Peer: l.Peer, Role: api.Role(l.Role), Term: l.Term,
+		State: api.State(l.State), Cause: l.Cause, Since: l.Since, CreatedAt: l.CreatedAt, Mode: api.ModeAsync,
+		Position: api.Position{Sent: l.Sent, Received: l.Ack.Received, Durable: l.Ack.Durable, Visible: l.Ack.Visible},
+		Slot:     "hawser_" + l.ID, Findings: l.Notes,
+	}
+	if l.LagKnown {
+		out.LagBytes, out.LagSeconds = &l.LagBytes, &l.LagSeconds
+	}
+	if l.WALHeld != nil {
+		held := uint64(max(*l.WALHeld, 0))
+		out.WALHeldBytes = &held
+	}
+	if l.Seeding != nil {
+		out.Seeding = seedingOf(*l.Seeding)
+	}
+	var last link.FailoverResult
+	if len(l.Failover) > 0 && json.Unmarshal(l.Failover, &last) == nil {
+		result := failoverOf(last)
+		out.Failover = &result
+	}
+	return out
+}
+
+func seedingOf(p seed.Progress) *api.Seeding {
+	out := &api.Seeding{
+		BytesTotal: p.Bytes, BytesDone: p.BytesDone, RowsTotal: p.Rows, RowsDone: p.RowsDone,
+		TablesTotal: p.Tables, TablesDone: p.TablesDone, RateBytesPerSecond: p.BytesPerSecond,
+	}
+	if p.Remaining > 0 {
+		eta := p.Remaining.Seconds()
+		out.ETASeconds = &eta
+	}
+	for _, t := range p.Each {
+		out.Tables = append(out.Tables, api.TableProgress{
+			Schema: t.Schema, Name: t.Name, State: api.TableState(t.State),
+			BytesTotal: t.Bytes, BytesDone: t.BytesDone, RowsTotal: t.Rows, RowsDone: t.RowsDone,
+		})
+	}
+	return out
+}
+
+func specOf(spec api.LinkSpec) link.Spec {
+	r := role.Primary
+	if spec.Role == api.RoleSecondary {
+		r = role.Secondary
+	}
+	return link.Spec{Name: spec.Name, Database: spec.Database, Peer: spec.Peer, Role: r}
+}
+
+func (s *service) ValidateLink(ctx context.Context, spec api.LinkSpec) (problem.Findings, error) {
+	if err := s.knownPeer(ctx, spec.Peer); err != nil {
+		return nil, err
+	}
+	return s.links.Validate(ctx, specOf(spec))
+}
+
+func (s *service) CreateLink(ctx context.Context, spec api.LinkSpec) (api.Link, error) {
+	if err := s.knownPeer(ctx, spec.Peer); err != nil {
+		return api.Link{}, err
+	}
+	findings, err := s.links.Validate(ctx, specOf(spec))
+	if err != nil {
+		return api.Link{}, err
+	}
+	if len(findings.Blocking()) > 0 {
+		return api.Link{}, &api.Blocked{Findings: findings}
+	}
+	if err := s.links.Create(ctx, specOf(spec)); err != nil {
+		return api.Link{}, err
+	}
+	return s.Link(ctx, spec.Name)
+}
+
+func (s *service) knownPeer(ctx context.Context, name string) error {
+	if name == "" {
+		return nil
+	}
+	peers, err := trust{s.store}.Trusted(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range peers {
+		if p.Name == name {
+			return nil
+		}
+	}
+	return api.PeerNotFound(name)
+}
+
+func (s *service) PauseLink(ctx context.Context, name string) error {
+	return s.links.SetPaused(ctx, name, true)
+}
+
+func (s *service) ResumeLink(ctx context.Context, name string) error {
+	return s.links.SetPaused(ctx, name, false)
+}
+
+func (s *service) FailoverLink(ctx context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
+	if o.Force {
+		return api.FailoverResult{}, problem.New("forced-failover-missing", "link "+name, "this version can't yet make a secondary writable without its primary",
+			"hawser link failover "+name+" when the primary is back, or hawser link drop "+name+" --force on the secondary, which keeps it as an independent database")
+	}
+	r, err := s.links.Failover(ctx, name, link.FailoverOptions{Timeout: o.Timeout})
+	if err != nil {
+		return api.FailoverResult{}, err
+	}
+	return failoverOf(r), nil
+}
+
+func failoverOf(r link.FailoverResult) api.FailoverResult {
+	out := api.FailoverResult{
+		Link: r.Link, OldPrimary: r.OldPrimary, NewPrimary: r.NewPrimary, Term: r.Term,
+		WriteOutageSeconds: r.Closed, TotalSeconds: r.Total,
+		StartedAt: r.At.Add(-time.Duration(r.Total * float64(time.Second))), FinishedAt: &r.At,
+	}
+	for _, p := range r.Phases {
+		out.Phases = append(out.Phases, api.FailoverPhase{Name: p.Name, Seconds: p.Seconds})
+	}
+	return out
+}
+
+func (s *service) VerifyLink(ctx context.Context, name string, o api.VerifyOptions) (api.VerifyReport, error) {
+	if o.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, o.Timeout)
+		defer cancel()
+	}
+	return api.VerifyReport{}, problem.New("verify-missing", "link "+name, "not built yet", "")
+}
+
+func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) error {
+	return s.links.Drop(ctx, name, link.DropOptions{RemoveReplica: o.RemoveReplica, Force: o.Force})
+}
+
+func (s *service) Databases(ctx context.Context) ([]api.Database, error) {
+	byDatabase := map[string]link.Status{}
+	for _, l := range s.links.List(ctx) {
+		byDatabase[l.Database] = l
+	}
+	var out []api.Database
+	err := s.store.Do(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `
+			SELECT datname, pg_get_userbyid(datdba), pg_database_size(oid) FROM pg_database
+			WHERE NOT datistemplate AND datallowconn ORDER BY datname`)
+		if err != nil {
+			return fmt.Errorf("list the databases: %w", err)
+		}
+		out, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (d api.Database, err error) {
+			return d, row.Scan(&d.Name, &d.Owner, &d.SizeBytes)
+		})
+		return err
+	})
+	for i := range out {
+		if l, ok := byDatabase[out[i].Name]; ok {
+			out[i].Link, out[i].Role, out[i].State = l.Name, api.Role(l.Role), api.State(l.State)
+			out[i].ReadOnly = l.Role == role.Secondary || l.Phase == role.Diverged
+		}
+	}
+	return out, err
+}
+
+func (s *service) AddPeer(ctx context.Context, p api.AddPeer) (api.Peer, error) {
+	err := s.store.Do(ctx, func(conn *pgx.Conn) error {
+		return catalog.PutPeer(ctx, conn, catalog.Peer{Name: p.Name, Certificate: p.Certificate, Address: p.Address})
+	})
+	if err != nil {
+		return api.Peer{}, err
+	}
+	s.peers.Refresh()
+	list, err := s.Peers(ctx)
+	if err != nil {
+		return api.Peer{}, err
+	}
+	for _, known := range list.Peers {
+		if known.Name == p.Name {
+			return known, nil
+		}
+	}
+	return api.Peer{}, api.PeerNotFound(p.Name)
+}
+
+func (s *service) RemovePeer(ctx context.Context, name string) error {
+	if err := s.knownPeer(ctx, name); err != nil {
+		return err
+	}
+	if used := s.links.UsesPeer(name); len(used) > 0 {
+		return problem.New("peer-in-use", "peer "+name, "links use it: "+strings.Join(used, ", "), "hawser link drop "+used[0])
+	}
+	err := s.store.Do(ctx, func(conn *pgx.Conn) error {
+		_, err := catalog.DeletePeer(ctx, conn, name)
+		return err
+	})
+	if err == nil {
+		s.peers.Refresh()
+	}
+	return err
+}
