@@ -251,7 +251,9 @@ func (s *service) AddPeer(ctx context.Context, p api.AddPeer) (api.Peer, error) 
 	if err != nil {
 		return api.Peer{}, err
 	}
-	s.peers.Refresh()
+	if err := s.peers.Refresh(ctx); err != nil {
+		return api.Peer{}, err
+	}
 	list, err := s.Peers(ctx)
 	if err != nil {
 		return api.Peer{}, err
@@ -275,8 +277,8 @@ func (s *service) RemovePeer(ctx context.Context, name string) error {
 		_, err := catalog.DeletePeer(ctx, conn, name)
 		return err
 	})
-	if err == nil {
-		s.peers.Refresh()
+	if err != nil {
+		return err
 	}
-	return err
+	return s.peers.Refresh(ctx)
 }

@@ -56,7 +56,11 @@ func InstallDDL(ctx context.Context, conn *pgx.Conn) error {
 				return err
 			}
 		}
-		return writeTriggers(ctx, tx)
+		if err := writeTriggers(ctx, tx); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `SELECT hawser.ddl_sweep(NULL)`)
+		return err
 	})
 	return ddlProblem("install the capture of DDL", err)
 }
@@ -78,11 +82,22 @@ func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 				LOOP
 					EXECUTE format('DROP FUNCTION %s', f);
 				END LOOP;
-				DROP TABLE IF EXISTS hawser.ddl_capture;
+				DROP TABLE IF EXISTS hawser.ddl_capture, hawser.ddl_seen;
 			END $$`)
 		return err
 	})
 	return ddlProblem("remove the capture of DDL", err)
+}
+
+// SweepDDL writes into the stream what changed since its last call, or InstallDDL's,
+// without firing an event trigger: owners (REASSIGN OWNED), event triggers, and the
+// settings of the database and of roles in it. Call it now and then, at least every
+// minute, and before a planned failover.
+func SweepDDL(ctx context.Context, conn *pgx.Conn) (changes int, err error) {
+	err = quietly(ctx, conn, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `SELECT hawser.ddl_sweep(NULL)`).Scan(&changes)
+	})
+	return changes, ddlProblem("look for changes that fire no event", err)
 }
 
 // DDLKey returns the key with which the database signs its DDL messages. The

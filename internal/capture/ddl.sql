@@ -19,6 +19,17 @@ CREATE TABLE IF NOT EXISTS hawser.ddl_capture (
 );
 REVOKE ALL ON hawser.ddl_capture FROM PUBLIC;
 
+-- What fires no event trigger, as hawser.ddl_sweep last saw it. Unlogged: it need not be
+-- in the stream, and is filled anew after a crash.
+CREATE UNLOGGED TABLE IF NOT EXISTS hawser.ddl_seen (
+	kind  text NOT NULL,
+	class oid NOT NULL,
+	id    oid NOT NULL,
+	name  text NOT NULL,
+	value text,
+	PRIMARY KEY (kind, class, id, name)
+);
+
 -- Before this, InstallDDL makes hawser.replica_identity: the tables whose replica
 -- identity Hawser changed, and what it was.
 
@@ -281,6 +292,89 @@ BEGIN
 	FROM pg_roles u WHERE u.rolname = current_setting('hawser.ddl_caller')::json ->> 'role');
 END $f$;
 
+-- hawser.ddl_unfired lists what can be changed without an event: event triggers, the
+-- settings of the database and of roles in it, and owners (REASSIGN OWNED). Of these,
+-- objects that follow another object's owner are left out.
+CREATE OR REPLACE FUNCTION hawser.ddl_unfired(wanted text)
+RETURNS TABLE (kind text, class oid, id oid, name text, value text)
+LANGUAGE plpgsql AS $f$
+#variable_conflict use_column
+BEGIN
+	RETURN QUERY SELECT 'event trigger', 'pg_event_trigger'::regclass::oid, 0::oid, e.evtname::text, json_build_object(
+			'on', e.evtevent, 'function', e.evtfoid::regproc::text, 'enabled', e.evtenabled, 'owner', pg_get_userbyid(e.evtowner),
+			'comment', obj_description(e.oid, 'pg_event_trigger'), 'tags', array_to_json(e.evttags))::text
+		FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
+		WHERE p.pronamespace <> 'hawser'::regnamespace
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e');
+	IF wanted IS NOT NULL THEN
+		RETURN;
+	END IF;
+	RETURN QUERY SELECT 'setting', 'pg_authid'::regclass::oid, s.setrole, split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
+		FROM pg_db_role_setting s, unnest(s.setconfig) c
+		WHERE s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+		AND split_part(c, '=', 1) <> 'default_transaction_read_only' AND c NOT LIKE '%preload_libraries=%';
+	RETURN QUERY SELECT 'owner', o.class, o.id, '', pg_get_userbyid(o.owner)::text FROM (
+		SELECT 'pg_class'::regclass::oid, c.oid, c.relowner FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
+			AND NOT (c.relkind = 'S' AND EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
+		UNION ALL SELECT 'pg_proc'::regclass, p.oid, p.proowner FROM pg_proc p
+		UNION ALL SELECT 'pg_type'::regclass, t.oid, t.typowner FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+			WHERE t.typcategory <> 'A' AND t.typtype <> 'm' AND coalesce(c.relkind, 'c') = 'c'
+		UNION ALL SELECT 'pg_namespace'::regclass, n.oid, n.nspowner FROM pg_namespace n WHERE n.nspname <> 'hawser' AND n.nspname NOT LIKE 'pg|_%' ESCAPE '|'
+		UNION ALL SELECT 'pg_operator'::regclass, x.oid, x.oprowner FROM pg_operator x
+		UNION ALL SELECT 'pg_opclass'::regclass, x.oid, x.opcowner FROM pg_opclass x
+		UNION ALL SELECT 'pg_opfamily'::regclass, x.oid, x.opfowner FROM pg_opfamily x
+		UNION ALL SELECT 'pg_collation'::regclass, x.oid, x.collowner FROM pg_collation x
+		UNION ALL SELECT 'pg_conversion'::regclass, x.oid, x.conowner FROM pg_conversion x
+		UNION ALL SELECT 'pg_ts_config'::regclass, x.oid, x.cfgowner FROM pg_ts_config x
+		UNION ALL SELECT 'pg_ts_dict'::regclass, x.oid, x.dictowner FROM pg_ts_dict x
+		UNION ALL SELECT 'pg_statistic_ext'::regclass, x.oid, x.stxowner FROM pg_statistic_ext x
+		UNION ALL SELECT 'pg_foreign_server'::regclass, x.oid, x.srvowner FROM pg_foreign_server x
+		UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, x.oid, x.fdwowner FROM pg_foreign_data_wrapper x
+		UNION ALL SELECT 'pg_publication'::regclass, x.oid, x.pubowner FROM pg_publication x WHERE x.pubname NOT LIKE 'hawser|_%' ESCAPE '|'
+		UNION ALL SELECT 'pg_language'::regclass, x.oid, x.lanowner FROM pg_language x
+	) o(class, id, owner)
+	WHERE o.id >= 16384 OR o.class = 'pg_namespace'::regclass;
+END $f$;
+
+-- hawser.ddl_sweep tells the other side what changed since the last time without an
+-- event, and returns how much. The first time it only looks.
+CREATE OR REPLACE FUNCTION hawser.ddl_sweep(wanted text) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE
+	first   boolean := NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner');
+	changes json;
+BEGIN
+	IF first AND wanted IS NOT NULL THEN
+		RETURN 0;
+	END IF;
+	WITH now AS (
+		SELECT * FROM hawser.ddl_unfired(wanted)
+	), gone AS (
+		DELETE FROM hawser.ddl_seen s WHERE (wanted IS NULL OR s.kind = wanted)
+		AND NOT EXISTS (SELECT FROM now n WHERE n.kind = s.kind AND n.class = s.class AND n.id = s.id AND n.name = s.name)
+		RETURNING s.*
+	), changed AS (
+		INSERT INTO hawser.ddl_seen AS s SELECT n.* FROM now n WHERE NOT EXISTS (
+			SELECT FROM hawser.ddl_seen s WHERE n.kind = s.kind AND n.class = s.class AND n.id = s.id AND n.name = s.name
+			AND n.value IS NOT DISTINCT FROM s.value)
+		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value
+		RETURNING s.*
+	), told AS (
+		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind <> 'owner'
+		UNION ALL SELECT * FROM changed
+	)
+	SELECT json_agg(json_build_object('kind', t.kind, 'name', nullif(t.name, ''), 'value', t.value,
+			'role', CASE t.kind WHEN 'setting' THEN (SELECT u.rolname FROM pg_roles u WHERE u.oid = t.id) END,
+			'type', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).type END,
+			'identity', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).identity END))
+	INTO changes FROM told t;
+	IF first OR changes IS NULL THEN
+		RETURN 0;
+	END IF;
+	PERFORM hawser.ddl_write(json_build_object('v', 1, 'changes', changes));
+	RETURN json_array_length(changes);
+END $f$;
+
 -- hawser.ddl_command writes the message of one command. objects is what it made or
 -- changed, dropped what it dropped, rewrites the tables that it rewrote.
 CREATE OR REPLACE FUNCTION hawser.ddl_command(tag text, stack text, objects jsonb, dropped jsonb, rewrites jsonb) RETURNS void
@@ -288,10 +382,11 @@ LANGUAGE plpgsql AS $f$
 DECLARE
 	source  text := CASE stack WHEN '' THEN current_query() ELSE stack END;
 	ref     text := md5(source);
+	caller  text := current_setting('hawser.ddl_caller')::json ->> 'role';
 	whole   boolean := tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA');
 	state   jsonb := hawser.ddl_state();
 	relids  oid[];
-	name    text;
+	called  text;
 	sent    boolean := false;
 BEGIN
 	-- The innermost statement is what counts; its callers may be long.
@@ -301,6 +396,15 @@ BEGIN
 	END IF;
 	SELECT array_agg(DISTINCT (o ->> 'relation')::oid) INTO relids
 	FROM jsonb_array_elements(objects || dropped || rewrites) o WHERE (o ->> 'relation')::bigint > 0;
+	IF tag = 'DROP OWNED' THEN
+		PERFORM hawser.ddl_sweep(NULL); -- after REASSIGN OWNED it would drop on the other side what was saved here
+	ELSIF tag IN ('DROP FUNCTION', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP EXTENSION') THEN
+		PERFORM hawser.ddl_sweep('event trigger'); -- one that called the function may be gone in silence
+	ELSIF tag LIKE 'CREATE %' THEN
+		INSERT INTO hawser.ddl_seen SELECT DISTINCT 'owner', (o ->> 'class')::regclass, (o ->> 'oid')::oid, '', caller
+		FROM jsonb_array_elements(objects) o WHERE o ->> 'class' IS NOT NULL AND o ->> 'type' <> 'index'
+		ON CONFLICT (kind, class, id, name) DO NOTHING;
+	END IF;
 	IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
 		relids := relids || ARRAY(SELECT d.objid FROM jsonb_array_elements(objects) o JOIN pg_depend d
 			ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = (o ->> 'oid')::oid AND d.classid = 'pg_class'::regclass);
@@ -316,14 +420,14 @@ BEGIN
 			PERFORM hawser.ddl_keep(state || jsonb_build_object('sent', coalesce(state -> 'sent', '[]') || to_jsonb(ref)));
 		END IF;
 	END IF;
-	name := substring(stack FROM '^SQL function "([^[:cntrl:]]*)" statement [0-9]+');
+	called := substring(stack FROM '^SQL function "([^[:cntrl:]]*)" statement [0-9]+');
 	PERFORM hawser.ddl_write(json_build_object(
 		'v', 1, 'tag', tag, 'server', current_setting('server_version_num')::integer,
 		'source', CASE WHEN NOT sent THEN source END, 'ref', ref,
 		'nested', stack <> '',
 		'order', hawser.ddl_order(stack, 0),
-		'functions', CASE WHEN name IS NOT NULL THEN (SELECT json_agg(DISTINCT p.prosrc) FROM pg_proc p
-			WHERE p.proname = name AND p.prolang = (SELECT l.oid FROM pg_language l WHERE l.lanname = 'sql')) END,
+		'functions', CASE WHEN called IS NOT NULL THEN (SELECT json_agg(DISTINCT p.prosrc) FROM pg_proc p
+			WHERE p.proname = called AND p.prolang = (SELECT l.oid FROM pg_language l WHERE l.lanname = 'sql')) END,
 		'user', hawser.ddl_user(), 'search_path', current_setting('hawser.ddl_caller')::json -> 'path',
 		'schema', current_setting('hawser.ddl_caller')::json -> 'schema',
 		'settings', hawser.ddl_settings(),
@@ -388,7 +492,7 @@ BEGIN
 	PERFORM hawser.ddl_keep(state);
 END $f$;
 
--- hawser.ddl_drop writes the message of a DROP. What else drops (ALTER TABLE …) is
+-- hawser.ddl_drop writes the message of a DROP. What else drops (ALTER TABLE and so on) is
 -- left for ddl_end, which sees what the command changed.
 CREATE OR REPLACE FUNCTION hawser.ddl_drop() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lc_messages = 'C' AS $f$
@@ -416,7 +520,7 @@ BEGIN
 		DELETE FROM hawser.replica_identity k USING pg_event_trigger_dropped_objects() d
 		WHERE d.classid = 'pg_class'::regclass AND d.objid = k.relid AND d.objsubid = 0;
 		IF tg_tag LIKE 'DROP %' THEN
-			IF gone <> '[]' THEN
+			IF gone <> '[]' OR tg_tag = 'DROP OWNED' THEN -- that revokes, too
 				PERFORM hawser.ddl_command(tg_tag, stack, '[]', gone, '[]');
 			END IF;
 			pending := '{"done": true}';

@@ -134,8 +134,8 @@ func (m *Manager) validatePrimary(ctx context.Context, database string) (problem
 }
 
 func fenced(ctx context.Context, conn *pgx.Conn) (bool, error) {
-	closed, _, err := fence.Check(ctx, conn)
-	return closed, err
+	state, _, err := fence.Check(ctx, conn)
+	return state.Closed, err
 }
 
 func (m *Manager) validateSecondary(ctx context.Context, r validateRequest) (problem.Findings, error) {

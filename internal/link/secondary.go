@@ -20,7 +20,6 @@ import (
 	"github.com/hawser/hawser/internal/peer"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
-	"github.com/hawser/hawser/internal/seed"
 )
 
 // framesAhead is how many frames may wait between the network and the applier;

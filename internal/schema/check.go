@@ -55,6 +55,7 @@ func (r *Requirements) Check(ctx context.Context, dst *postgres.Server, database
 		{"collations", c.checkCollations},
 		{"configuration parameters", c.checkParameters},
 		{"security labels", c.checkLabels},
+		{"lock table", c.checkLocks},
 	} {
 		if err := check.run(ctx); err != nil {
 			return nil, fmt.Errorf("check %s of the target: %w", check.what, err)
@@ -405,6 +406,17 @@ func (c *checker) checkLabels(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// checkLocks warns when the restore of the schema in one transaction, which locks
+// all that it makes, may not fit.
+func (c *checker) checkLocks(ctx context.Context) error {
+	room, err := lockRoom(ctx, c.conn)
+	if err == nil && c.Relations >= room {
+		c.add(problem.Warn("setting-too-low", "setting max_locks_per_transaction",
+			fmt.Sprintf("the restore of the schema locks all %d relations at once, and the target's server has room for about %d locks", c.Relations, room), moreLocks))
+	}
+	return err
 }
 
 // checkLibraries can only warn: a server does not say what libraries it could load.

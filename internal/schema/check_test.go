@@ -138,6 +138,7 @@ func TestCheckOfAnUnfitTarget(t *testing.T) {
 		"collations": {Requirements{Collations: []string{"de-x-icu", "klingon"}}, []string{`collation-missing collation "pg_catalog"."klingon"`}},
 		"parameters": {Requirements{Parameters: []string{"work_mem", "DateStyle", "from_the_future"}}, []string{"setting-unknown setting from_the_future"}},
 		"labels":     {Requirements{Labellers: []string{"selinux"}}, []string{`labels-not-loaded security labels of "selinux"`}},
+		"locks":      {Requirements{Relations: 10_000_000}, []string{"warning setting-too-low setting max_locks_per_transaction"}},
 		"primary":    {Requirements{Findings: problem.Findings{problem.Noted("a", "b", "c")}}, []string{"note a b"}},
 	}
 	if major >= 18 {

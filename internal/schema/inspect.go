@@ -35,6 +35,8 @@ type Requirements struct {
 	Labellers []string `json:"labellers,omitempty"`
 	// Superusers own what only a superuser can own.
 	Superusers []Ownership `json:"superusers,omitempty"`
+	// Relations is how many tables, indexes, views and sequences there are.
+	Relations int `json:"relations"`
 	// Features are used and unknown to some version that Hawser supports.
 	Features []Feature        `json:"features,omitempty"`
 	Findings problem.Findings `json:"findings,omitempty"`
@@ -77,7 +79,7 @@ func Inspect(ctx context.Context, src *postgres.Server, database string) (*Requi
 		what string
 		read func(context.Context, pgx.Tx) error
 	}{
-		{"its version", r.readVersion},
+		{"its version and size", r.readVersion},
 		{"its settings", r.readSettings},
 		{"its extensions", r.readExtensions},
 		{"its roles", r.readRoles},
@@ -94,8 +96,10 @@ func Inspect(ctx context.Context, src *postgres.Server, database string) (*Requi
 }
 
 func (r *Requirements) readVersion(ctx context.Context, tx pgx.Tx) (err error) {
-	r.ServerVersion, err = serverVersion(ctx, tx)
-	return err
+	if r.ServerVersion, err = serverVersion(ctx, tx); err != nil {
+		return err
+	}
+	return tx.QueryRow(ctx, `SELECT count(*) FROM pg_class WHERE oid >= 16384`).Scan(&r.Relations)
 }
 
 func (r *Requirements) readSettings(ctx context.Context, tx pgx.Tx) (err error) {
@@ -291,18 +295,26 @@ func (r *Requirements) findUnfilled(ctx context.Context, tx pgx.Tx) error {
 
 // findLocks warns when the server's lock table may not hold a lock on each table.
 func (r *Requirements) findLocks(ctx context.Context, tx pgx.Tx) error {
-	var tables, room int
-	err := tx.QueryRow(ctx, `
-		SELECT (SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384),
-			current_setting('max_locks_per_transaction')::bigint
-				* (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)`).Scan(&tables, &room)
-	if err != nil || tables < room*8/10 {
+	var tables int
+	if err := tx.QueryRow(ctx, `SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384`).Scan(&tables); err != nil {
 		return err
 	}
-	r.add(problem.Warn("setting-too-low", "setting max_locks_per_transaction",
-		fmt.Sprintf("pg_dump locks all %d tables, and the server has room for about %d locks", tables, room),
-		"ALTER SYSTEM SET max_locks_per_transaction = 1024; and restart PostgreSQL"))
-	return nil
+	room, err := lockRoom(ctx, tx)
+	if err == nil && tables >= room {
+		r.add(problem.Warn("setting-too-low", "setting max_locks_per_transaction",
+			fmt.Sprintf("pg_dump locks all %d tables of the primary, whose server has room for about %d locks", tables, room), moreLocks))
+	}
+	return err
+}
+
+const moreLocks = "ALTER SYSTEM SET max_locks_per_transaction = 1024; and restart PostgreSQL"
+
+// lockRoom returns how many locks one transaction can count on, as others need some.
+func lockRoom(ctx context.Context, db querier) (room int, err error) {
+	err = db.QueryRow(ctx, `
+		SELECT current_setting('max_locks_per_transaction')::bigint * 8 / 10
+			* (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)`).Scan(&room)
+	return room, err
 }
 
 // features are what a dump can hold and an older server refuses. Each query runs

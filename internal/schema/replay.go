@@ -179,6 +179,8 @@ func (r *replay) command(ctx context.Context) error {
 		return problem.New("ddl-not-captured", m.object(),
 			"the primary's event trigger could not describe the command: "+m.Error,
 			"run the command on this side by hand as the primary has it, then let the link go on after this position")
+	case len(m.Changes) > 0:
+		return r.sweep(ctx)
 	case m.Tag == "", r.ours(), r.left():
 		return nil
 	case len(m.Objects) > 0 && m.Objects[0].Class == "pg_subscription", strings.HasSuffix(m.Tag, " SUBSCRIPTION"):

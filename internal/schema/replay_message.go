@@ -44,6 +44,8 @@ type ddlMessage struct {
 	Checks   []ddlCheck    `json:"checks"`
 	Configs  []ddlConfig   `json:"configs"`
 
+	Changes []ddlChange `json:"changes"` // without a command; then all else is empty
+
 	Extensions []ddlExtension `json:"extensions"`
 	Temporary  []string       `json:"temporary"` // names of the session's temporary relations
 }

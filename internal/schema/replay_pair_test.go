@@ -113,7 +113,7 @@ func (p *pair) apply(r *reader, kind byte) error {
 			return nil
 		}
 		result, err := p.replayer.Replay(p.t.Context(), p.secondary, content)
-		if err == nil && (result.Tag != "" || len(result.Notes) > 0) {
+		if err == nil && (result.Tag != "" || len(result.Notes)+len(result.Statements) > 0) {
 			p.results = append(p.results, result)
 		}
 		return err
@@ -230,9 +230,17 @@ func (r *reader) tuple() (out []*string) {
 	return out
 }
 
-// equal fails the test where the definitions of the two databases differ, or the
-// rows of a table outside of except.
+// equal fails the test where the two databases differ.
 func (p *pair) equal(except ...string) {
+	p.t.Helper()
+	if d := p.difference(except...); d != "" {
+		p.t.Fatal(d)
+	}
+}
+
+// difference compares the definitions of the two databases, and the rows of the
+// tables outside of except. It takes Hawser's own objects away first.
+func (p *pair) difference(except ...string) string {
 	p.t.Helper()
 	p.exec(p.primary, "DROP PUBLICATION "+publication)
 	if err := capture.RemoveDDL(p.t.Context(), p.primary); err != nil {
@@ -241,20 +249,21 @@ func (p *pair) equal(except ...string) {
 	want, got := dump(p.t, p.from, p.source), dump(p.t, p.to, p.target)
 	for i := range max(len(want), len(got)) {
 		if i >= len(want) || i >= len(got) || want[i] != got[i] {
-			p.t.Fatalf("the definitions differ from line %d:\nprimary:   %q\nsecondary: %q\nexecuted: %s",
+			return fmt.Sprintf("the definitions differ from line %d:\nprimary:   %q\nsecondary: %q\nexecuted: %s",
 				i, window(want, i), window(got, i), p.executed())
 		}
 	}
+	p.exec(p.secondary, "SET search_path = public")
 	for _, table := range column(p.t, p.primary, `SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' AND c.relispopulated AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
 		AND c.oid::regclass::text <> ALL ($1)`, except) {
 		rows := "SELECT t::text FROM " + table + " t ORDER BY 1"
-		p.exec(p.secondary, "SET search_path = public")
 		want, got := column(p.t, p.primary, rows), column(p.t, p.secondary, rows)
 		if fmt.Sprint(want) != fmt.Sprint(got) {
-			p.t.Errorf("the rows of %s differ:\nprimary:   %.500v\nsecondary: %.500v\nexecuted: %s", table, want, got, p.executed())
+			return fmt.Sprintf("the rows of %s differ:\nprimary:   %.500v\nsecondary: %.500v\nexecuted: %s", table, want, got, p.executed())
 		}
 	}
+	return ""
 }
 
 func (p *pair) executed() string {

@@ -301,36 +301,6 @@ func (r *replay) owner(ctx context.Context) (name string, found bool, err error)
 	return "", false, nil
 }
 
-// give hands what the agent made to the role that it belongs to on the primary.
-func (r *replay) give(ctx context.Context, name string) error {
-	if !strings.HasPrefix(r.m.Tag, "CREATE ") {
-		return nil
-	}
-	for _, o := range r.m.Objects {
-		word, ok := ownedWords[o.Type]
-		if o.Type == "sequence" && r.m.Tag == "CREATE SEQUENCE" { // others belong to a table
-			word, ok = "SEQUENCE", true
-		}
-		if !ok || o.Identity == "" {
-			continue
-		}
-		if err := r.exec(ctx, "ALTER "+word+" "+o.Identity+" OWNER TO "+pgx.Identifier{name}.Sanitize()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// ownedWords are the objects, as pg_event_trigger_ddl_commands calls them, whose
-// owner can be any role and is not another object's.
-var ownedWords = map[string]string{
-	"table": "TABLE", "view": "VIEW", "materialized view": "MATERIALIZED VIEW", "foreign table": "FOREIGN TABLE",
-	"schema": "SCHEMA", "type": "TYPE", "domain": "DOMAIN", "function": "FUNCTION", "procedure": "PROCEDURE",
-	"aggregate": "AGGREGATE", "collation": "COLLATION", "conversion": "CONVERSION", "operator": "OPERATOR",
-	"text search configuration": "TEXT SEARCH CONFIGURATION", "text search dictionary": "TEXT SEARCH DICTIONARY",
-	"operator class": "OPERATOR CLASS", "operator family": "OPERATOR FAMILY", "statistics object": "STATISTICS", "server": "SERVER", "language": "LANGUAGE",
-}
-
 func sqlState(err error) string {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {

@@ -2,6 +2,7 @@ package schema
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -179,8 +180,8 @@ func (s *ddlScript) number() {
 					at--
 				}
 				if at < 0 { // it was set by an earlier string
-					kill(0, i)
-					count, points = 0, nil
+					kill(start, i)
+					count, points = startCount, nil
 					break
 				}
 				kill(points[at].at, i)
@@ -227,25 +228,23 @@ func (s *ddlScript) find(m *ddlMessage) *ddlStatement {
 	if m.Nested && fired > 0 {
 		order %= fired // a loop ran the same string again
 	}
-	var counted *ddlStatement
+	var counted, named []*ddlStatement
 	for _, st := range all {
-		if st.order == order && counted == nil {
-			counted = st
+		if !st.concerns(m) {
+			continue
+		}
+		named = append(named, st)
+		if st.order == order {
+			counted = append(counted, st)
 		}
 	}
-	if counted != nil && counted.concerns(m) {
-		return counted
-	}
-	named := all[:0:0]
-	for _, st := range all {
-		if st.concerns(m) {
-			named = append(named, st)
-		}
-	}
-	if len(named) > 0 && same(named) {
+	switch {
+	case len(counted) > 0 && same(counted):
+		return counted[0]
+	case len(counted) == 0 && len(named) > 0 && same(named):
 		return named[0]
 	}
-	return counted
+	return nil // better none than a wrong one
 }
 
 // same reports whether all statements have one text.
@@ -291,7 +290,22 @@ func (s subject) is(o ddlObject, creates bool, current string) bool {
 	case s.schema == "" && creates && in != "" && in != current:
 		return false
 	}
-	return o.Table == s.name || o.Name == s.name || strings.Contains(o.Identity, s.name)
+	return o.Table == s.name || o.Name == s.name || slices.Contains(nameParts(o.Identity, in), s.name)
+}
+
+var nameToken = regexp.MustCompile(`"(?:[^"]|"")*"|[^\s"().,]+`)
+
+// nameParts are the names in an object's identity, without the schema's.
+func nameParts(identity, schema string) (parts []string) {
+	for i, t := range nameToken.FindAllString(identity, -1) {
+		if strings.HasPrefix(t, `"`) {
+			t = strings.ReplaceAll(t[1:len(t)-1], `""`, `"`)
+		}
+		if i > 0 || t != schema {
+			parts = append(parts, t)
+		}
+	}
+	return parts
 }
 
 // subjects are the names that a statement makes, changes or drops; of those that

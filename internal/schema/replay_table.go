@@ -34,7 +34,8 @@ func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, rel Relation) er
 		return problem.New("table-unknown", "table "+rel.sql(),
 			"rows of it came, and this side has no such table", "hawser link resync NAME --table "+rel.Schema+"."+rel.Name)
 	}
-	run := &replay{Replayer: r, conn: conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: r.creating[len(r.creating)-1]}}
+	run := &replay{Replayer: r, conn: conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: r.creating[len(r.creating)-1],
+		Objects: []ddlObject{{Class: "pg_class", Type: "table", Identity: rel.sql(), TableSchema: rel.Schema, Table: rel.Name}}}}
 	var columns []string
 	for _, c := range rel.Columns {
 		kind, err := typeName(ctx, conn, c)

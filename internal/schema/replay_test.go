@@ -3,14 +3,14 @@ package schema_test
 import (
 	"testing"
 
+	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
 // script is a case: strings that a client sends, one after the other.
 type script struct {
-	name   string
-	sent   []string
-	except []string // tables whose rows only seeding brings
+	name string
+	sent []string
 }
 
 func TestReplayZoo(t *testing.T) {
@@ -23,10 +23,11 @@ func TestReplayZoo(t *testing.T) {
 			for _, text := range s.sent {
 				p.exec(p.primary, text)
 			}
-			if err := p.sync(); err != nil {
-				t.Fatalf("%v\nexecuted: %s", err, p.executed())
+			if _, err := capture.SweepDDL(t.Context(), p.primary); err != nil {
+				t.Fatal(err)
 			}
-			p.equal(s.except...)
+			p.play()
+			p.equal()
 		})
 	}
 }
@@ -59,8 +60,7 @@ var zoo = []script{
 	{name: "with data between", sent: []string{
 		`BEGIN`, `CREATE TABLE t (a int PRIMARY KEY, b text)`, `INSERT INTO t VALUES (1, 'x'), (2, 'y')`, `ALTER TABLE t ADD c int DEFAULT 7`,
 		`UPDATE t SET b = 'z' WHERE a = 1`, `ALTER TABLE t DROP b`, `DELETE FROM t WHERE a = 2`, `INSERT INTO t VALUES (3, 3)`, `COMMIT`,
-		`CREATE TABLE nokey (a int, b int); INSERT INTO nokey VALUES (1, 1), (1, 1), (2, 2); UPDATE nokey SET b = 5 WHERE a = 2; ALTER TABLE nokey ADD PRIMARY KEY (a, b)`,
-	}[:9]},
+	}},
 	{name: "no key", sent: []string{
 		`CREATE TABLE nokey (a int, b int); INSERT INTO nokey VALUES (1, 1), (1, 2), (2, 2); UPDATE nokey SET b = 5 WHERE a = 2; DELETE FROM nokey WHERE b = 2`,
 		`ALTER TABLE nokey ADD PRIMARY KEY (a, b)`, `UPDATE nokey SET b = 6 WHERE a = 2`,
@@ -134,16 +134,12 @@ var zoo = []script{
 	{name: "indexes and constraints", sent: []string{
 		`CREATE TABLE t (a int, b text, c int4range)`, `INSERT INTO t VALUES (1, 'x', '[1,2)')`, `CREATE INDEX CONCURRENTLY ON t (a)`, `CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS tu ON t (b) INCLUDE (a) WHERE a > 0`,
 		`CREATE INDEX CONCURRENTLY IF NOT EXISTS tu ON t (b)`, `REINDEX INDEX CONCURRENTLY tu`, `REINDEX TABLE t`, `DROP INDEX CONCURRENTLY t_a_idx`,
-		`ALTER TABLE t ADD CONSTRAINT un UNIQUE USING INDEX tx`,
-	}[:8]},
+	}},
 	{name: "constraints", sent: []string{
 		`CREATE TABLE t (a int NOT NULL, b text, c int4range, EXCLUDE USING gist (c WITH &&))`, `CREATE UNIQUE INDEX tx ON t (a)`, `ALTER TABLE t ADD CONSTRAINT un UNIQUE USING INDEX tx`,
 		`ALTER TABLE t ADD CONSTRAINT ck CHECK (a > 0) NOT VALID`, `ALTER TABLE t VALIDATE CONSTRAINT ck`, `ALTER TABLE t RENAME CONSTRAINT ck TO ck2; ALTER INDEX un RENAME TO un2`,
 		`CREATE TABLE f (a int REFERENCES t (a) ON DELETE CASCADE, b int)`, `ALTER TABLE f ALTER CONSTRAINT f_a_fkey DEFERRABLE; ALTER TABLE f ADD CONSTRAINT fk2 FOREIGN KEY (b) REFERENCES t (a) NOT VALID`,
-		`CREATE INDEX ON t ((lower(b))); ALTER INDEX t_lower_idx ALTER COLUMN 1 SET STATISTICS 100; CREATE STATISTICS st ON a, b FROM t; ALTER STATISTICS st SET STATISTICS 10; ALTER TABLE t CLUSTER ON tx`,
-	}[:8]},
-	{name: "failed concurrent index", sent: []string{
-		`CREATE TABLE t (a int); INSERT INTO t VALUES (1), (1)`, `DO $$ BEGIN NULL; END $$`,
+		`CREATE INDEX ON t ((lower(b))); ALTER INDEX t_lower_idx ALTER COLUMN 1 SET STATISTICS 100; CREATE STATISTICS st ON a, b FROM t; ALTER STATISTICS st SET STATISTICS 10; ALTER TABLE t CLUSTER ON un2`,
 	}},
 	{name: "partitions", sent: []string{
 		`CREATE TABLE p (a int, b text, PRIMARY KEY (a)) PARTITION BY RANGE (a); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10) PARTITION BY LIST (a); CREATE TABLE p1a PARTITION OF p1 FOR VALUES IN (1, 2); CREATE TABLE p1d PARTITION OF p1 DEFAULT`,
@@ -205,6 +201,7 @@ var zoo = []script{
 		`CREATE EVENT TRIGGER audit ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION audit()`,
 		`CREATE TABLE t (a int); CREATE TABLE u (a int)`,
 		`CREATE FUNCTION gone() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN CREATE TABLE t (replaced int); END $$; CREATE EVENT TRIGGER gone ON sql_drop WHEN TAG IN ('DROP TABLE') EXECUTE FUNCTION gone()`,
-		`DROP TABLE t`, `DROP EVENT TRIGGER audit; DROP EVENT TRIGGER gone`,
+		`DROP TABLE t`, `DROP EVENT TRIGGER gone; DROP FUNCTION gone(); COMMENT ON EVENT TRIGGER audit IS 'it''s'; ALTER EVENT TRIGGER audit DISABLE`,
+		`CREATE FUNCTION soon() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER soon ON ddl_command_start EXECUTE FUNCTION soon(); DROP FUNCTION soon() CASCADE`,
 	}},
 }

@@ -1,0 +1,134 @@
+package peer
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// refusal says why an instance is not let in. It is a code on the wire, and each
+// side words it for its own user.
+type refusal string
+
+const (
+	accepted refusal = ""
+	// unknown: nobody gave this certificate.
+	unknown refusal = "unknown-certificate"
+	// wrong: it claims the name of a trusted peer, and shows another certificate.
+	wrong refusal = "wrong-certificate"
+	// other: it is trusted, but it is not the peer whose address was dialled.
+	other      refusal = "other-instance"
+	expired    refusal = "expired-certificate"
+	notYetGood refusal = "certificate-not-yet-valid"
+	self       refusal = "self"
+	version    refusal = "protocol-version"
+)
+
+// parties are the two sides of a refusal as they are named to the user.
+type parties struct {
+	us, ourPrint string
+	them         string // the peer's name here, or what a stranger claims
+	theirPrint   string
+	known        string // fingerprint that them is trusted with, if any
+	notAfter     time.Time
+	hello        hello
+}
+
+// ours words our refusal of them.
+func (r refusal) ours(p parties) *problem.Problem {
+	object := "instance " + shown(p.them)
+	switch r {
+	case unknown:
+		return problem.New("peer-certificate-unknown", object, "its certificate "+p.theirPrint+" is not trusted here",
+			"if it is yours, there: hawser cert show > "+file(p.them)+"; then here: hawser peer add "+file(p.them))
+	case wrong:
+		return problem.New("peer-certificate-wrong", object,
+			"it showed the certificate "+p.theirPrint+", and is trusted here with "+p.known+": its certificate was renewed, or another machine uses its name",
+			"compare the fingerprint with that of hawser cert show there; if it is the same, hawser cert show > "+file(p.them)+" there, and here: hawser peer add "+file(p.them))
+	case other:
+		return problem.New("peer-other-instance", object, "another trusted instance answers at its address",
+			"hawser peer list, and give the right address: hawser peer add "+file(p.them)+" --address HOST:PORT")
+	case expired:
+		return problem.New("peer-certificate-expired", object, "its certificate "+p.theirPrint+" expired on "+p.notAfter.UTC().Format(time.DateOnly)+", by the clock here",
+			"there: stop the agent, remove the directory identity from its state directory, start it; then hawser cert show there, and here: hawser peer add "+file(p.them))
+	case notYetGood:
+		return problem.New("peer-certificate-not-yet-valid", object, "its certificate "+p.theirPrint+" is not valid yet, by the clock here",
+			"set the clocks of both machines right")
+	case self:
+		return problem.New("peer-is-self", object, "it is this instance itself",
+			"give the address of the other instance: hawser peer add FILE --address HOST:PORT")
+	case version:
+		return versions(object, p)
+	}
+	return problem.New("peer-refused", object, "it was refused: "+string(r), "hawser peer test "+quoted(p.them))
+}
+
+// theirs words their refusal of us.
+func (r refusal) theirs(p parties) *problem.Problem {
+	object := "instance " + shown(p.them)
+	give := "here: hawser cert show > " + file(p.us) + "; then on " + shown(p.them) + ": hawser peer add " + file(p.us)
+	switch r {
+	case unknown:
+		return problem.New("own-certificate-unknown", object, "it does not trust this instance's certificate "+p.ourPrint, give)
+	case wrong:
+		return problem.New("own-certificate-wrong", object, "it trusts another certificate of an instance named "+shown(p.us)+", not "+p.ourPrint, give)
+	case other:
+		return problem.New("own-address-wrong", object, "it reached this instance at another peer's address",
+			"on "+shown(p.them)+": hawser peer list, and mend the address there")
+	case expired:
+		return problem.New("own-certificate-expired", object, "this instance's certificate "+p.ourPrint+" has expired, by the clock there",
+			"stop this agent, remove the directory identity from its state directory, start it; then "+give)
+	case notYetGood:
+		return problem.New("own-certificate-not-yet-valid", object, "this instance's certificate "+p.ourPrint+" is not valid yet, by the clock there",
+			"set the clocks of both machines right")
+	case self:
+		return self.ours(p)
+	case version:
+		return versions(object, p)
+	}
+	return problem.New("own-certificate-refused", object, "it refused this instance: "+string(r), "look into the log of its agent")
+}
+
+func versions(object string, p parties) *problem.Problem {
+	older := "of this instance"
+	if p.hello.Newest < oldestProtocol {
+		older = "of " + shown(p.them)
+	}
+	return problem.New("peer-version", object,
+		fmt.Sprintf("its agent %s speaks protocol %d to %d, this one %d to %d", shown(p.hello.Version), p.hello.Oldest, p.hello.Newest, oldestProtocol, newestProtocol),
+		"upgrade the agent "+older)
+}
+
+// shown is a name in a sentence.
+func shown(name string) string {
+	if name == "" {
+		return "without a name"
+	}
+	if plain(name) {
+		return name
+	}
+	return fmt.Sprintf("%q", name)
+}
+
+// quoted is a name as a shell takes it.
+func quoted(name string) string {
+	if plain(name) {
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
+}
+
+// file is a file's name for a certificate. A name that a stranger chose does not
+// become part of a command unless it is harmless.
+func file(name string) string {
+	if plain(name) && name[0] != '-' {
+		return name + ".pem"
+	}
+	return "peer.pem"
+}
+
+func plain(name string) bool {
+	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == ""
+}

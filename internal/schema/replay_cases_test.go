@@ -1,0 +1,305 @@
+package schema_test
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// play sends each text and applies what came of it.
+func (p *pair) play(texts ...string) {
+	p.t.Helper()
+	for _, text := range texts {
+		p.exec(p.primary, text)
+	}
+	if err := p.sync(); err != nil {
+		p.t.Fatalf("%v\nexecuted: %s", err, p.executed())
+	}
+}
+
+func (p *pair) reseed() (names []string) {
+	for _, r := range p.results {
+		for _, t := range r.Reseed {
+			names = append(names, t.Schema+"."+t.Name)
+		}
+	}
+	return names
+}
+
+func TestReplayNamesWhatOnlyThePrimaryKnows(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	for _, s := range []struct{ name, before, text, want string }{
+		{"volatile default", `CREATE TABLE t (a int PRIMARY KEY); INSERT INTO t VALUES (1), (2)`, `ALTER TABLE t ADD u uuid NOT NULL DEFAULT gen_random_uuid()`, "public.t"},
+		{"serial", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)`, `ALTER TABLE t ADD id bigserial PRIMARY KEY`, "public.t"},
+		{"identity", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)`, `ALTER TABLE t ADD id int GENERATED ALWAYS AS IDENTITY`, "public.t"},
+		{"nextval", `CREATE SEQUENCE s; CREATE TABLE t (a int); INSERT INTO t VALUES (1)`, `ALTER TABLE t ADD id bigint DEFAULT nextval('s')`, "public.t"},
+		{"using", `CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ALTER b TYPE float USING random()`, "public.t"},
+		{"user's function", `CREATE FUNCTION f() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 7'; CREATE TABLE t (a int PRIMARY KEY, b text); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ALTER b TYPE int USING f()`, "public.t"},
+		{"moment in a rewrite", `CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ADD at timestamptz DEFAULT now(), ALTER b TYPE bigint`, "public.t"},
+		{"domain", `CREATE DOMAIN d AS uuid DEFAULT gen_random_uuid() CHECK (VALUE IS NOT NULL); CREATE TABLE t (a int); INSERT INTO t VALUES (1)`, `ALTER TABLE t ADD c d`, "public.t"},
+		{"partitions", `CREATE TABLE t (a int) PARTITION BY LIST (a); CREATE TABLE "T 1" PARTITION OF t FOR VALUES IN (1); CREATE TABLE t2 PARTITION OF t FOR VALUES IN (2); INSERT INTO t VALUES (1)`, `ALTER TABLE t ADD r float DEFAULT random()`, "public.T 1"},
+		{"referenced", `CREATE TABLE t (a int PRIMARY KEY); CREATE TABLE r (a int REFERENCES t); INSERT INTO t VALUES (1); INSERT INTO r VALUES (1)`, `ALTER TABLE t ADD r float DEFAULT random()`, "public.t"},
+		{"becomes logged", `CREATE UNLOGGED TABLE t (a int); INSERT INTO t VALUES (1)`, `ALTER TABLE t SET LOGGED`, "public.t"},
+		{"becomes unlogged", `CREATE TABLE t (a int); INSERT INTO t VALUES (1)`, `ALTER TABLE t SET UNLOGGED`, ""},
+		{"inside a function", `CREATE TABLE t (a int); INSERT INTO t VALUES (1)`, `DO $$ BEGIN ALTER TABLE t ADD r float DEFAULT random(); END $$`, "public.t"},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, c, c)
+			p.play(s.before, s.text)
+			if got := strings.Join(p.reseed(), " "); got != s.want {
+				t.Errorf("reseed: got %q, want %q", got, s.want)
+			}
+			table := "t"
+			if s.want != "" {
+				table = pgx.Identifier{strings.TrimPrefix(s.want, "public.")}.Sanitize()
+			}
+			if rows := column(t, p.secondary, "SELECT x::text FROM public."+table+" x"); len(rows) > 0 {
+				t.Errorf("the secondary holds %v, which the primary does not", rows)
+			}
+			p.equal("t", table)
+		})
+	}
+}
+
+func TestReplaySendsALongTextOnce(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	var text strings.Builder
+	const tables = 300
+	for i := range tables {
+		fmt.Fprintf(&text, "CREATE TABLE t%d (a int, b text DEFAULT %s); ALTER TABLE t%d ADD c int; ALTER TABLE t%d ADD d int;\n", i, "'"+strings.Repeat("x", 200)+"'", i, i)
+	}
+	before := column(t, p.primary, `SELECT pg_current_wal_lsn()::text`)[0]
+	p.exec(p.primary, text.String())
+	var size int64
+	if err := p.primary.QueryRow(t.Context(), `SELECT sum(octet_length(data)) FROM pg_logical_slot_peek_binary_changes($1, NULL, NULL,
+		'proto_version', '1', 'publication_names', $2, 'messages', 'true')`, p.source, publication).Scan(&size); err != nil {
+		t.Fatal(err)
+	}
+	if most := int64(text.Len() + tables*3*3000); size > most {
+		t.Errorf("%d bytes in the stream since %s for a text of %d, want at most %d", size, before, text.Len(), most)
+	}
+	p.play()
+	p.equal()
+}
+
+func TestReplayLeavesOutWhatIsNotHawsers(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	forged := `{"v":1,"tag":"CREATE TABLE","source":"CREATE TABLE forged (a int)","user":{"name":"postgres","superuser":true}}`
+	p.play(`SELECT pg_logical_emit_message(true, 'hawser.ddl', 'short'), pg_logical_emit_message(true, 'other', 'x'),
+		pg_logical_emit_message(true, 'hawser.ddl', repeat('0', 64) || '` + forged + `')`)
+	if len(p.results) != 2 || p.results[1].Notes[0].Code != "ddl-forged" {
+		t.Errorf("results: %+v, want two notes", p.results)
+	}
+	p.equal()
+}
+
+// sign writes a message as ddl.sql does.
+func sign(t *testing.T, key []byte, m map[string]any) []byte {
+	t.Helper()
+	body, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write(body)
+	return append([]byte(hex.EncodeToString(mac.Sum(nil))), body...)
+}
+
+func TestReplayProblems(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	conn := c.Connect(t, c.CreateDatabase(t))
+	key := []byte("a key of a test")
+	r := schema.NewReplayer(schema.ReplayOptions{Key: func(context.Context) ([]byte, error) { return key, nil }})
+	user := map[string]any{"name": "postgres", "superuser": true, "session": "postgres"}
+	table := []map[string]any{{"class": "pg_class", "type": "table", "identity": "public.t", "table_schema": "public", "table": "t"}}
+	for _, s := range []struct {
+		code      string
+		retryable bool
+		message   map[string]any
+	}{
+		{"ddl-version", true, map[string]any{"v": 99, "tag": "CREATE TABLE"}},
+		{"ddl-not-captured", false, map[string]any{"v": 1, "tag": "CREATE TABLE", "error": "out of luck"}},
+		{"ddl-not-found", false, map[string]any{"v": 1, "tag": "CREATE TABLE", "source": "SELECT install_everything()", "objects": table, "user": user}},
+		{"ddl-not-found", false, map[string]any{"v": 1, "tag": "CREATE TABLE", "ref": "never sent", "objects": table, "user": user}},
+		{"ddl-not-found", false, map[string]any{"v": 1, "tag": "CREATE TABLE", "nested": true, "source": "SQL function \"f\" statement 1", "objects": table, "user": user}},
+		{"extension-missing", true, map[string]any{"v": 1, "tag": "CREATE EXTENSION", "source": "CREATE EXTENSION nowhere", "user": user,
+			"objects":    []map[string]any{{"class": "pg_extension", "type": "extension", "identity": "nowhere"}},
+			"extensions": []map[string]any{{"name": "nowhere", "version": "3.1", "schema": "public"}}}},
+		{"ddl-failed", false, map[string]any{"v": 1, "tag": "ALTER TABLE", "source": "ALTER TABLE t ADD a int", "objects": table, "user": user}},
+	} {
+		if _, err := conn.Exec(t.Context(), "BEGIN"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := r.Replay(t.Context(), conn, sign(t, key, s.message))
+		p, ok := problem.As(err)
+		if !ok || p.Code != s.code || p.Retryable != s.retryable || p.Cause == "" || p.Remedy == "" {
+			t.Errorf("got %#v, want code %s, retryable %v, with cause and remedy", err, s.code, s.retryable)
+		}
+		if _, err := conn.Exec(t.Context(), "ROLLBACK"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A statement of a grammar that the parser does not know passes as it is, when alone.
+	err := r.Provide(t.Context(), conn, schema.Relation{Table: schema.Table{OID: 1, Schema: "public", Name: "t"}})
+	if p, ok := problem.As(err); !ok || p.Code != "table-unknown" {
+		t.Errorf("rows of a table that nobody created: got %v", err)
+	}
+}
+
+func TestReplayOfAPartOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	p.replayer = schema.NewReplayer(schema.ReplayOptions{
+		Key:     func(ctx context.Context) ([]byte, error) { return capture.DDLKey(ctx, p.primary) },
+		Carries: func(_, table string) bool { return strings.HasPrefix(table, "in") }})
+	p.play(`CREATE TABLE inside (a int PRIMARY KEY); CREATE TABLE out (a int); ALTER TABLE out ADD b int; CREATE INDEX ON out (a);
+		GRANT SELECT ON out TO PUBLIC; COMMENT ON TABLE out IS 'x'; CREATE VIEW v AS SELECT * FROM out; ALTER TABLE inside ADD c int; DROP TABLE out CASCADE; CREATE TABLE out AS SELECT 1 AS a WHERE false; CREATE TABLE in2 AS SELECT 1 AS a`)
+	got := column(t, p.secondary, `SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') ORDER BY 1`)
+	if want := []string{"in2", "inside"}; !slices.Equal(got, want) {
+		t.Errorf("tables: got %v, want %v", got, want)
+	}
+}
+
+func TestReplayLeavesForeignKeysForLater(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	p.play(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int)`)
+	p.exec(p.secondary, `INSERT INTO public.b VALUES (1)`) // as if a were still being seeded
+	p.play(`ALTER TABLE b ADD FOREIGN KEY (id) REFERENCES a`)
+	if got := p.results[len(p.results)-1].Later; len(got) != 1 {
+		t.Fatalf("later: %q, want one statement", got)
+	}
+	p.exec(p.secondary, `DELETE FROM public.b; `+p.results[len(p.results)-1].Later[0])
+	p.equal()
+}
+
+func TestReplayKeepsTheFence(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	p.play(`CREATE TABLE t (a int PRIMARY KEY)`)
+	p.exec(p.secondary, `CREATE FUNCTION hawser.fence() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+		CREATE TRIGGER hawser_fence BEFORE INSERT ON public.t EXECUTE FUNCTION hawser.fence()`)
+	p.play(`ALTER TABLE t DISABLE TRIGGER ALL`)
+	if got := column(t, p.secondary, `SELECT tgenabled::text FROM pg_trigger WHERE tgname = 'hawser_fence'`); got[0] != "O" {
+		t.Errorf("the fence is %s, want it enabled", got[0])
+	}
+}
+
+func TestReplayTellsWhatTheApplierMustKnow(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	last := func() schema.Result { return p.results[len(p.results)-1] }
+	p.play(`CREATE TYPE e AS ENUM ('a')`)
+	if last().CommitAfter {
+		t.Error("CREATE TYPE: the transaction need not end")
+	}
+	p.play(`ALTER TYPE e ADD VALUE 'b'`)
+	if !last().CommitAfter {
+		t.Error("a new enum value can't be used before its transaction is committed")
+	}
+	p.play(`CREATE TABLE t (a int)`)
+	oid := column(t, p.primary, `SELECT 't'::regclass::oid::text`)[0]
+	if r := last(); len(r.Created) != 1 || fmt.Sprint(r.Created[0].OID) != oid || r.Created[0].Name != "t" {
+		t.Errorf("created: %+v, want table t with OID %s", r.Created, oid)
+	}
+	for _, text := range []string{`ALTER TABLE t RENAME TO u`, `CREATE INDEX ON u (a)`, `ALTER TABLE u DROP a`, `DROP TABLE u`} {
+		if p.play(text); fmt.Sprint(last().Relations[0]) != oid {
+			t.Errorf("%s: relations %v, want %s", text, last().Relations, oid)
+		}
+	}
+	p.play(`CREATE MATERIALIZED VIEW "M" AS SELECT 1`)
+	if got := last().Refreshed; !slices.Equal(got, []string{`"public"."M"`}) {
+		t.Errorf("refreshed: %q", got)
+	}
+	p.play(`ALTER SCHEMA public RENAME TO pub; ALTER SCHEMA pub RENAME TO public`)
+	if !last().AllRelations {
+		t.Error("ALTER SCHEMA RENAME changes the name of every table in it")
+	}
+}
+
+func TestReplayOfAnIndexThatFailed(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	p.play(`CREATE TABLE t (a int); INSERT INTO t VALUES (1), (1)`)
+	if _, err := p.primary.Exec(t.Context(), `CREATE UNIQUE INDEX CONCURRENTLY broken ON t (a)`); err == nil {
+		t.Fatal("want an error")
+	}
+	p.play(`DROP INDEX broken`, `CREATE INDEX broken ON t (a)`)
+	p.equal()
+}
+
+func TestReplayOfWhatFiresNoEvent(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	p.exec(p.primary, `ALTER DATABASE `+p.source+` SET work_mem = '7MB'; ALTER DATABASE `+p.source+` SET search_path = "$user", "odd name"; ALTER DATABASE `+p.source+` SET my.own = 'it''s';
+		ALTER ROLE postgres IN DATABASE `+p.source+` SET DateStyle = 'ISO, DMY'; ALTER DATABASE `+p.source+` SET default_transaction_read_only = on`)
+	sweep := func(want int) {
+		t.Helper()
+		n, err := capture.SweepDDL(t.Context(), p.primary)
+		if err != nil || n != want {
+			t.Fatalf("sweep: %d changes, %v; want %d", n, err, want)
+		}
+		p.play()
+	}
+	sweep(4)
+	sweep(0)
+	settings := func(conn *pgx.Conn) []string {
+		return column(t, conn, `SELECT s.setrole::text || c FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase, unnest(s.setconfig) c
+			WHERE d.datname = current_database() AND c NOT LIKE 'default_transaction%' ORDER BY 1`)
+	}
+	if want, got := settings(p.primary), settings(p.secondary); len(want) != 4 || !slices.Equal(want, got) {
+		t.Errorf("settings: got %q, want %q", got, want)
+	}
+	p.exec(p.primary, `ALTER DATABASE `+p.source+` RESET ALL`)
+	sweep(3)
+	if want, got := settings(p.primary), settings(p.secondary); len(want) != 1 || !slices.Equal(want, got) {
+		t.Errorf("settings: got %q, want %q", got, want)
+	}
+}
+
+func TestReplayFromAnotherEncoding(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	latin := fmt.Sprintf("latin_%d", rand.Uint32())
+	c.Exec(t, "postgres", "CREATE DATABASE "+latin+" ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+	t.Cleanup(func() { c.DropDatabase(latin) })
+	p.source, p.primary = latin, c.Connect(t, latin)
+	p.exec(p.primary, "SET client_encoding = UTF8") // what the driver speaks
+	if err := capture.InstallDDL(t.Context(), p.primary); err != nil {
+		t.Fatal(err)
+	}
+	p.exec(p.primary, "CREATE PUBLICATION "+publication+" FOR ALL TABLES")
+	p.exec(p.primary, "SELECT pg_create_logical_replication_slot('"+latin+"', 'pgoutput')")
+	p.play(`CREATE TABLE größe ("é" text DEFAULT 'ä')`, `DO $$ BEGIN COMMENT ON TABLE größe IS 'ñ'; END $$`)
+	if got := column(t, p.secondary, `SELECT relname || obj_description(oid) FROM pg_class WHERE relname LIKE 'gr%'`); !slices.Equal(got, []string{"größeñ"}) {
+		t.Errorf("got %q", got)
+	}
+}

@@ -1,0 +1,125 @@
+package schema_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// TestReplayRoles needs two clusters, since roles are a cluster's.
+func TestReplayRoles(t *testing.T) {
+	t.Parallel()
+	from, to := testpg.Shared(t), testpg.Start(t, nil)
+	for _, s := range []struct {
+		name      string
+		secondary string // on the secondary before
+		sent      []string
+		check     func(t *testing.T, p *pair)
+	}{
+		{name: "missing ones are created", sent: []string{
+			`CREATE ROLE rr_app LOGIN; CREATE ROLE rr_reader; CREATE ROLE "rr Odd ""one"""; GRANT ALL ON SCHEMA public TO rr_app`,
+			`SET ROLE rr_app; CREATE TABLE t (a int); GRANT SELECT ON t TO rr_reader WITH GRANT OPTION; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO rr_reader, "rr Odd ""one""";
+			 CREATE TABLE later (a int); CREATE TABLE made AS SELECT 1 AS a; CREATE TABLE empty AS SELECT 1 AS a WHERE false; CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; REVOKE ALL ON FUNCTION f() FROM PUBLIC; RESET ROLE`,
+			`CREATE SCHEMA AUTHORIZATION rr_app; CREATE POLICY p ON t TO "rr Odd ""one""" USING (a > 0); ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER FUNCTION f() OWNER TO rr_reader; ALTER TABLE later OWNER TO SESSION_USER; ALTER TABLE later OWNER TO CURRENT_USER`,
+			`SET ROLE rr_app; SET search_path = "$user"; CREATE TABLE mine (a serial PRIMARY KEY); GRANT USAGE ON SEQUENCE mine_a_seq TO rr_reader; RESET ROLE`,
+		}, check: func(t *testing.T, p *pair) {
+			login := column(t, p.secondary, `SELECT rolname::text FROM pg_roles WHERE rolcanlogin AND rolname LIKE 'rr%'`)
+			if len(login) > 0 {
+				t.Errorf("roles %q can log in", login)
+			}
+			var made []string
+			for _, r := range p.results {
+				made = append(made, r.Roles...)
+			}
+			slices.Sort(made)
+			if want := []string{`rr Odd "one"`, "rr_app", "rr_reader"}; !slices.Equal(made, want) {
+				t.Errorf("created roles: got %q, want %q", made, want)
+			}
+		}},
+		{name: "a definer's DDL is its owner's", sent: []string{
+			`CREATE ROLE rd_owner; CREATE ROLE rd_user LOGIN; CREATE SCHEMA s AUTHORIZATION rd_owner; GRANT USAGE ON SCHEMA s TO rd_user`,
+			`SET ROLE rd_owner; CREATE FUNCTION s.make() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = s AS $$ BEGIN CREATE TABLE made (a int); PERFORM 1; ALTER TABLE made ADD b int; END $$; RESET ROLE`,
+			`SET SESSION AUTHORIZATION rd_user; SELECT s.make(); RESET SESSION AUTHORIZATION`,
+		}},
+		{name: "roles that lack here what they have there", secondary: `CREATE ROLE rl_owner; CREATE ROLE rl_migrator; CREATE ROLE rl_other`, sent: []string{
+			`CREATE ROLE rl_owner; CREATE ROLE rl_other; CREATE ROLE rl_migrator IN ROLE rl_owner, rl_other; CREATE SCHEMA s AUTHORIZATION rl_owner; SET ROLE rl_owner; CREATE TABLE s.t (a int); RESET ROLE`,
+			`SET ROLE rl_migrator; ALTER TABLE s.t ADD b serial, ADD CHECK (a > 0); CREATE INDEX ON s.t (b); GRANT SELECT ON s.t TO rl_other; COMMENT ON TABLE s.t IS 'x'; ALTER TABLE s.t RENAME b TO c; DROP TABLE s.t; RESET ROLE`,
+			`SET ROLE rl_owner; CREATE TABLE s.u (a int); RESET ROLE`, `SET ROLE rl_migrator; ALTER TABLE s.u OWNER TO rl_migrator; RESET ROLE`,
+		}},
+		{name: "superusers that are none here", sent: []string{
+			`CREATE ROLE rs_admin SUPERUSER; CREATE SCHEMA s; CREATE ROLE rs_reader`,
+			`SET ROLE rs_admin; ALTER DEFAULT PRIVILEGES IN SCHEMA s GRANT SELECT ON TABLES TO rs_reader; CREATE TABLE s.t (id serial PRIMARY KEY); GRANT INSERT ON s.t TO rs_reader; CREATE TYPE s.e AS ENUM ('a'); CREATE SEQUENCE s.q;
+			 CREATE FUNCTION s.c(int) RETURNS int LANGUAGE internal STRICT AS 'int4abs'; CREATE VIEW s.v AS SELECT 1 AS a; CREATE EXTENSION hstore; RESET ROLE`,
+		}},
+		{name: "owned", secondary: `CREATE ROLE ro_app; CREATE ROLE ro_new; CREATE DATABASE ro_other OWNER ro_app; GRANT CREATE ON DATABASE postgres TO ro_app`, sent: []string{
+			`CREATE ROLE ro_app; CREATE ROLE ro_new; CREATE SCHEMA s AUTHORIZATION ro_app; SET ROLE ro_app; CREATE TABLE s.t (a int); CREATE TABLE s.u (a int); RESET ROLE; CREATE TABLE g (a int); GRANT SELECT ON g TO ro_app`,
+			`REASSIGN OWNED BY ro_app TO ro_new`, `ALTER TABLE s.t ADD b int; CREATE TABLE s.x (a int)`, `SET ROLE ro_app; CREATE TEMP TABLE x (a int); RESET ROLE; DROP OWNED BY ro_app`, `SELECT hawser.ddl_sweep(NULL)`, `ALTER TABLE s.u OWNER TO ro_app; REASSIGN OWNED BY ro_app TO CURRENT_USER; DROP OWNED BY ro_new CASCADE`,
+		}, check: func(t *testing.T, p *pair) {
+			got := column(t, p.secondary, `SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = 'ro_other'
+				UNION ALL SELECT (has_database_privilege('ro_app', 'postgres', 'CREATE'))::text`)
+			if want := []string{"ro_app", "true"}; !slices.Equal(got, want) {
+				t.Errorf("owner of another database and a right on one: got %q, want %q", got, want)
+			}
+		}},
+		{name: "a user's code gets no more rights", sent: []string{
+			`CREATE ROLE re_evil; GRANT ALL ON SCHEMA public TO re_evil`,
+			`SET ROLE re_evil; CREATE TABLE log (a text); CREATE TABLE t (a int); INSERT INTO t VALUES (1);
+			 CREATE FUNCTION evil(int) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $f$
+				BEGIN
+					BEGIN
+						PERFORM set_config('role', 'none', true);
+						EXECUTE 'ALTER ROLE re_evil SUPERUSER';
+					EXCEPTION WHEN OTHERS THEN
+					END;
+					BEGIN
+						EXECUTE 'SET SESSION AUTHORIZATION DEFAULT';
+						EXECUTE 'ALTER ROLE re_evil SUPERUSER';
+					EXCEPTION WHEN OTHERS THEN
+					END;
+					RETURN 'x';
+				END $f$; RESET ROLE`,
+			`SET SESSION AUTHORIZATION re_evil; ALTER TABLE t ALTER a TYPE text USING evil(a); CREATE INDEX ON t (evil(length(a))); ALTER TABLE t ADD CHECK (evil(length(a)) = 'x'); ALTER TABLE t ADD b text DEFAULT evil(1); RESET SESSION AUTHORIZATION`,
+		}, check: func(t *testing.T, p *pair) {
+			if got := column(t, p.secondary, `SELECT rolsuper::text FROM pg_roles WHERE rolname = 're_evil'`); got[0] != "false" {
+				t.Error("a user of the primary became a superuser of the secondary")
+			}
+		}},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			t.Cleanup(func() { dropRoles(t, from, s.sent[0]) })
+			p := newPair(t, from, to)
+			for _, statement := range strings.Split(s.secondary, ";") {
+				p.exec(p.secondary, statement)
+			}
+			p.play(s.sent...)
+			if _, err := capture.SweepDDL(t.Context(), p.primary); err != nil {
+				t.Fatal(err)
+			}
+			p.play()
+			if s.check != nil {
+				s.check(t, p)
+			}
+			p.equal()
+		})
+	}
+}
+
+// dropRoles drops the roles that a script created, once their objects are gone with
+// the database.
+func dropRoles(t *testing.T, c *testpg.Cluster, script string) {
+	conn := c.Connect(t, "postgres")
+	for _, piece := range strings.Split(script, "CREATE ROLE ")[1:] {
+		name := strings.TrimRight(strings.Split(piece, " ")[0], ";")
+		if strings.HasPrefix(piece, `"`) {
+			name = `"` + strings.Split(piece[1:], `";`)[0] + `"`
+		}
+		if _, err := conn.Exec(context.Background(), "DROP ROLE IF EXISTS "+name); err != nil {
+			t.Logf("drop role: %v", err)
+		}
+	}
+}
