@@ -426,6 +426,7 @@ BEGIN
 		'source', CASE WHEN NOT sent THEN source END, 'ref', ref,
 		'nested', stack <> '',
 		'order', hawser.ddl_order(stack, 0),
+		'at', pg_backend_pid() || ':' || extract(epoch FROM statement_timestamp()),
 		'functions', CASE WHEN called IS NOT NULL THEN (SELECT json_agg(DISTINCT p.prosrc) FROM pg_proc p
 			WHERE p.proname = called AND p.prolang = (SELECT l.oid FROM pg_language l WHERE l.lanname = 'sql')) END,
 		'user', hawser.ddl_user(), 'search_path', current_setting('hawser.ddl_caller')::json -> 'path',

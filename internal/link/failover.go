@@ -76,7 +76,13 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 		return FailoverResult{}, err
 	}
 	defer l.update(func() { l.running = nil })
-	l.tell(role.FailoverAsked{})
+	if side, err = l.ask(ctx, role.FailoverAsked{}); err != nil {
+		return FailoverResult{}, err
+	}
+	if side.Phase != role.Preparing {
+		return FailoverResult{}, problem.New("failover-not-now", "link "+l.rec.Name,
+			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", side.Role, side.Phase), "hawser link show "+l.rec.Name+", and run it when the link is steady")
+	}
 	timer := time.NewTimer(o.Timeout)
 	defer timer.Stop()
 	for {

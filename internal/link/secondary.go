@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"time"
 
@@ -359,7 +360,9 @@ func sendAcks(ctx context.Context, s peer.Stream, acks *latest[frame.Ack]) error
 		if err != nil {
 			return err
 		}
-		if err := s.Send(k); err != nil {
+		if err := s.Send(k); errors.Is(err, io.EOF) {
+			return nil // receive learns why
+		} else if err != nil {
 			return lostStream(err)
 		}
 	}

@@ -2,505 +2,452 @@ package peer
 
 import (
 	"context"
-	"crypto/x509"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
-	"sort"
 	"sync"
+	"syscall"
 	"time"
 
+	"github.com/hawser/hawser/internal/peer/peerpb"
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// Trusted is an instance whose certificate was given to this one.
-type Trusted struct {
-	Name           string
-	CertificatePEM string
-	Address        string // host:port; "" when they dial us
-}
-
-// TrustStore knows who is trusted.
-type TrustStore interface {
-	Trusted(ctx context.Context) ([]Trusted, error)
-}
-
-// Handler answers a trusted peer. Its methods are called from many goroutines; ctx
-// ends with the caller or the connection. A *problem.Problem arrives as one.
+// Handler answers the other instances. Its methods are called from many goroutines
+// at a time, for trusted peers alone; from is the peer's name in the trust store.
+// Their context ends with the caller's, with the session, and with Run.
 type Handler interface {
+	// Call answers one question. A *problem.Problem in the error's chain arrives as
+	// one, with the text of the whole error.
 	Call(ctx context.Context, from, link, method string, payload []byte) ([]byte, error)
+	// Stream serves a stream until it returns; the error is as Call's. Neither s nor
+	// what it gave may be used for sending afterwards.
 	Stream(ctx context.Context, from, link, kind string, s Stream) error
 }
 
-// Config is what a node works with.
+// Config is what a node works with. Only Trust and Handler are called back.
 type Config struct {
 	Identity *Identity
 	Trust    TrustStore
 	Handler  Handler
-	Listen   string // host:port
-	Version  string // of the agent
+	Listen   string // host:port; "": nobody can dial this instance
+	Version  string // of the agent, told to the peers
 	Log      *slog.Logger
 
-	// KeepAlive overrides the interval of keepalives, for tests.
-	KeepAlive time.Duration
+	timing *timing // nil: the usual; tests set it
 }
 
-func (c Config) keepAlive() time.Duration {
-	if c.KeepAlive > 0 {
-		return c.KeepAlive
-	}
-	return keepAlive
+// timing is how long things may take.
+type timing struct {
+	dial    time.Duration // name resolution and TCP
+	hello   time.Duration // TLS, hello and verdicts, as a whole
+	idle    time.Duration // without a byte, a session is dead
+	ping    time.Duration // well below idle
+	alive   time.Duration // for a sign of life when two sessions compete
+	backoff time.Duration // the first pause between two tries to dial, doubled up to …
+	longest time.Duration
+	measure time.Duration // of the rate, each way, in Test
 }
 
-const (
-	dialTimeout = 10 * time.Second
-	// strangers is how many connections may be greeted at a time.
-	strangers = 64
-	// maxRefused bounds the list of those that were refused.
-	maxRefused = 32
-)
+var usual = timing{
+	dial: 10 * time.Second, hello: 10 * time.Second, idle: 12 * time.Second, ping: 4 * time.Second, alive: 2 * time.Second,
+	backoff: 250 * time.Millisecond, longest: 10 * time.Second, measure: time.Second,
+}
 
-// Node is this instance's end of the connections to all its peers.
+// Node is this instance among its peers. Its methods may be called from any
+// goroutine, before, during and after Run.
 type Node struct {
-	cfg      Config
-	listener net.Listener
-	changed  chan chan<- error // trust changed; the answer says whether it was taken in
+	cfg   Config
+	timing
+	log   *slog.Logger
+	ln    net.Listener // nil: does not listen
+	epoch uint64       // of this run of the agent, for decision
+	gate  gate
+	wg    sync.WaitGroup // what Run owns
 
-	mu       sync.Mutex
-	trust    map[string]*trustee
-	sessions map[string]*session
-	refused  []Refused
+	reloads chan chan struct{}
+
+	mu      sync.Mutex
+	running context.Context // Run's, nil before
+	loaded  bool            // the trust store was read
+	peers   map[string]*remote
+	prints  map[string]*remote       // the same by fingerprint
+	up      map[string]chan struct{} // closed while a session stands
+	refused []Refused                // oldest first
 }
 
-// trustee is a trusted peer and what is known of the connection to it.
-type trustee struct {
-	Trusted
-	print     string
-	connected chan struct{} // closed while there is a session
-	last      *problem.Problem
-	lastAt    time.Time
-	in, out   uint64             // of ended sessions
-	stop      context.CancelFunc // of its dialler
-}
-
-// Refused is somebody who was turned away.
-type Refused struct {
-	Name, Fingerprint, Address string // as claimed; nothing proves the name
-	Problem                    *problem.Problem
-	At                         time.Time
-	Count                      int
-}
-
-// New opens the listener. Nothing is accepted before Run.
+// New makes a node and binds its endpoint, so that Addr is known. Run serves it.
 func New(cfg Config) (*Node, error) {
-	l, err := net.Listen("tcp", cfg.Listen)
-	if err != nil {
-		return nil, problem.New("endpoint-taken", "endpoint "+cfg.Listen, "the agent can't listen there",
-			"end what uses the port (ss -ltnp), or name another in endpoint.listen").Because(err)
+	n := &Node{
+		cfg: cfg, timing: usual, log: cfg.Log, reloads: make(chan chan struct{}),
+		peers: map[string]*remote{}, prints: map[string]*remote{}, up: map[string]chan struct{}{},
 	}
-	return &Node{cfg: cfg, listener: l, changed: make(chan chan<- error), trust: map[string]*trustee{}, sessions: map[string]*session{}}, nil
+	if cfg.timing != nil {
+		n.timing = *cfg.timing
+	}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	var epoch [8]byte
+	if _, err := rand.Read(epoch[:]); err != nil {
+		return nil, err
+	}
+	n.epoch = binary.BigEndian.Uint64(epoch[:])
+	if cfg.Listen == "" {
+		return n, nil
+	}
+	var err error
+	if n.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, bindProblem(cfg.Listen, err)
+	}
+	return n, nil
 }
 
-// Addr is where the node listens.
-func (n *Node) Addr() net.Addr { return n.listener.Addr() }
-
-// Refresh takes in a change of trust. It needs Run.
-func (n *Node) Refresh(ctx context.Context) error {
-	done := make(chan error, 1)
-	select {
-	case n.changed <- done:
-	case <-ctx.Done():
-		return ctx.Err()
+func bindProblem(address string, err error) error {
+	p := problem.New("endpoint-unusable", "endpoint "+address, "the agent can't listen there for its peers", "give another address: --endpoint-listen HOST:PORT")
+	if errors.Is(err, syscall.EADDRINUSE) {
+		_, port, _ := net.SplitHostPort(address)
+		p.Cause, p.Remedy = "another process listens there already", "find it: ss -ltnp 'sport = :"+port+"'; or give another address"
 	}
-	return <-done
+	return p.Because(err)
 }
 
-// Run accepts and dials until ctx ends, and returns when every goroutine has.
+// Addr is where the node listens, nil if it does not.
+func (n *Node) Addr() net.Addr {
+	if n.ln == nil {
+		return nil
+	}
+	return n.ln.Addr()
+}
+
+// Run listens, dials and keeps one session with each trusted peer, until ctx ends.
+// It returns nil when every session, handler and goroutine of the node has ended.
 func (n *Node) Run(ctx context.Context) error {
-	var all sync.WaitGroup
-	defer all.Wait()
-	defer context.AfterFunc(ctx, func() { _ = n.listener.Close() })()
-	all.Go(func() { n.accept(ctx, &all) })
-	wait, next := 100*time.Millisecond, time.After(0)
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case done := <-n.changed:
-			done <- n.load(ctx, &all)
-		case <-next:
-			if err := n.load(ctx, &all); err != nil {
-				n.cfg.Log.Warn("can't read whom to trust, trying again", "error", err)
-				wait = min(2*wait, 5*time.Second)
-				next = time.After(wait)
-			}
-		}
-	}
-}
-
-// load brings the node in line with the trust store.
-func (n *Node) load(ctx context.Context, all *sync.WaitGroup) error {
-	list, err := n.cfg.Trust.Trusted(ctx)
-	if err != nil {
-		return err
-	}
-	now := map[string]Trusted{}
-	for _, t := range list {
-		now[t.Name] = t
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	for name, t := range n.trust {
-		if now[name] == t.Trusted {
-			continue
-		}
-		t.stop()
-		if s := n.sessions[name]; s != nil && now[name].CertificatePEM != t.CertificatePEM {
-			n.cfg.Log.Info("peer is not trusted any more", "peer", name)
-			_ = s.mux.Close()
-			delete(n.sessions, name)
-		}
-		if now[name].Name == "" {
-			delete(n.trust, name)
-		}
+	n.running = ctx
+	n.mu.Unlock()
+	if n.ln != nil {
+		defer context.AfterFunc(ctx, func() { _ = n.ln.Close() })()
+		n.wg.Go(func() { n.accept(ctx) })
 	}
-	for name, t := range now {
-		old := n.trust[name]
-		if old != nil && old.Trusted == t {
-			continue
-		}
-		print, err := Fingerprint([]byte(t.CertificatePEM))
-		if err != nil {
-			n.cfg.Log.Error("the certificate of a peer can't be read", "peer", name, "error", err)
-			continue
-		}
-		dctx, stop := context.WithCancel(ctx)
-		fresh := &trustee{Trusted: t, print: print, connected: make(chan struct{}), stop: stop}
-		if old != nil {
-			fresh.in, fresh.out = old.in, old.out
-			if s := n.sessions[name]; s != nil {
-				close(fresh.connected)
-			}
-		}
-		n.trust[name] = fresh
-		if t.Address != "" {
-			all.Go(func() { n.dialForever(dctx, t, all) })
-		}
+	n.keepTrust(ctx)
+	cancel()
+	if n.ln != nil {
+		_ = n.ln.Close()
 	}
+	n.wg.Wait()
 	return nil
 }
 
-func (n *Node) trusted(name string) *trustee {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.trust[name]
-}
-
-func (n *Node) byFingerprint(print string) string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for name, t := range n.trust {
-		if t.print == print {
-			return name
-		}
-	}
-	return ""
-}
-
-func (n *Node) hello() hello {
-	return hello{Name: n.cfg.Identity.Name, Version: n.cfg.Version, Oldest: oldestProtocol, Newest: newestProtocol}
-}
-
-func (n *Node) accept(ctx context.Context, all *sync.WaitGroup) {
-	places := make(chan struct{}, strangers)
+// keepTrust reads the trust store at the start and when it is asked to, and again
+// while it can't be read.
+func (n *Node) keepTrust(ctx context.Context) {
+	pause := newBackoff(n.backoff, n.longest)
 	for {
-		raw, err := n.listener.Accept()
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			n.cfg.Log.Warn("can't accept a connection", "error", err)
-			time.Sleep(50 * time.Millisecond) // out of files, most likely
-			continue
+		var again <-chan time.Time
+		if err := n.reload(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("the trusted peers can't be read; those known stay", "error", err)
+			again = time.After(pause.next())
+		} else {
+			pause.reset()
 		}
 		select {
-		case places <- struct{}{}:
-		default:
-			_ = raw.Close()
+		case <-ctx.Done():
+			return
+		case <-again:
+		case answer := <-n.reloads:
+			defer close(answer)
+		}
+	}
+}
+
+// Refresh reads the trust store again: new peers are dialled, and sessions whose
+// certificate is no longer trusted are closed. When it returns, Status shows what
+// was read. If the store can't be read now, that is repeated until it can.
+func (n *Node) Refresh() {
+	n.mu.Lock()
+	ctx := n.running
+	n.mu.Unlock()
+	if ctx == nil { // Run will read it
+		return
+	}
+	answer := make(chan struct{})
+	select {
+	case n.reloads <- answer:
+		select {
+		case <-answer:
+		case <-ctx.Done():
+		}
+	case <-ctx.Done():
+	}
+}
+
+// accept lets connections in. Each is served by its own goroutine.
+func (n *Node) accept(ctx context.Context) {
+	pause := newBackoff(5*time.Millisecond, time.Second)
+	for ctx.Err() == nil {
+		conn, err := n.ln.Accept()
+		if err != nil {
+			if ctx.Err() == nil { // out of file descriptors, most likely
+				n.log.Warn("a connection could not be accepted", "error", err)
+				sleep(ctx, pause.next(), nil, nil)
+			}
 			continue
 		}
-		all.Go(func() {
-			bytes := &counter{Conn: raw}
-			g, err := greet(ctx, bytes, n.cfg.Identity, false, n.hello(), n.judge)
-			<-places
-			if err != nil {
-				_ = raw.Close()
-				if ctx.Err() == nil {
-					n.cfg.Log.Warn("a connection did not become a peer's", "remote", raw.RemoteAddr(), "error", err)
-				}
-				return
+		pause.reset()
+		n.gate.enter(conn)
+		n.wg.Go(func() {
+			defer n.gate.leave(conn)
+			w := &wire{Conn: conn}
+			if err := n.welcome(ctx, w); err != nil {
+				_ = w.Close()
+				n.log.Debug("a connection came to nothing", "from", conn.RemoteAddr(), "error", err)
 			}
-			n.greeted(ctx, g, bytes, false)
 		})
 	}
 }
 
-// greeted takes up a session, or notes why there is none.
-func (n *Node) greeted(ctx context.Context, g *greeted, bytes *counter, dialled bool) {
-	if g.ours != nil || g.theirs != nil {
-		n.refuse(g)
-		_ = g.conn.Close()
-		return
-	}
-	s, err := newSession(n, g, bytes, dialled)
+// welcome serves one connection that was dialled by the other side, to its end.
+func (n *Node) welcome(ctx context.Context, w *wire) error {
+	deadline := time.Now().Add(n.hello)
+	g, err := greet(ctx, w, n.cfg.Identity, n.introduce(false), deadline, func(g *greeting) refusal { return n.judge(g, nil) })
 	if err != nil {
-		_ = g.conn.Close()
-		n.cfg.Log.Warn("a session could not be made", "peer", g.hello.Name, "error", err)
-		return
+		return n.spoiled(w, err)
 	}
-	if g.hello.Probe {
-		s.run(ctx, slog.New(slog.DiscardHandler))
-		return
+	if p := n.refusal(g, w, nil); p != nil {
+		return p
 	}
-	if !n.register(s) {
-		_ = s.mux.Close()
-		_ = s.client.Close()
-		return
+	n.gate.leave(w.Conn)
+	r := n.byPrint(g.print)
+	if r == nil {
+		return errNotTrusted // since a moment
 	}
-	n.cfg.Log.Info("peer connected", "peer", s.peer, "remote", s.remote, "dialled", dialled, "version", s.version)
-	s.run(ctx, n.cfg.Log)
-	n.unregister(s)
-}
-
-// register makes s the session with its peer. When both sides dial at once, the
-// connection of the side with the lower fingerprint stays: both sides decide so.
-// A side's new connection replaces its old one, which it knows to be dead.
-func (n *Node) register(s *session) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	t := n.trust[s.peer]
-	if t == nil || t.print != s.print {
-		return false // trust ended meanwhile
+	if g.hello.Test {
+		return n.serveTest(ctx, r, g, w)
 	}
-	old := n.sessions[s.peer]
-	if old != nil && !old.mux.IsClosed() && old.dialled != s.dialled {
-		weWin := n.cfg.Identity.Fingerprint() < s.print
-		if s.dialled != weWin {
-			return false
-		}
-	}
-	if old != nil {
-		_ = old.mux.Close()
-	}
-	n.sessions[s.peer] = s
-	t.last = nil
-	if old == nil {
-		close(t.connected)
-	}
-	return true
-}
-
-func (n *Node) unregister(s *session) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if t := n.trust[s.peer]; t != nil {
-		t.in, t.out = t.in+s.bytes.in.Load(), t.out+s.bytes.out.Load()
-	}
-	if n.sessions[s.peer] != s {
-		return
-	}
-	delete(n.sessions, s.peer)
-	if t := n.trust[s.peer]; t != nil {
-		t.connected = make(chan struct{})
-		t.last = problem.New("connection-lost", "peer "+s.peer, "the connection ended", "none: it is made again").Retry()
-		t.lastAt = time.Now()
-	}
-}
-
-// refuse notes a refusal, on whichever side it was decided.
-func (n *Node) refuse(g *greeted) {
-	why := g.ours
-	if why == nil {
-		why = g.theirs
-	}
-	n.cfg.Log.Warn("peer refused", "claims", g.hello.Name, "fingerprint", fingerprint(g.cert), "remote", g.conn.RemoteAddr(),
-		"by_us", g.ours != nil, "cause", why.Error())
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if t := n.trust[g.hello.Name]; t != nil && t.print == fingerprint(g.cert) {
-		t.last, t.lastAt = why, time.Now()
-		return
-	}
-	host, _, _ := net.SplitHostPort(g.conn.RemoteAddr().String())
-	for i := range n.refused {
-		if r := &n.refused[i]; r.Fingerprint == fingerprint(g.cert) && r.Name == g.hello.Name {
-			r.At, r.Problem, r.Address = time.Now(), why, host
-			r.Count++
-			return
-		}
-	}
-	n.refused = append(n.refused, Refused{
-		Name: fmt.Sprintf("%.64s", g.hello.Name), Fingerprint: fingerprint(g.cert), Address: host, Problem: why, At: time.Now(), Count: 1,
-	})
-	if len(n.refused) > maxRefused {
-		n.refused = n.refused[1:]
-	}
-}
-
-// dialForever keeps a session with a peer whose address is known, whoever dials.
-func (n *Node) dialForever(ctx context.Context, t Trusted, all *sync.WaitGroup) {
-	for wait := 100 * time.Millisecond; ctx.Err() == nil; {
-		if s, _ := n.session(t.Name); s != nil {
-			wait = 100 * time.Millisecond
-			select {
-			case <-s.finished:
-			case <-ctx.Done():
-				return
-			}
-		} else if err := n.dialOnce(ctx, t, all); err != nil {
-			n.failed(t.Name, err)
-			wait = min(2*wait, 10*time.Second)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait/2 + rand.N(wait)):
-		}
-	}
-}
-
-// dialOnce returns when the session that it made has ended, or why there was none.
-// The session belongs to the node's own goroutines: a changed address ends the
-// dialler, and not what it has dialled.
-func (n *Node) dialOnce(ctx context.Context, t Trusted, _ *sync.WaitGroup) error {
-	raw, err := dial(ctx, t.Address)
+	s, err := n.settle(ctx, r, g, w)
 	if err != nil {
 		return err
 	}
-	bytes := &counter{Conn: raw}
-	g, err := greet(ctx, bytes, n.cfg.Identity, true, n.hello(), func(c *x509.Certificate, h hello) *problem.Problem {
-		if p := n.judge(c, h); p != nil || h.Name == t.Name {
-			return p
-		}
-		return problem.New("peer-other", "address "+t.Address, "instance "+h.Name+" answers there, not "+t.Name,
-			"give the right address: hawser peer add FILE --address HOST:PORT")
-	})
-	if err != nil {
-		_ = raw.Close()
-		return greetProblem(t.Address, err)
-	}
-	if p := either(g.ours, g.theirs); p != nil {
-		n.refuse(g)
-		_ = g.conn.Close()
-		return p
-	}
-	n.greeted(ctx, g, bytes, true)
+	n.keep(ctx, r, s)
 	return nil
 }
 
-func either(a, b *problem.Problem) *problem.Problem {
-	if a != nil {
-		return a
-	}
-	return b
+func (n *Node) introduce(test bool) hello {
+	return hello{Name: n.cfg.Identity.Name, Version: n.cfg.Version, Oldest: oldestProtocol, Newest: newestProtocol, Test: test}
 }
 
-func dial(ctx context.Context, address string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}
-	raw, err := d.DialContext(ctx, "tcp", address)
-	if err == nil {
-		return raw, nil
-	}
-	var dns *net.DNSError
-	if errors.As(err, &dns) {
-		return nil, problem.New("peer-name", "address "+address, "the host name can't be resolved", "mend the name, or DNS: getent hosts "+dns.Name).Retry().Because(err)
-	}
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		return nil, problem.New("peer-timeout", "address "+address, "no answer: a firewall on the way swallows the packets, or the host is down",
-			"allow TCP to "+address+"; or let the other side dial: only one direction has to be open").Retry().Because(err)
-	}
-	return nil, problem.New("peer-unreachable", "address "+address, "no TCP connection: nothing listens there, or a firewall refuses",
-		"see that the other agent runs and listens there (hawser status on its machine); or let it dial").Retry().Because(err)
-}
-
-func greetProblem(address string, err error) *problem.Problem {
-	var t *tlsError
-	if errors.As(err, &t) {
-		return problem.New("peer-tls", "address "+address, "TCP connects, but what answers does not speak Hawser's TLS: another service on that port, or a proxy or firewall that looks into the traffic",
-			"give the port of the other agent's endpoint, and let TCP pass untouched").Retry().Because(err)
-	}
-	return problem.New("peer-hello", "address "+address, "TLS stands, but the other side ended the greeting", "look into the other agent's log").Retry().Because(err)
-}
-
-func (n *Node) failed(peer string, err error) {
-	p := problem.Of(err, "peer-unreachable")
+func (n *Node) byPrint(fp string) *remote {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	t := n.trust[peer]
-	if t == nil {
-		return
-	}
-	if t.last == nil || t.last.Code != p.Code {
-		n.cfg.Log.Warn("can't connect to peer", "peer", peer, "cause", p.Error())
-	}
-	t.last, t.lastAt = p, time.Now()
+	return n.prints[fp]
 }
 
-// session returns the live session with a peer, or why there is none.
-func (n *Node) session(peer string) (*session, error) {
+var (
+	errNotTrusted = errors.New("its certificate is no longer trusted")
+	errDuplicate  = errors.New("another connection to this peer is used")
+	errStopped    = errors.New("the agent stops")
+)
+
+// refusal records and words it if one side refused the other.
+func (n *Node) refusal(g *greeting, w *wire, dialled *remote) *problem.Problem {
+	if g.ours == accepted && g.theirs == accepted {
+		return nil
+	}
+	who := n.parties(g, dialled)
+	p := g.theirs.theirs(who)
+	if g.ours != accepted {
+		p = g.ours.ours(who)
+	}
+	if dialled == nil && g.ours != accepted {
+		n.turnedAway(Refused{Name: g.hello.Name, Fingerprint: g.print, Address: w.RemoteAddr().String(), Problem: p})
+	}
+	if r := n.byPrint(g.print); r != nil && dialled == nil && g.ours == accepted {
+		n.note(r, p) // a trusted peer refused us: that is why there is no session
+	}
+	return p
+}
+
+// settle agrees with the other side whether this connection is used. What it
+// returns is installed: calls go there. The caller has to keep it.
+func (n *Node) settle(ctx context.Context, r *remote, g *greeting, w *wire) (*session, error) {
+	defer context.AfterFunc(ctx, func() { _ = w.Close() })()
+	var d decision
+	if n.cfg.Identity.Fingerprint() < g.print {
+		select { // one decision at a time
+		case r.claim <- struct{}{}:
+			defer func() { <-r.claim }()
+		case <-ctx.Done():
+			return nil, errStopped
+		}
+		d = n.decide(r, w.dialled)
+		if err := say(g.conn, d); err != nil {
+			return nil, fmt.Errorf("say the decision: %w", err)
+		}
+	} else if err := hear(g.conn, &d); err != nil {
+		return nil, fmt.Errorf("hear the decision: %w", err)
+	}
+	if !d.Use {
+		return nil, errDuplicate
+	}
+	s, err := newSession(g, w, r.name, n.cfg.Handler, n.idle, n.log.With("peer", r.name))
+	if err != nil {
+		return nil, err
+	}
+	s.epoch, s.serial = d.Epoch, d.Serial
+	if err := n.install(ctx, r, s); err != nil {
+		s.end(nil)
+		return nil, err
+	}
+	return s, nil
+}
+
+// decide is for the side with the lower fingerprint. A session that was dialled
+// from the other end stays if it still answers.
+func (n *Node) decide(r *remote, dialled bool) decision {
+	if cur := n.current(r); cur != nil && cur.dialled != dialled && cur.alive(n.alive) {
+		return decision{}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if s := n.sessions[peer]; s != nil && !s.mux.IsClosed() {
-		return s, nil
-	}
-	t := n.trust[peer]
-	if t == nil {
-		return nil, problem.New("peer-not-found", "peer "+peer, "this instance does not know it", "hawser peer add FILE")
-	}
-	return nil, disconnected(peer, t.last)
+	r.serial++
+	return decision{Use: true, Epoch: n.epoch, Serial: r.serial}
 }
 
-// Connected returns a channel that is closed while a session with the peer stands.
+func (n *Node) current(r *remote) *session {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return r.session
+}
+
+// install makes s the peer's session, and ends the one before it.
+func (n *Node) install(ctx context.Context, r *remote, s *session) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	old := r.session
+	switch {
+	case ctx.Err() != nil:
+		return errStopped
+	case n.peers[r.name] != r || !r.trusts(s.print):
+		return errNotTrusted
+	case old != nil && old.epoch == s.epoch && old.serial > s.serial:
+		return errDuplicate
+	}
+	r.session, r.last, r.since = s, nil, s.since
+	if old != nil {
+		r.in, r.out = r.in+old.wire.in.Load(), r.out+old.wire.out.Load()
+		n.wg.Go(func() { old.leave(leaveReplaced) })
+	} else {
+		close(n.upOf(r.name))
+	}
+	n.log.Info("peer connected", "peer", r.name, "dialled by", dialler(s.dialled), "address", s.wire.RemoteAddr(), "version", s.version)
+	return nil
+}
+
+func dialler(us bool) string {
+	if us {
+		return "us"
+	}
+	return "them"
+}
+
+// keep runs an installed session to its end.
+func (n *Node) keep(ctx context.Context, r *remote, s *session) {
+	n.wg.Go(func() { // callers learn at once; handlers may take longer to return
+		<-s.done
+		n.uninstall(r, s)
+	})
+	s.run(ctx, n.ping)
+}
+
+func (n *Node) uninstall(r *remote, s *session) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if r.session != s {
+		return // replaced
+	}
+	r.session, r.last, r.since = nil, s.cause, time.Now()
+	r.in, r.out = r.in+s.wire.in.Load(), r.out+s.wire.out.Load()
+	n.up[r.name] = make(chan struct{})
+	n.log.Info("peer disconnected", "peer", r.name, "cause", s.cause.Cause, "after", r.since.Sub(s.since).Round(time.Millisecond))
+}
+
+// upOf returns the channel of Connected. It is called with the mutex held.
+func (n *Node) upOf(name string) chan struct{} {
+	c := n.up[name]
+	if c == nil {
+		c = make(chan struct{})
+		n.up[name] = c
+	}
+	return c
+}
+
+// Connected returns a channel that is closed once a session with the peer stands.
+// Ask again after it was lost. The peer may still be unknown.
 func (n *Node) Connected(peer string) <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if t := n.trust[peer]; t != nil {
-		return t.connected
-	}
-	return nil
+	return n.upOf(peer)
 }
 
-// Status is what is known of a trusted peer.
-type Status struct {
-	Trusted
-	Fingerprint       string
-	Connected         bool
-	Dialled           bool // by us
-	Since             time.Time
-	Remote            string
-	Version           string
-	RTT               time.Duration
-	BytesIn, BytesOut uint64 // on the wire
-	Problem           *problem.Problem
-}
-
-// Status returns the trusted peers by name, and those that were lately refused.
-func (n *Node) Status() ([]Status, []Refused) {
+// session returns the peer's session, or the problem that there is none.
+func (n *Node) session(peer string) (*session, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	out := make([]Status, 0, len(n.trust))
-	for name, t := range n.trust {
-		st := Status{Trusted: t.Trusted, Fingerprint: t.print, Problem: t.last, Since: t.lastAt, BytesIn: t.in, BytesOut: t.out}
-		if s := n.sessions[name]; s != nil && !s.mux.IsClosed() {
-			st.Connected, st.Dialled, st.Since, st.Remote, st.Version = true, s.dialled, s.since, s.remote, s.version
-			st.RTT, st.Problem = time.Duration(s.rtt.Load()), nil
-			st.BytesIn, st.BytesOut = st.BytesIn+s.bytes.in.Load(), st.BytesOut+s.bytes.out.Load()
-		}
-		out = append(out, st)
+	r := n.peers[peer]
+	switch {
+	case r == nil && n.loaded:
+		return nil, problem.New("peer-not-found", "peer "+shown(peer), "this instance trusts no peer of this name", "hawser peer add FILE")
+	case r == nil:
+		return nil, disconnected(peer, nil)
+	case r.session == nil:
+		return nil, disconnected(peer, r.problem())
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
-	return out, append([]Refused(nil), n.refused...)
+	return r.session, nil
+}
+
+// Call asks the peer, over the session that stands. An error of the other side's
+// handler comes back as it was there. Without a session, or when it is lost
+// meanwhile, it is the retryable problem peer-disconnected.
+func (n *Node) Call(ctx context.Context, peer, link, method string, payload []byte) ([]byte, error) {
+	s, err := n.session(peer)
+	if err != nil {
+		return nil, err
+	}
+	if err := fits(method, "request", payload); err != nil {
+		return nil, err
+	}
+	reply, err := s.stub.Call(ctx, &peerpb.CallRequest{Link: link, Method: method, Payload: payload})
+	if err != nil {
+		return nil, s.wrap(ctx, err)
+	}
+	return reply.Payload, nil
+}
+
+// Open begins a stream to the peer. It lasts until Close, the end of ctx, the other
+// side's end or the session's. Errors are as Call's; those of the other side's
+// handler come from Recv.
+func (n *Node) Open(ctx context.Context, peer, link, kind string) (ClientStream, error) {
+	s, err := n.session(peer)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	p, err := s.stub.Stream(ctx)
+	if err == nil {
+		err = p.Send(&peerpb.Packet{Link: link, Kind: kind})
+	}
+	if err != nil {
+		cancel()
+		return nil, s.wrap(ctx, err)
+	}
+	return &clientStream{
+		stream: newStream(p, func(err error) error { return s.wrap(ctx, err) }),
+		ctx:    ctx, cancel: cancel, packets: p,
+	}, nil
 }

@@ -2,10 +2,9 @@ package peer
 
 import (
 	"context"
-	"io"
+	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -231,8 +230,8 @@ func (s *session) ended() *problem.Problem {
 // muxLog passes what yamux says on; each end of a connection is told elsewhere.
 type muxLog struct{ log *slog.Logger }
 
-func (l muxLog) Printf(format string, args ...any) { l.log.Debug("yamux", "says", sprintf(format, args)) }
-func (l muxLog) Print(args ...any)                 { l.Printf(strings.Repeat("%v ", len(args)), args...) }
-func (l muxLog) Println(args ...any)               { l.Print(args...) }
-
-var _ io.Closer = (*yamux.Session)(nil)
+func (l muxLog) Printf(format string, args ...any) {
+	l.log.Debug("yamux", "says", fmt.Sprintf(format, args...))
+}
+func (l muxLog) Print(args ...any)   { l.log.Debug("yamux", "says", fmt.Sprint(args...)) }
+func (l muxLog) Println(args ...any) { l.Print(args...) }

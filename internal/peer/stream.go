@@ -1,320 +1,360 @@
 package peer
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/peer/peerpb"
-	"github.com/hawser/hawser/internal/problem"
 )
 
 const (
-	// packetBytes bounds a packet, so that streams share the line fairly.
+	// packetBytes is the size at which a frame is cut.
 	packetBytes = 256 << 10
-	// zstdWindow lives as long as the stream: what repeats within it costs little.
+	// zstdWindow is how far back compression looks. Both sides of a direction hold
+	// as much memory.
 	zstdWindow = 1 << 20
+	// storeBelow: a direction that carries nothing but small frames, such as
+	// acknowledgements, is not compressed and needs no window.
+	storeBelow = 512
+	// keepBytes is how much scratch a stream keeps from one frame to the next.
+	keepBytes = 256 << 10
+	// lengthBytes stand before each frame.
+	lengthBytes = 4
 )
 
-// Stream carries frames in order. One goroutine may send and one may receive at
-// the same time.
+// Stream is an ordered exchange of frames with a peer. Send and Recv may be called
+// from different goroutines, and each from one at a time.
+//
+// Send has taken the frame when it returns: its bytes may be reused. It blocks
+// while the other side does not read; the end of the stream's context unblocks it.
+// Recv gives frames whose bytes are the caller's. It returns io.EOF when the other
+// side ended well: its handler returned nil, or it called Close.
 type Stream interface {
-	// Send blocks while the other side is behind. f may be reused afterwards.
-	Send(f frame.Frame) error
-	// Recv returns io.EOF when the other side ended the stream well. What it
-	// returns is the caller's.
+	Send(frame.Frame) error
 	Recv() (frame.Frame, error)
 }
 
-// ClientStream is a stream that this side opened. Close may be called by any
-// goroutine, and ends a Send or Recv that waits.
+// ClientStream is a stream that this side opened. Close ends it well, and returns
+// at once: what was sent still arrives, and the other side has a moment to end. A
+// Recv that waits meanwhile returns within that moment.
 type ClientStream interface {
 	Stream
 	Close() error
 }
 
-// packets is either side of the gRPC stream.
+// packets is gRPC's side of a stream, on either end.
 type packets interface {
 	Send(*peerpb.Packet) error
 	Recv() (*peerpb.Packet, error)
 }
 
-// stream turns frames into a zstd stream in packets: each frame behind its length,
-// flushed, so that it arrives at once. Encoder and decoder come with first use.
+// stream puts frames on packets.
 type stream struct {
-	p   packets
-	enc *zstd.Encoder
-	buf []byte
+	wrap func(error) error // an error of packets, in the words of callers
+	out  sender
+	in   receiver
+}
 
-	dec *zstd.Decoder
-	in  *bufio.Reader
+func newStream(p packets, wrap func(error) error) *stream {
+	return &stream{wrap: wrap, out: sender{packets: p}, in: receiver{packets: p}}
 }
 
 func (s *stream) Send(f frame.Frame) error {
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	err := s.out.send(f)
+	if errors.Is(err, io.EOF) { // gRPC: the stream is over, and Recv has the reason
+		if err = s.in.reason(); err == nil {
+			err = errOver
+		}
+		return err
+	}
+	return s.wrap(err)
+}
+
+var errOver = errors.New("the other side ended the stream")
+
+func (s *stream) Recv() (frame.Frame, error) {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	f, err := s.in.recv()
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = s.wrap(err)
+	}
+	if err != nil {
+		s.in.failed(err)
+	}
+	return f, err
+}
+
+// sender compresses frames and cuts them into packets.
+type sender struct {
+	mu      sync.Mutex
+	packets packets
+	enc     *zstd.Encoder // made by the first frame that is worth it
+	scratch []byte
+	packet  []byte
+	err     error // the encoder's state is lost after a failure
+}
+
+func (s *sender) send(f frame.Frame) error {
+	if s.err == nil {
+		s.err = s.write(f)
+	}
+	return s.err
+}
+
+func (s *sender) write(f frame.Frame) error {
+	b := frame.Encode(append(slices.Grow(s.scratch[:0], lengthBytes+room(f)), 0, 0, 0, 0), f)
+	if cap(b) <= keepBytes {
+		s.scratch = b
+	}
+	n := len(b) - lengthBytes
+	if n > frame.MaxFrame {
+		return fmt.Errorf("frame of %d bytes, the limit is %d", n, frame.MaxFrame)
+	}
+	binary.BigEndian.PutUint32(b, uint32(n))
 	if s.enc == nil {
-		enc, err := zstd.NewWriter(packetWriter{s.p}, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
-			zstd.WithWindowSize(zstdWindow), zstd.WithLowerEncoderMem(true))
+		if n < storeBelow {
+			return s.packets.Send(&peerpb.Packet{Data: b, Stored: true})
+		}
+		var err error
+		s.enc, err = zstd.NewWriter(s, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow),
+			zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false)) // TLS proves the bytes
 		if err != nil {
 			return err
 		}
-		s.enc = enc
 	}
-	s.buf = frame.Encode(s.buf[:0], f)
-	var head [binary.MaxVarintLen64]byte
-	if _, err := s.enc.Write(head[:binary.PutUvarint(head[:], uint64(len(s.buf)))]); err != nil {
-		return fromStatus(err)
+	if _, err := s.enc.Write(b); err != nil {
+		return err
 	}
-	if _, err := s.enc.Write(s.buf); err != nil {
-		return fromStatus(err)
+	if err := s.enc.Flush(); err != nil {
+		return err
 	}
-	if cap(s.buf) > 8*packetBytes {
-		s.buf = nil
-	}
-	return fromStatus(s.enc.Flush())
+	return s.cut(len(s.packet))
 }
 
-func (s *stream) Recv() (frame.Frame, error) {
-	if s.dec == nil {
-		dec, err := zstd.NewReader(&packetReader{p: s.p}, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(8<<20))
-		if err != nil {
-			return nil, err
-		}
-		s.dec, s.in = dec, bufio.NewReader(dec)
-	}
-	n, err := binary.ReadUvarint(s.in)
-	if err != nil {
-		return nil, fromStatus(err)
-	}
-	if n > frame.MaxFrame {
-		return nil, fmt.Errorf("a frame of %d bytes, the limit is %d", n, frame.MaxFrame)
-	}
-	body, err := readBody(s.in, int(n))
-	if err != nil {
-		return nil, fromStatus(err)
-	}
-	return frame.Decode(body)
-}
-
-// readBody takes memory as bytes arrive, not as the length promises.
-func readBody(r io.Reader, n int) ([]byte, error) {
-	const step = 4 << 20
-	body := make([]byte, 0, min(n, step))
-	for len(body) < n {
-		from := len(body)
-		body = append(body, make([]byte, min(n-from, max(step, from)))...)
-		if _, err := io.ReadFull(r, body[from:]); err != nil {
-			return nil, err
-		}
-	}
-	return body, nil
-}
-
-func (s *stream) release() {
-	if s.dec != nil {
-		s.dec.Close()
-	}
-}
-
-type packetWriter struct{ p packets }
-
-func (w packetWriter) Write(b []byte) (int, error) {
-	for sent := 0; sent < len(b); {
-		n := min(len(b)-sent, packetBytes)
-		if err := w.p.Send(&peerpb.Packet{Data: b[sent : sent+n]}); err != nil {
-			if errors.Is(err, io.EOF) {
-				// gRPC says so when the other side ended the stream; its reason
-				// comes with Recv.
-				if _, why := w.p.Recv(); why != nil && !errors.Is(why, io.EOF) {
-					err = why
-				}
-			}
-			return sent, err
-		}
-		sent += n
-	}
-	return len(b), nil
-}
-
-type packetReader struct {
-	p    packets
-	left []byte
-}
-
-func (r *packetReader) Read(p []byte) (int, error) {
-	for len(r.left) == 0 {
-		packet, err := r.p.Recv()
-		if err != nil {
+// Write takes compressed bytes from the encoder.
+func (s *sender) Write(p []byte) (int, error) {
+	s.packet = append(s.packet, p...)
+	for len(s.packet) >= packetBytes {
+		if err := s.cut(packetBytes); err != nil {
 			return 0, err
 		}
-		r.left = packet.GetData()
 	}
-	n := copy(p, r.left)
-	r.left = r.left[n:]
+	return len(p), nil
+}
+
+// cut sends the first n bytes. gRPC has encoded them when its Send returns, and
+// nothing of ours looks at a message later, so they are written over.
+func (s *sender) cut(n int) error {
+	if n == 0 {
+		return nil
+	}
+	if err := s.packets.Send(&peerpb.Packet{Data: s.packet[:n]}); err != nil {
+		return err
+	}
+	s.packet = append(s.packet[:0], s.packet[n:]...)
+	return nil
+}
+
+// room estimates a frame's size, so that a large one is not copied as it grows.
+func room(f frame.Frame) int {
+	const head = 64
+	switch f := f.(type) {
+	case frame.SeedChunk:
+		return head + len(f.Data)
+	case frame.Data:
+		n := head
+		for _, r := range f.Records {
+			n += 2*binary.MaxVarintLen64 + len(r.Payload)
+		}
+		return n
+	}
+	return head
+}
+
+// receiver joins packets to frames.
+type receiver struct {
+	mu      sync.Mutex
+	packets packets
+	dec     *zstd.Decoder // made by the first compressed packet
+	rest    []byte        // of the packet that the decoder reads
+
+	errMu sync.Mutex
+	err   error // the first that Recv returned
+}
+
+func (r *receiver) failed(err error) {
+	r.errMu.Lock()
+	defer r.errMu.Unlock()
+	if r.err == nil {
+		r.err = err
+	}
+}
+
+// reason is why the stream is over, nil if Recv does not know it yet.
+func (r *receiver) reason() error {
+	r.errMu.Lock()
+	defer r.errMu.Unlock()
+	if errors.Is(r.err, io.EOF) {
+		return errOver
+	}
+	return r.err
+}
+
+func (r *receiver) recv() (frame.Frame, error) {
+	if len(r.rest) == 0 {
+		// Frames begin with a packet, so the stream may end well here alone.
+		p, err := r.packets.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if p.Stored && r.dec == nil {
+			return stored(p.Data)
+		}
+		if err := r.take(p); err != nil {
+			return nil, err
+		}
+	}
+	if r.dec == nil {
+		var err error
+		if r.dec, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow)); err != nil {
+			return nil, err
+		}
+	}
+	b, err := r.body()
+	if err != nil {
+		return nil, notEOF(err)
+	}
+	return frame.Decode(b)
+}
+
+// body reads one frame from the decoder. Memory is taken as the bytes arrive, not
+// as the length promises.
+func (r *receiver) body() ([]byte, error) {
+	var head [lengthBytes]byte
+	if _, err := io.ReadFull(r.dec, head[:]); err != nil {
+		return nil, err
+	}
+	n := int64(binary.BigEndian.Uint32(head[:]))
+	if n > frame.MaxFrame {
+		return nil, fmt.Errorf("frame of %d bytes, the limit is %d", n, frame.MaxFrame)
+	}
+	var b []byte
+	for int64(len(b)) < n {
+		have := len(b)
+		b = slices.Grow(b, int(min(n-int64(have), max(keepBytes, int64(have)))))
+		b = b[:min(int64(cap(b)), n)]
+		if _, err := io.ReadFull(r.dec, b[have:]); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// Read gives the decoder the packets' bytes.
+func (r *receiver) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		next, err := r.packets.Recv()
+		if err != nil {
+			return 0, notEOF(err)
+		}
+		if err := r.take(next); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
 	return n, nil
 }
 
-// opened is a stream of this side's.
-type opened struct {
+func (r *receiver) take(p *peerpb.Packet) error {
+	if p.Stored {
+		return errors.New("a packet that is not compressed among those that are")
+	}
+	r.rest = p.Data
+	return nil
+}
+
+// stored reads a frame that was not compressed.
+func stored(b []byte) (frame.Frame, error) {
+	if len(b) < lengthBytes || int64(binary.BigEndian.Uint32(b)) != int64(len(b)-lengthBytes) {
+		return nil, errors.New("a packet whose length is not that of its frame")
+	}
+	return frame.Decode(b[lengthBytes:])
+}
+
+// notEOF: the end of the packets within a frame is not a good end.
+func notEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// clientStream is a stream that this side opened.
+type clientStream struct {
 	*stream
-	cancel context.CancelFunc
+	ctx     context.Context
+	cancel  context.CancelFunc
+	packets peerpb.Peer_StreamClient
+	once    sync.Once
 }
 
-func (o *opened) Close() error {
-	o.cancel()
-	return nil
-}
+const (
+	// closeWithin and closeBytes bound what a closed stream still waits for and
+	// throws away until the other side has ended it.
+	closeWithin = time.Second
+	closeBytes  = 2 * streamWindow
+)
 
-// serving answers the other side's gRPC, in its name.
-type serving struct {
-	peerpb.UnimplementedPeerServer
-	n *Node
-	s *session
-}
-
-func (v *serving) Call(ctx context.Context, r *peerpb.CallRequest) (*peerpb.CallReply, error) {
-	payload, err := v.n.cfg.Handler.Call(ctx, v.s.peer, r.GetLink(), r.GetMethod(), r.GetPayload())
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	return &peerpb.CallReply{Payload: payload}, nil
-}
-
-func (v *serving) Stream(g peerpb.Peer_StreamServer) error {
-	first, err := g.Recv()
-	if err != nil {
-		return err
-	}
-	s := &stream{p: g}
-	defer s.release()
-	return toStatus(v.n.cfg.Handler.Stream(g.Context(), v.s.peer, first.GetLink(), first.GetKind(), s))
-}
-
-// maxProbe bounds what a probe may ask for.
-const maxProbe = 64 << 20
-
-func (v *serving) Probe(r *peerpb.ProbeRequest, g peerpb.Peer_ProbeServer) error {
-	data := make([]byte, packetBytes)
-	for left := int(min(r.GetBytes(), maxProbe)); left > 0; left -= len(data) {
-		if err := g.Send(&peerpb.ProbeReply{Data: data[:min(left, len(data))]}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// toStatus lets a problem arrive as one.
-func toStatus(err error) error {
-	if err == nil {
-		return nil
-	}
-	p, ok := problem.As(err)
-	if !ok {
-		return status.Error(codes.Unknown, err.Error())
-	}
-	sent := *p
-	if text := err.Error(); text != p.Error() {
-		sent.Cause = p.Cause + " (" + text + ")"
-	} else if p.Err != nil {
-		sent.Cause = p.Cause + ": " + p.Err.Error()
-	}
-	body, encode := json.Marshal(sent)
-	if encode != nil {
-		return status.Error(codes.Unknown, err.Error())
-	}
-	st, encode := status.New(codes.FailedPrecondition, p.Error()).WithDetails(wrapperspb.Bytes(body))
-	if encode != nil {
-		return status.Error(codes.Unknown, err.Error())
-	}
-	return st.Err()
-}
-
-func fromStatus(err error) error {
-	if err == nil || errors.Is(err, io.EOF) {
-		return err
-	}
-	st, ok := status.FromError(err)
-	if !ok {
-		return err
-	}
-	for _, d := range st.Details() {
-		if b, ok := d.(*wrapperspb.BytesValue); ok {
-			var p problem.Problem
-			if json.Unmarshal(b.GetValue(), &p) == nil && p.Code != "" {
-				return &p
+// Close ends our direction. The other side sees it behind what was sent, and ends
+// its own; if it does not soon, the stream is cancelled.
+func (s *clientStream) Close() error {
+	s.once.Do(func() {
+		timer := time.AfterFunc(closeWithin, s.cancel)
+		go func() { // for closeWithin at most
+			defer s.cancel()
+			defer timer.Stop()
+			if s.halfClose() {
+				s.drain()
 			}
-		}
-	}
-	switch st.Code() {
-	case codes.Canceled:
-		return context.Canceled
-	case codes.DeadlineExceeded:
-		return context.DeadlineExceeded
-	case codes.Unavailable:
-		return problem.New("peer-disconnected", "", "the connection to the peer broke", "none: it is made again").Retry().Because(errors.New(st.Message()))
-	}
-	return errors.New(st.Message())
+		}()
+	})
+	return nil
 }
 
-// Call asks a peer. It may take as long as ctx allows.
-func (n *Node) Call(ctx context.Context, peer, link, method string, payload []byte) ([]byte, error) {
-	s, err := n.session(peer)
-	if err != nil {
-		return nil, err
+// halfClose waits for a Send that still runs.
+func (s *clientStream) halfClose() bool {
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	if s.out.err == nil {
+		s.out.err = errClosed
 	}
-	reply, err := s.stub.Call(ctx, &peerpb.CallRequest{Link: link, Method: method, Payload: payload})
-	if err != nil {
-		return nil, fromStatus(err)
-	}
-	return reply.GetPayload(), nil
+	return s.packets.CloseSend() == nil
 }
 
-// Open opens a stream to a peer. It ends with ctx, with Close, or with the session.
-func (n *Node) Open(ctx context.Context, peer, link, kind string) (ClientStream, error) {
-	s, err := n.session(peer)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	g, err := s.stub.Stream(ctx)
-	if err == nil {
-		err = g.Send(&peerpb.Packet{Link: link, Kind: kind})
-	}
-	if err != nil {
-		cancel()
-		return nil, fromStatus(err)
-	}
-	o := &opened{stream: &stream{p: g}, cancel: cancel}
-	return o, nil
-}
-
-// rate measures how fast bytes come from the peer.
-func (s *session) rate(ctx context.Context, bytes uint32) (perSecond float64, err error) {
-	from := time.Now()
-	g, err := s.stub.Probe(ctx, &peerpb.ProbeRequest{Bytes: bytes})
-	if err != nil {
-		return 0, fromStatus(err)
-	}
-	var got int
-	for {
-		r, err := g.Recv()
-		if errors.Is(err, io.EOF) {
-			return float64(got) / time.Since(from).Seconds(), nil
-		}
+// drain waits for the other side's end.
+func (s *clientStream) drain() {
+	s.in.mu.Lock()
+	defer s.in.mu.Unlock()
+	for n := 0; n < closeBytes; {
+		p, err := s.packets.Recv()
 		if err != nil {
-			return 0, fromStatus(err)
+			return
 		}
-		got += len(r.GetData())
+		n += len(p.Data)
 	}
 }
+
+var errClosed = errors.New("the stream was closed here")

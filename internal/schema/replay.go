@@ -3,6 +3,7 @@ package schema
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -40,6 +41,7 @@ type Replayer struct {
 	// Of the transaction at hand:
 	texts     map[string]string     // by ref
 	scripts   map[string]*ddlScript // by text
+	recent    string                // the last text used
 	creating  []ddlUser             // users whose CREATE TABLE AS has begun
 	provided  map[uint32]Table      // filled before its CREATE TABLE AS was told
 	extension bool                  // the rows that follow come from an extension's script
@@ -83,14 +85,16 @@ type Result struct {
 
 // NewReplayer returns a replayer at the start of a transaction.
 func NewReplayer(o ReplayOptions) *Replayer {
-	r := &Replayer{options: o}
+	r := &Replayer{options: o, scripts: map[string]*ddlScript{}}
 	r.Reset()
 	return r
 }
 
 // Reset forgets the transaction at hand, committed or not.
 func (r *Replayer) Reset() {
-	r.texts, r.scripts = map[string]string{}, map[string]*ddlScript{}
+	r.texts = map[string]string{}
+	// A string with a COMMIT in it goes on in the next transaction.
+	maps.DeleteFunc(r.scripts, func(text string, _ *ddlScript) bool { return text != r.recent })
 	r.creating, r.provided, r.extension = nil, map[uint32]Table{}, false
 }
 
@@ -271,6 +275,7 @@ func (r *replay) statement() (*ddlStatement, error) {
 			s = parseDDL(text, m)
 			r.scripts[text] = s
 		}
+		r.recent = text
 		return s
 	})
 }

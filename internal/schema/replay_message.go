@@ -29,6 +29,7 @@ type ddlMessage struct {
 	Ref       string   `json:"ref"`
 	Nested    bool     `json:"nested"`
 	Order     int      `json:"order"`     // commands that the source fired before this one
+	At        string   `json:"at"`        // when and by whom the client's string was sent
 	Functions []string `json:"functions"` // bodies of the SQL functions that the context may mean
 
 	User       ddlUser           `json:"user"`

@@ -189,6 +189,10 @@ func (p *pair) change(r *reader, kind byte) error {
 			names = append(names, pgx.Identifier{c.Name}.Sanitize())
 			values = append(values, literal(after[i]))
 		}
+		if len(names) == 0 {
+			p.exec(p.secondary, "INSERT INTO "+name+" DEFAULT VALUES")
+			return nil
+		}
 		p.exec(p.secondary, "INSERT INTO "+name+" ("+strings.Join(names, ", ")+") OVERRIDING SYSTEM VALUE VALUES ("+strings.Join(values, ", ")+")")
 	}
 	return nil

@@ -48,11 +48,12 @@ func TestReplayRandomStrings(t *testing.T) {
 	p := newPair(t, c, c)
 	rapid.Check(t, func(rt *rapid.T) {
 		defer p.clear()
+		sent := strs.Draw(rt, "strings")
 		client, err := pgx.Connect(t.Context(), c.DSN(p.source))
 		if err != nil {
 			rt.Fatal(err)
 		}
-		for _, text := range strs.Draw(rt, "strings") {
+		for _, text := range sent {
 			// An error is the primary's business.
 			_, _ = client.PgConn().Exec(t.Context(), text).ReadAll()
 		}

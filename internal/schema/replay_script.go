@@ -13,7 +13,11 @@ import (
 )
 
 // A ddlScript is one string of SQL, split.
-type ddlScript struct{ statements []*ddlStatement }
+type ddlScript struct {
+	statements []*ddlStatement
+	at         string // of the message that find was last called for
+	last       int    // what it found
+}
 
 // A ddlStatement is one statement of a script.
 type ddlStatement struct {
@@ -208,8 +212,18 @@ func (s *ddlScript) number() {
 }
 
 // find returns the statement that fired m. order is the count on the primary; the
-// tag and the objects decide where the count can't be right.
+// tag and the objects decide where the count can't be right. RESET ALL resets the
+// count, too: where two statements have the same, the one that is after the last that
+// was found is meant.
 func (s *ddlScript) find(m *ddlMessage) *ddlStatement {
+	st := s.choose(m)
+	if st != nil {
+		s.at, s.last = m.At, slices.Index(s.statements, st)
+	}
+	return st
+}
+
+func (s *ddlScript) choose(m *ddlMessage) *ddlStatement {
 	if len(s.statements) == 1 && (s.statements[0].tag == m.Tag || s.statements[0].node == nil) {
 		return s.statements[0]
 	}
@@ -237,6 +251,12 @@ func (s *ddlScript) find(m *ddlMessage) *ddlStatement {
 		if st.order == order {
 			counted = append(counted, st)
 		}
+	}
+	if !m.Nested && len(counted) > 1 {
+		counted = slices.DeleteFunc(counted, func(st *ddlStatement) bool {
+			return m.At == s.at && slices.Index(s.statements, st) <= s.last
+		})
+		counted = counted[:min(1, len(counted))]
 	}
 	switch {
 	case len(counted) > 0 && same(counted):

@@ -23,8 +23,6 @@
 package role
 
 import (
-	"fmt"
-
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -166,7 +164,9 @@ func (Follow) action()     {}
 func (Report) action()     {}
 
 // Step returns the state after an event and what has to be done. An event that
-// does not fit the state changes nothing and asks for nothing.
+// does not fit the state changes nothing and asks for nothing. A list of actions
+// takes the place of what is left of the one before it, so no event asks for
+// actions that would push aside what still has to be done.
 func Step(s State, e Event) (State, []Action) {
 	switch e := e.(type) {
 	case Restarted:
@@ -208,11 +208,11 @@ func Step(s State, e Event) (State, []Action) {
 	return s, nil
 }
 
-// asked begins a failover. The term must pass every one that was refused.
+// asked begins a failover, of a steady primary alone. The term must pass every one
+// that was refused.
 func asked(s State) (State, []Action) {
 	if s.Role != Primary || s.Phase != Steady {
-		return s, []Action{Report{problem.New("failover-not-now", "",
-			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", s.Role, s.Phase), "hawser link show NAME, and run it when the link is steady")}}
+		return s, nil
 	}
 	s.Next = max(s.Term, s.Floor) + 1
 	s.Phase = Preparing
@@ -246,13 +246,14 @@ func handoff(s State, e HandoffApplied) (State, []Action) {
 	return s, []Action{Persist{}, Open{}}
 }
 
-// refuse promises never to take over with term, unless that has happened.
+// refuse promises never to take over with term, unless that has happened. The
+// state after it is the answer.
 func refuse(s State, term frame.Term) (State, []Action) {
-	if s.Role == Primary || s.Term >= term {
-		return s, []Action{Tell{}}
+	if s.Role == Primary || s.Term >= term || s.Floor >= term {
+		return s, nil
 	}
-	s.Floor = max(s.Floor, term)
-	return s, []Action{Persist{}, Tell{}}
+	s.Floor = term
+	return s, []Action{Persist{}}
 }
 
 // peerSeen compares with the other side. The higher term is right.

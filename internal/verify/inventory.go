@@ -1,0 +1,109 @@
+package verify
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/postgres"
+)
+
+// Tables lists the tables whose rows a link carries, ordered by name: ordinary
+// tables and partitions that are neither temporary nor unlogged, nor Hawser's own,
+// nor part of an extension. It reads what conn's transaction sees.
+func Tables(ctx context.Context, conn *pgx.Conn) ([]Table, error) {
+	return tables(ctx, conn)
+}
+
+// db is a connection or a transaction.
+type db interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+func tables(ctx context.Context, conn db) ([]Table, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT n.nspname, c.relname,
+		       coalesce((SELECT array_agg(a.attname::text ORDER BY a.attname COLLATE "C") FROM pg_attribute a
+		                 WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}'),
+		       coalesce((SELECT array_agg(a.attname::text ORDER BY k.n) FROM unnest(i.indkey) WITH ORDINALITY k (attnum, n)
+		                 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.n <= i.indnkeyatts), '{}'),
+		       (c.relpages::bigint + coalesce(t.relpages, 0)) * current_setting('block_size')::bigint
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		LEFT JOIN pg_class t ON t.oid = c.reltoastrelid
+		LEFT JOIN LATERAL (
+			SELECT i.indkey, i.indnkeyatts FROM pg_index i
+			WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+			AND NOT EXISTS (SELECT FROM unnest(i.indkey) WITH ORDINALITY k (attnum, n) JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+				WHERE k.n <= i.indnkeyatts AND NOT a.attnotnull)
+			ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1) i ON true
+		WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
+		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+		ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"`)
+	if err != nil {
+		return nil, fmt.Errorf("list the tables: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Table])
+	if err != nil {
+		return nil, fmt.Errorf("list the tables: %w", err)
+	}
+	return out, nil
+}
+
+// Inventory lists the tables and describes the schema, under the snapshot.
+func (l *Local) Inventory(ctx context.Context) (Inventory, error) {
+	p := l.pool()
+	defer p.close(ctx)
+	var out Inventory
+	err := p.tx(ctx, func(tx pgx.Tx) (err error) {
+		err = tx.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), hashtextextended('hawser' COLLATE "C", 1)::text`).
+			Scan(&out.Version, &out.Encoding, &out.Probe)
+		if err != nil {
+			return fmt.Errorf("ask the server about itself: %w", err)
+		}
+		if out.Tables, err = tables(ctx, tx); err != nil {
+			return err
+		}
+		out.Schema, err = describe(ctx, tx)
+		return err
+	})
+	return out, err
+}
+
+// Sequences reads every sequence as it is now.
+func (l *Local) Sequences(ctx context.Context) ([]Sequence, error) {
+	conn, err := l.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return sequences(ctx, conn)
+}
+
+func sequences(ctx context.Context, conn db) ([]Sequence, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT n.nspname, c.relname, 0::bigint, false, s.seqincrement FROM pg_class c
+		JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid
+		WHERE c.relpersistence <> 't' AND n.nspname <> 'hawser'
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+		ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"`)
+	if err != nil {
+		return nil, fmt.Errorf("list the sequences: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Sequence])
+	if err != nil {
+		return nil, fmt.Errorf("list the sequences: %w", err)
+	}
+	b := &pgx.Batch{}
+	for i := range out {
+		s := &out[i]
+		b.Queue(`SELECT last_value, is_called FROM ` + postgres.QuoteIdent(s.Schema, s.Name)).QueryRow(func(row pgx.Row) error { return row.Scan(&s.Last, &s.Called) })
+	}
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("read the sequences: %w", err)
+	}
+	return out, nil
+}
