@@ -251,9 +251,7 @@ func (s *service) AddPeer(ctx context.Context, p api.AddPeer) (api.Peer, error) 
 	if err != nil {
 		return api.Peer{}, err
 	}
-	if err := s.peers.Refresh(ctx); err != nil {
-		return api.Peer{}, err
-	}
+	s.peers.Refresh()
 	list, err := s.Peers(ctx)
 	if err != nil {
 		return api.Peer{}, err
@@ -280,5 +278,6 @@ func (s *service) RemovePeer(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return s.peers.Refresh(ctx)
+	s.peers.Refresh()
+	return nil
 }

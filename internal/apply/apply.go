@@ -116,6 +116,7 @@ type Applier struct {
 	sequences map[[2]string]frame.SequenceValue
 	waiting   []waiter
 	handoff   *Handoff
+	barrier   *barrier
 	reseed    bool // tables were put down to be copied again
 
 	commands chan command
@@ -335,6 +336,9 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 			}
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		}
+		if err := a.passBarrier(ctx); err != nil {
+			return nil, err
 		}
 		a.acknowledge(ack)
 		a.wake()

@@ -68,7 +68,8 @@ type Seeding struct {
 	Done     bool
 }
 
-// LoadSeeding returns the state of the link's copy; ok is false before StartSeeding.
+// LoadSeeding returns the state of the link's copy; ok is false where none was
+// ever made.
 func LoadSeeding(ctx context.Context, db DB, link string) (s Seeding, ok bool, err error) {
 	var snapshot *string
 	var skipped []string
@@ -168,7 +169,11 @@ func PutSeedTable(ctx context.Context, db DB, link string, t SeedTable) error {
 
 // Reseed puts a table down to be copied (again), with the caller's transaction.
 func Reseed(ctx context.Context, db DB, link string, t SeedTable) error {
-	if _, err := db.Exec(ctx, `UPDATE hawser.seeding SET done = false WHERE link = $1`, link); err != nil {
+	// A database that was never seeded, since it began as the primary, has its schema.
+	_, err := db.Exec(ctx, `
+		INSERT INTO hawser.seeding (link, snapshot, initial) VALUES ($1, '3:3:', false)
+		ON CONFLICT (link) DO UPDATE SET done = false`, link)
+	if err != nil {
 		return fmt.Errorf("seed table %q.%q again: %w", t.Schema, t.Name, err)
 	}
 	if err := PutSeedTable(ctx, db, link, t); err != nil {

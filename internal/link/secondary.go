@@ -125,9 +125,12 @@ func (l *link) replicate(ctx context.Context) error {
 	if err := l.settleSecondary(ctx, conn, side); err != nil {
 		return err
 	}
-	state, _, err := catalog.LoadSeeding(ctx, conn, l.rec.ID)
+	state, copied, err := catalog.LoadSeeding(ctx, conn, l.rec.ID)
 	if err != nil {
 		return err
+	}
+	if !copied {
+		state.Done = true // this side began as the primary
 	}
 	if !state.Done && !state.Restored {
 		if err := l.restoreSchema(ctx, conn); err != nil {

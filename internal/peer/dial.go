@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"crypto/tls"
 
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -117,7 +116,11 @@ func (n *Node) dialOnce(ctx context.Context, r *remote, address string) error {
 	if ctx.Err() != nil || errors.Is(err, errDuplicate) {
 		return err
 	}
-	n.note(r, problem.Of(err, "peer-unreachable"))
+	p, ok := problem.As(err)
+	if !ok { // the handshake was good, and broke off at its last word
+		p = noHawser(r.name, address, false, err)
+	}
+	n.note(r, p)
 	return err
 }
 
@@ -192,24 +195,26 @@ func noHawser(name, address string, silent bool, err error) *problem.Problem {
 	object := "peer " + shown(name)
 	check := "on " + shown(name) + ", endpoint.listen tells the right port: hawser status; here: hawser peer add FILE --address " + net.JoinHostPort(host, "PORT")
 	var record tls.RecordHeaderError
-	var alert tls.AlertError
+	var notTLS *errTLS
+	var p *problem.Problem
 	switch {
 	case errors.As(err, &record):
-		return problem.New("peer-other-service", object, "another service listens on "+address+": it does not speak TLS"+looksLike(record.RecordHeader[:]), check).Because(err).Retry()
-	case errors.Is(err, errNotHawser), errors.As(err, &alert):
-		return problem.New("peer-other-service", object, "another service, or a proxy that ends TLS, answers on "+address,
-			check+"; a proxy or load balancer between has to pass TCP through as it is").Because(err).Retry()
+		p = problem.New("peer-other-service", object, "another service listens on "+address+": it does not speak TLS"+looksLike(record.RecordHeader[:]), check)
 	case timedOut(err) && silent:
-		return problem.New("peer-silent", object, "TCP connects to "+address+", but TLS is never answered: a proxy, firewall or load balancer between accepts the connection and does not pass it on, or another service listens there",
-			"have port "+port+" passed through as plain TCP by what stands between; "+check).Because(err).Retry()
+		p = problem.New("peer-silent", object, "TCP connects to "+address+", but TLS is never answered: a proxy, firewall or load balancer between accepts the connection and does not pass it on, or another service listens there",
+			"have port "+port+" passed through as plain TCP by what stands between; "+check)
 	case timedOut(err):
-		return problem.New("peer-silent", object, address+" began to answer, and then nothing more came: large packets may get lost on the way, or its agent is overloaded",
-			"check the path MTU (ping -M do -s 1372 "+host+"), and the load there").Because(err).Retry()
+		p = problem.New("peer-silent", object, address+" began to answer, and then nothing more came: large packets get lost on the way, or its agent is overloaded",
+			"check the path MTU (ping -M do -s 1372 "+host+"), and the load there")
 	case closed(err):
-		return problem.New("peer-hung-up", object, address+" closed the connection during the handshake: something between breaks TLS off, another service listens there (PostgreSQL does so), or its agent is stopping",
-			check).Because(err).Retry()
+		p = problem.New("peer-hung-up", object, address+" closed the connection during the handshake: something between breaks TLS off, another service listens there (PostgreSQL does so), or its agent is stopping", check)
+	case errors.As(err, &notTLS):
+		p = problem.New("peer-other-service", object, "another service, or a proxy that ends TLS, answers on "+address,
+			check+"; a proxy or load balancer between has to pass TCP through as it is")
+	default:
+		p = problem.New("peer-handshake", object, "the handshake with "+address+" failed", check)
 	}
-	return problem.New("peer-handshake", object, "the handshake with "+address+" failed", check).Because(err).Retry()
+	return p.Because(err).Retry()
 }
 
 // looksLike names services by their first bytes.

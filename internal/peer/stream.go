@@ -36,6 +36,8 @@ const (
 //
 // Send has taken the frame when it returns: its bytes may be reused. It blocks
 // while the other side does not read; the end of the stream's context unblocks it.
+// After the stream is over it returns Recv's error, or one that is io.EOF where
+// only Recv can tell the reason.
 // Recv gives frames whose bytes are the caller's. It returns io.EOF when the other
 // side ended well: its handler returned nil, or it called Close.
 type Stream interface {
@@ -81,7 +83,7 @@ func (s *stream) Send(f frame.Frame) error {
 	return s.wrap(err)
 }
 
-var errOver = errors.New("the other side ended the stream")
+var errOver = fmt.Errorf("the other side ended the stream: %w", io.EOF)
 
 func (s *stream) Recv() (frame.Frame, error) {
 	s.in.mu.Lock()

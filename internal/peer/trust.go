@@ -34,10 +34,10 @@ type remote struct {
 	pem     string   // the first certificate
 
 	session *session
-	claim   chan struct{} // a token: who holds it may decide which connection is used
-	serial  uint64        // of the last connection that we decided to use
-	since   time.Time     // connected or lost since
-	in, out uint64        // wire bytes of the sessions before
+	claim   chan struct{}    // a token: who holds it may decide which connection is used
+	serial  uint64           // of the last connection that we decided to use
+	since   time.Time        // connected or lost since
+	in, out uint64           // wire bytes of the sessions before
 	unfit   *problem.Problem // what is wrong with the entry in the trust store
 	last    *problem.Problem // why there is no session
 	tests   int              // connections of their tests

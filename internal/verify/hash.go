@@ -1,8 +1,8 @@
 package verify
 
 import (
-	"encoding/hex"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"math/big"
 )

@@ -163,7 +163,7 @@ func (p *pool) run(ctx context.Context, s scan) error {
 		}
 		e := expressions{table: s.table, m: s.m, kinds: kinds}
 		if len(parts) == 1 {
-			return p.part(ctx, tx, s, s.sql(e, ""), s.row)
+			return p.slot(ctx, func() error { return read(ctx, tx, s.sql(e, parts[0]), s.args, s.row) })
 		}
 		var mu sync.Mutex
 		row := func(r pgx.Rows) error {
@@ -175,21 +175,28 @@ func (p *pool) run(ctx context.Context, s scan) error {
 		g.SetLimit(p.local.o.Workers)
 		for _, part := range parts {
 			g.Go(func() error {
-				return p.tx(ctx, func(tx pgx.Tx) error { return p.part(ctx, tx, s, s.sql(e, part), row) })
+				return p.slot(ctx, func() error {
+					return p.tx(ctx, func(tx pgx.Tx) error { return read(ctx, tx, s.sql(e, part), s.args, row) })
+				})
 			})
 		}
 		return g.Wait()
 	})
 }
 
-func (p *pool) part(ctx context.Context, tx pgx.Tx, s scan, sql string, row func(pgx.Rows) error) error {
+// slot runs f as one of the scans that may run at once.
+func (p *pool) slot(ctx context.Context, f func() error) error {
 	select {
 	case p.scans <- struct{}{}:
 		defer func() { <-p.scans }()
+		return f()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	rows, err := tx.Query(ctx, sql, s.args...)
+}
+
+func read(ctx context.Context, tx pgx.Tx, sql string, args []any, row func(pgx.Rows) error) error {
+	rows, err := tx.Query(ctx, sql, args...)
 	if err != nil {
 		return err
 	}

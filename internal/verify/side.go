@@ -23,11 +23,11 @@ type Side interface {
 
 // Inventory is what a side has.
 type Inventory struct {
-	Version  int    `json:"version"`  // server_version_num
-	Encoding string `json:"encoding"` // of the server
-	Probe    string `json:"probe"`    // the hash of a fixed text; tells byte orders apart
+	Version  int     `json:"version"`  // server_version_num
+	Encoding string  `json:"encoding"` // of the server
+	Probe    string  `json:"probe"`    // the hash of a fixed text; tells byte orders apart
 	Tables   []Table `json:"tables"`
-	Schema   []Fact `json:"schema"`
+	Schema   []Fact  `json:"schema"`
 }
 
 // Table is one table of rows: an ordinary table or a partition that has no

@@ -1,0 +1,94 @@
+package apply
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hawser/hawser/internal/frame"
+)
+
+// ErrNotPrefix says that a snapshot of the primary sees a transaction and not one
+// that was committed before it. It happens between a commit's record in the WAL
+// and its visibility to others; the next snapshot will do.
+var ErrNotPrefix = errors.New("the snapshot is no prefix of the commit order")
+
+// barrier stops the replica, for a moment, in exactly the state that a snapshot of
+// the primary shows: every transaction that the snapshot sees is committed here,
+// and none that it does not see.
+type barrier struct {
+	snapshot frame.Snapshot
+	until    frame.LSN // everything that the snapshot sees was committed before
+	take     func(ctx context.Context) error
+	taken    bool
+	done     chan error
+}
+
+// AtSnapshot calls take, on Apply's goroutine, when the replica is in the state of
+// the primary's snapshot. until is a position of the primary's WAL that was read
+// behind the snapshot. It returns when it is sure that the state was that one.
+func (a *Applier) AtSnapshot(ctx context.Context, snapshot frame.Snapshot, until frame.LSN, take func(ctx context.Context) error) error {
+	b := &barrier{snapshot: snapshot, until: until, take: take, done: make(chan error, 1)}
+	err := a.do(ctx, func(ctx context.Context) error {
+		if a.barrier != nil {
+			return errors.New("another comparison is under way")
+		}
+		a.barrier = b
+		return a.passBarrier(ctx)
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-b.done:
+		return err
+	case <-a.done:
+		return errStopped
+	case <-ctx.Done():
+		// Left in place it would only be passed; it holds nothing.
+		return ctx.Err()
+	}
+}
+
+// meetBarrier is called before a source transaction is applied. The first one that
+// the snapshot does not see has to find the state taken.
+func (a *Applier) meetBarrier(ctx context.Context, xid uint32) error {
+	b := a.barrier
+	if b == nil {
+		return nil
+	}
+	sees := b.snapshot.Sees(xid)
+	switch {
+	case sees && b.taken:
+		a.liftBarrier(ErrNotPrefix)
+	case !sees && !b.taken:
+		if err := a.settleBatch(ctx, false); err != nil {
+			return err
+		}
+		b.taken = true
+		if err := b.take(ctx); err != nil {
+			a.liftBarrier(err)
+		}
+	}
+	return nil
+}
+
+// passBarrier is called when the position has moved, between two transactions.
+func (a *Applier) passBarrier(ctx context.Context) error {
+	b := a.barrier
+	if b == nil || a.txn != nil || a.batch.open || a.reached < b.until {
+		return nil
+	}
+	if !b.taken {
+		if err := b.take(ctx); err != nil {
+			a.liftBarrier(err)
+			return nil
+		}
+	}
+	a.liftBarrier(nil)
+	return nil
+}
+
+func (a *Applier) liftBarrier(err error) {
+	a.barrier.done <- err
+	a.barrier = nil
+}

@@ -1,0 +1,77 @@
+package verify
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+//go:embed facts.sql
+var factsSQL string
+
+func describe(ctx context.Context, conn db) ([]Fact, error) {
+	rows, err := conn.Query(ctx, factsSQL)
+	if err != nil {
+		return nil, fmt.Errorf("describe the schema: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (f Fact, err error) {
+		return f, row.Scan(&f.Kind, &f.Object, &f.Text, &f.Deparsed)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("describe the schema: %w", err)
+	}
+	return out, nil
+}
+
+// SchemaDifference is one fact that the sides don't agree on. A side that has no
+// such object says nothing.
+type SchemaDifference struct {
+	Kind      string `json:"kind"`
+	Object    string `json:"object"`
+	Primary   string `json:"primary,omitempty"`
+	Secondary string `json:"secondary,omitempty"`
+	// Uncertain: the sides are of different major versions, which may print what
+	// means the same in different words.
+	Uncertain bool `json:"uncertain,omitempty"`
+}
+
+// compareSchemas names what differs, ordered by kind and object.
+func compareSchemas(p, s Inventory) []SchemaDifference {
+	type name struct{ kind, object string }
+	theirs := map[name]Fact{}
+	for _, f := range s.Schema {
+		theirs[name{f.Kind, f.Object}] = f
+	}
+	older, mixed := min(p.Version, s.Version)/10000, p.Version/10000 != s.Version/10000
+	var out []SchemaDifference
+	for _, f := range p.Schema {
+		n := name{f.Kind, f.Object}
+		g := theirs[n]
+		delete(theirs, n)
+		if f.means(older) != g.means(older) {
+			out = append(out, SchemaDifference{f.Kind, f.Object, f.Text, g.Text, mixed && f.Deparsed && g.Text != ""})
+		}
+	}
+	for n, g := range theirs {
+		if g.means(older) != "" {
+			out = append(out, SchemaDifference{Kind: n.kind, Object: n.object, Secondary: g.Text})
+		}
+	}
+	slices.SortFunc(out, func(a, b SchemaDifference) int {
+		return strings.Compare(a.Kind+"\x00"+a.Object, b.Kind+"\x00"+b.Object)
+	})
+	return out
+}
+
+// means is what a fact says as far as a major version knows it: MAINTAIN came with 17.
+func (f Fact) means(major int) string {
+	if major >= 17 || f.Kind != "grant" && f.Kind != "default privileges" {
+		return f.Text
+	}
+	known := slices.DeleteFunc(strings.Split(f.Text, ", "), func(p string) bool { return strings.TrimSuffix(p, "*") == "MAINTAIN" })
+	return strings.Join(known, ", ")
+}
