@@ -13,8 +13,10 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/link"
 	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/seed"
+	"github.com/hawser/hawser/internal/verify"
 )
 
 // service answers the API from the packages below. It translates, no more.
@@ -210,7 +212,45 @@ func (s *service) VerifyLink(ctx context.Context, name string, o api.VerifyOptio
 		ctx, cancel = context.WithTimeout(ctx, o.Timeout)
 		defer cancel()
 	}
-	return api.VerifyReport{}, problem.New("verify-missing", "link "+name, "not built yet", "")
+	r, err := s.links.Verify(ctx, name)
+	if err != nil {
+		return api.VerifyReport{}, err
+	}
+	return verifyOf(name, r), nil
+}
+
+func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
+	out := api.VerifyReport{Link: name, Equal: r.Equal, Position: r.Position, At: r.At, Seconds: r.Seconds}
+	for _, t := range r.Tables {
+		out.Tables = append(out.Tables, api.VerifyTable{
+			Schema: t.Schema, Name: t.Name, Compared: t.Verdict != verify.Unchecked, Equal: t.Verdict == verify.Same,
+			RowsPrimary: t.PrimaryRows, RowsSecondary: t.SecondaryRows,
+			HashPrimary: t.PrimaryHash.String(), HashSecondary: t.SecondaryHash.String(), Problem: differenceOf(t),
+		})
+	}
+	return out
+}
+
+// namedRows bounds the differing rows that a problem names.
+const namedRows = 10
+
+func differenceOf(t verify.TableReport) *problem.Problem {
+	if t.Problem != nil || len(t.Differences) == 0 {
+		return t.Problem
+	}
+	var rows []string
+	for _, d := range t.Differences[:min(namedRows, len(t.Differences))] {
+		row := d.Text
+		if len(d.Key) > 0 {
+			row = strings.Join(t.Key, ",") + "=" + strings.Join(d.Key, ",")
+		}
+		if len(d.Columns) > 0 {
+			row += " in " + strings.Join(d.Columns, ",")
+		}
+		rows = append(rows, d.Kind+" "+row)
+	}
+	return problem.New("rows-differ", "table "+postgres.QuoteIdent(t.Schema, t.Name), "rows differ: "+strings.Join(rows, "; "),
+		"hawser link drop NAME --remove-replica and hawser link create NAME copy the database again")
 }
 
 func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) error {

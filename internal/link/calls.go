@@ -27,7 +27,10 @@ const (
 	callPrepare   = "prepare"   // to the secondary: get ready to take over
 	callUnprepare = "unprepare" // to the secondary: the failover was taken back
 	callRefuse    = "refuse"    // refuseRequest -> role.State
-	callDigest    = "digest"    // digestRequest -> digestReply
+	callVerify    = "verify"    // to the secondary: VerifyReport
+
+	callCompareOpen = "compare-open" // to the primary: compareOpened
+	callCompare     = "compare"      // compareRequest -> a part of verify.Side
 
 	streamChanges = "changes" // frame.Start, then data one way and acks the other
 	streamSeed    = "seed"    // frame.SeedRequest …
@@ -126,8 +129,12 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
 	case callDDLKey:
 		return answer(payload, func(struct{}) ([]byte, error) { return l.ddlKey(ctx) })
-	case callDigest:
-		return answer(payload, func(r digestRequest) (digestReply, error) { return l.digest(ctx, r) })
+	case callVerify:
+		return answer(payload, func(struct{}) (VerifyReport, error) { return l.verify(ctx) })
+	case callCompareOpen:
+		return answer(payload, func(struct{}) (compareOpened, error) { return l.openComparison(ctx) })
+	case callCompare:
+		return answer(payload, func(r compareRequest) (any, error) { return l.compare(ctx, r) })
 	}
 	return nil, problem.New("unknown-call", "call "+method, "this version of Hawser does not know it", "run the same version on both sides")
 }

@@ -39,30 +39,31 @@ type link struct {
 	stop   context.CancelFunc
 	done   sync.WaitGroup
 
-	mu        sync.Mutex
-	side      role.State
-	changed   chan struct{} // closed and made anew when side, paused or suspended change
-	progress  catalog.Progress
-	paused    bool
-	suspended *problem.Problem
-	cause     *problem.Problem // why the link does not run just now
-	applier   *apply.Applier
-	seeder    *seed.Seeder
-	seeded    bool
-	heard     frame.Heartbeat
-	heardAt   time.Time
-	visible   frame.LSN
-	ack       frame.Ack
-	capture   *capture.Capture
-	streaming bool
-	running   *failoverRun
-	last      json.RawMessage // result of the last failover
-	ownsDB    bool
-	allowDDL  bool // DDL may pass tables that are not live, once
-	leads     bool // a slot was made here, for a failover that is being prepared
-	notes     problem.Findings
-	lastState State // as last told, and since when
-	since     time.Time
+	mu          sync.Mutex
+	side        role.State
+	changed     chan struct{} // closed and made anew when side, paused or suspended change
+	progress    catalog.Progress
+	paused      bool
+	suspended   *problem.Problem
+	cause       *problem.Problem // why the link does not run just now
+	applier     *apply.Applier
+	seeder      *seed.Seeder
+	seeded      bool
+	heard       frame.Heartbeat
+	heardAt     time.Time
+	visible     frame.LSN
+	ack         frame.Ack
+	capture     *capture.Capture
+	streaming   bool
+	running     *failoverRun
+	last        json.RawMessage // result of the last failover
+	ownsDB      bool
+	allowDDL    bool // DDL may pass tables that are not live, once
+	leads       bool // a slot was made here, for a failover that is being prepared
+	notes       problem.Findings
+	comparisons map[string]*comparison
+	lastState   State // as last told, and since when
+	since       time.Time
 }
 
 // happened is an event and, when somebody waits for the step, a way to say so.
@@ -103,6 +104,15 @@ func (l *link) start(ctx context.Context) {
 func (l *link) halt() {
 	l.stop()
 	l.done.Wait()
+	l.mu.Lock()
+	var open []string
+	for id := range l.comparisons {
+		open = append(open, id)
+	}
+	l.mu.Unlock()
+	for _, id := range open {
+		l.closeComparison(id)
+	}
 }
 
 // tell queues an event.

@@ -2,14 +2,247 @@ package link
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/verify"
 )
 
-type digestRequest struct{}
+// A comparison takes a snapshot on the primary, then brings the replica, for a
+// moment, into exactly that state and takes one there. Nobody waits for longer
+// than that moment; the rows are read under the two snapshots afterwards.
 
-type digestReply struct{}
+// comparison is the primary's part: a transaction that holds its snapshot.
+type comparison struct {
+	conn  *pgx.Conn
+	local *verify.Local
+	timer *time.Timer
+}
 
-func (l *link) digest(context.Context, digestRequest) (digestReply, error) {
-	return digestReply{}, problem.New("not-built", "", "not built yet", "none")
+// comparisonIdle ends a comparison whose other side does not ask any more.
+const comparisonIdle = 10 * time.Minute
+
+type compareOpened struct {
+	ID       string         `json:"id"`
+	Snapshot frame.Snapshot `json:"snapshot"`
+	Until    frame.LSN      `json:"until"`
+}
+
+// compareRequest is a call on the primary's side of a comparison.
+type compareRequest struct {
+	ID   string          `json:"id"`
+	What string          `json:"what"` // a method of verify.Side, or close
+	Args json.RawMessage `json:"args,omitempty"`
+}
+
+// VerifyReport is a comparison and where it was made.
+type VerifyReport struct {
+	verify.Report
+	Position frame.LSN `json:"position"` // of the primary
+	At       time.Time `json:"at"`
+}
+
+// Verify proves whether both sides hold the same at one position, under running
+// writes. It may be asked of either side; the secondary does it.
+func (m *Manager) Verify(ctx context.Context, name string) (VerifyReport, error) {
+	l, err := m.find(name)
+	if err != nil {
+		return VerifyReport{}, err
+	}
+	return l.verify(ctx)
+}
+
+func (l *link) verify(ctx context.Context) (VerifyReport, error) {
+	side, _ := l.now()
+	if side.Role == role.Primary {
+		var report VerifyReport
+		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callVerify, struct{}{}, &report)
+		return report, err
+	}
+	for wait := newBackoff(); ; {
+		report, err := l.verifyOnce(ctx)
+		if !errors.Is(err, apply.ErrNotPrefix) || !wait.sleep(ctx) {
+			return report, err
+		}
+	}
+}
+
+func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
+	l.mu.Lock()
+	a, seeded := l.applier, l.seeded
+	l.mu.Unlock()
+	if a == nil || !seeded {
+		return VerifyReport{}, problem.New("not-synchronized", "link "+l.rec.Name, "the replica does not follow just now, so there is no position at which both sides could be compared",
+			"hawser link watch "+l.rec.Name+", and verify when it is synchronized")
+	}
+	var opened compareOpened
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, struct{}{}, &opened); err != nil {
+		return VerifyReport{}, err
+	}
+	theirs := remoteSide{l, opened.ID}
+	defer func() {
+		_ = theirs.ask(context.WithoutCancel(ctx), "close", nil, nil)
+	}()
+	var export string
+	conn, err := l.connect(ctx, "verify")
+	if err != nil {
+		return VerifyReport{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	err = a.AtSnapshot(ctx, opened.Snapshot, opened.Until, func(ctx context.Context) error {
+		export, _, err = exportSnapshot(ctx, conn)
+		return err
+	})
+	if err != nil {
+		return VerifyReport{}, err
+	}
+	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{})
+	return VerifyReport{Report: report, Position: opened.Until, At: time.Now()}, err
+}
+
+func (l *link) localSide(export string) *verify.Local {
+	return verify.NewLocal(func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "verify") }, export, verify.Options{})
+}
+
+// exportSnapshot begins a transaction whose snapshot other sessions can take up.
+func exportSnapshot(ctx context.Context, conn *pgx.Conn) (export, current string, err error) {
+	if _, err = conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err == nil {
+		err = conn.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text`).Scan(&export, &current)
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("take a snapshot to compare under: %w", err)
+	}
+	return export, current, nil
+}
+
+// openComparison is the primary's part of verifyOnce.
+func (l *link) openComparison(ctx context.Context) (compareOpened, error) {
+	if err := l.serves(); err != nil {
+		return compareOpened{}, err
+	}
+	conn, err := l.connect(ctx, "verify")
+	if err != nil {
+		return compareOpened{}, err
+	}
+	export, current, err := exportSnapshot(ctx, conn)
+	var lsn string
+	if err == nil {
+		err = conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn)
+	}
+	out := compareOpened{ID: newID()}
+	if err == nil {
+		out.Snapshot, err = frame.ParseSnapshot(current)
+	}
+	if err == nil {
+		out.Until, err = frame.ParseLSN(lsn)
+	}
+	if err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return compareOpened{}, err
+	}
+	c := &comparison{conn: conn, local: l.localSide(export)}
+	c.timer = time.AfterFunc(comparisonIdle, func() { l.closeComparison(out.ID) })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.comparisons == nil {
+		l.comparisons = map[string]*comparison{}
+	}
+	l.comparisons[out.ID] = c
+	return out, nil
+}
+
+func (l *link) closeComparison(id string) {
+	l.mu.Lock()
+	c := l.comparisons[id]
+	delete(l.comparisons, id)
+	l.mu.Unlock()
+	if c != nil {
+		c.timer.Stop()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = c.conn.Close(ctx)
+	}
+}
+
+// compare answers the secondary's questions about the primary's side.
+func (l *link) compare(ctx context.Context, r compareRequest) (any, error) {
+	l.mu.Lock()
+	c := l.comparisons[r.ID]
+	l.mu.Unlock()
+	if c == nil {
+		return nil, problem.New("comparison-ended", "link "+l.rec.Name, "the primary ended the comparison, as its agent does when it restarts", "hawser link verify "+l.rec.Name).Retry()
+	}
+	c.timer.Reset(comparisonIdle)
+	switch r.What {
+	case "close":
+		l.closeComparison(r.ID)
+		return struct{}{}, nil
+	case "inventory":
+		return c.local.Inventory(ctx)
+	case "sequences":
+		return c.local.Sequences(ctx)
+	case "digest":
+		return ask(ctx, r.Args, c.local.Digest)
+	case "buckets":
+		return ask(ctx, r.Args, c.local.Buckets)
+	case "rows":
+		return ask(ctx, r.Args, c.local.Rows)
+	}
+	return nil, problem.New("unknown-call", "comparison "+r.What, "this version of Hawser does not know it", "run the same version on both sides")
+}
+
+func ask[Q, R any](ctx context.Context, args json.RawMessage, do func(context.Context, Q) (R, error)) (any, error) {
+	var q Q
+	if err := json.Unmarshal(args, &q); err != nil {
+		return nil, err
+	}
+	return do(ctx, q)
+}
+
+// remoteSide is the primary's side, reached through the peer.
+type remoteSide struct {
+	l  *link
+	id string
+}
+
+func (s remoteSide) ask(ctx context.Context, what string, args, reply any) error {
+	data, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	return s.l.m.call(ctx, s.l.rec.Peer, s.l.rec.Name, callCompare, compareRequest{s.id, what, data}, reply)
+}
+
+func askFor[R any](ctx context.Context, s remoteSide, what string, args any) (R, error) {
+	var reply R
+	err := s.ask(ctx, what, args, &reply)
+	return reply, err
+}
+
+func (s remoteSide) Inventory(ctx context.Context) (verify.Inventory, error) {
+	return askFor[verify.Inventory](ctx, s, "inventory", nil)
+}
+
+func (s remoteSide) Sequences(ctx context.Context) ([]verify.Sequence, error) {
+	return askFor[[]verify.Sequence](ctx, s, "sequences", nil)
+}
+
+func (s remoteSide) Digest(ctx context.Context, r verify.DigestRequest) ([]verify.TableDigest, error) {
+	return askFor[[]verify.TableDigest](ctx, s, "digest", r)
+}
+
+func (s remoteSide) Buckets(ctx context.Context, r verify.BucketsRequest) ([]verify.Bucket, error) {
+	return askFor[[]verify.Bucket](ctx, s, "buckets", r)
+}
+
+func (s remoteSide) Rows(ctx context.Context, r verify.RowsRequest) ([]verify.Row, error) {
+	return askFor[[]verify.Row](ctx, s, "rows", r)
 }

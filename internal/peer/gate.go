@@ -11,7 +11,7 @@ const (
 	// maxPending bounds the connections that have not yet proved who they are, in
 	// all and from one address. Beyond it the oldest gives way: a true peer proves
 	// itself in a few round trips, who holds a place for longer is none.
-	maxPending     = 128
+	maxPending     = 64
 	maxPendingFrom = 16
 )
 

@@ -65,6 +65,7 @@ type Node struct {
 	run       context.Context // Run's, nil before it
 	over      bool            // Run waits for its goroutines; none may begin
 	wg        sync.WaitGroup  // Run's goroutines; Add under mu
+	serial    uint64          // of the last decision made here
 	loadedAt  time.Time
 	peers     map[string]*remote       // by name
 	prints    map[string]*remote       // by fingerprint
@@ -101,37 +102,46 @@ func (n *Node) Run(ctx context.Context) error {
 		n.mu.Unlock()
 		n.wg.Wait()
 	}()
-	if err := n.loadFirst(ctx); err != nil {
-		return err
+	// Who is not known yet would be refused as a stranger, so nobody is let in before.
+	if n.loadUntil(ctx) {
+		n.accept(ctx)
 	}
-	return n.accept(ctx)
+	return nil
 }
 
-// loadFirst waits for a trust store that is on its way up: who is not known yet
-// would be refused as a stranger.
-func (n *Node) loadFirst(ctx context.Context) error {
+// loadUntil reads the trust store as soon as it can be read.
+func (n *Node) loadUntil(ctx context.Context) bool {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err := n.reload(ctx)
 		if err == nil {
-			return nil
+			return true
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return false
 		}
 		n.log.Warn("can't read whom to trust, trying again", "error", err)
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return false
 		case <-time.After(wait):
 		}
 	}
 }
 
 // Refresh takes in a change of trust: it dials who is new, and ends the session of
-// who is trusted no longer. On an error nothing changed.
-func (n *Node) Refresh(ctx context.Context) error {
+// who is trusted no longer. When the trust store can't be read, nothing changes and
+// it is read again by Run.
+func (n *Node) Refresh() {
+	n.mu.Lock()
+	ctx := n.run
+	n.mu.Unlock()
+	if ctx == nil {
+		return // Run begins by reading the trust store
+	}
 	if err := n.reload(ctx); err != nil {
-		return err
+		n.log.Warn("can't read whom to trust, trying again", "error", err)
+		n.start(func(ctx context.Context) { n.loadUntil(ctx) })
+		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -141,7 +151,6 @@ func (n *Node) Refresh(ctx context.Context) error {
 		default:
 		}
 	}
-	return nil
 }
 
 // start runs f on one of Run's goroutines, and reports whether Run is still there.
@@ -160,14 +169,14 @@ func (n *Node) startLocked(f func(ctx context.Context)) bool {
 	return true
 }
 
-func (n *Node) accept(ctx context.Context) error {
+func (n *Node) accept(ctx context.Context) {
 	for {
 		conn, err := n.listener.Accept()
 		if ctx.Err() != nil {
 			if err == nil {
 				_ = conn.Close()
 			}
-			return ctx.Err()
+			return
 		}
 		if err != nil {
 			n.log.Warn("can't accept a connection", "error", err)

@@ -115,8 +115,8 @@ func serverOptions() []grpc.ServerOption {
 }
 
 // run serves until the session has ended and every handler has returned. When ctx
-// ends, it takes leave.
-func (s *session) run(ctx context.Context, ping time.Duration) {
+// ends, it takes leave. ended is called between the end and the wait for handlers.
+func (s *session) run(ctx context.Context, ping time.Duration, ended func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = s.server.Serve(s.mux) })
 	wg.Go(func() { s.pings(ping) })
@@ -126,6 +126,7 @@ func (s *session) run(ctx context.Context, ping time.Duration) {
 	case <-s.mux.CloseChan():
 		s.end(nil)
 	}
+	ended()
 	s.server.Stop()
 	wg.Wait()
 }

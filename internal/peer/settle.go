@@ -51,6 +51,8 @@ func (n *Node) decide(ctx context.Context, r *remote, g *greeting, w *wire, dead
 	defer func() { <-r.claim }()
 	n.mu.Lock()
 	held := r.session
+	n.serial++
+	d := decision{Use: true, Epoch: n.epoch, Serial: n.serial}
 	n.mu.Unlock()
 	if held != nil && held.dialled != w.dialled && held.alive(aliveWithin) {
 		if err := say(g.conn, decision{}); err != nil {
@@ -58,8 +60,6 @@ func (n *Node) decide(ctx context.Context, r *remote, g *greeting, w *wire, dead
 		}
 		return errNotUsed
 	}
-	r.serial++
-	d := decision{Use: true, Epoch: n.epoch, Serial: r.serial}
 	if err := say(g.conn, d); err != nil {
 		return fmt.Errorf("say the decision: %w", err)
 	}
@@ -117,7 +117,6 @@ func (n *Node) attend(ctx context.Context, r *remote, s *session) {
 	})
 	n.mu.Lock()
 	r.in, r.out = r.in+s.wire.in.Load(), r.out+s.wire.out.Load()
-	r.attended = nil
 	n.mu.Unlock()
 	n.log.Info("peer disconnected", "peer", s.peer, "after", time.Since(s.since).Round(time.Millisecond), "cause", s.cause.Cause)
 }

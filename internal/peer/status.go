@@ -1,158 +1,174 @@
 package peer
 
 import (
-	"crypto/tls"
-	"errors"
-	"net"
+	"context"
 	"slices"
 	"time"
 
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// Status is a trusted peer as it is now.
+// Status is what is known of a trusted peer.
 type Status struct {
-	Name           string
-	Fingerprint    string // of the certificate; of the one in use, when there are two
-	CertificatePEM string
-	Address        string // where it is dialled; "": it dials us
-	Connected      bool
-	Dialled        bool      // by us
-	Since          time.Time // connected or not connected since
-	Remote         string    // the other end's address
-	Version        string    // of its agent
-	RTT            time.Duration
-	BytesIn        uint64           // on the wire, since Run began
-	BytesOut       uint64           //
-	Problem        *problem.Problem // why it is not connected
+	Trusted
+	Fingerprint       string // of the first certificate that can be used
+	Connected         bool
+	Dialled           bool      // by us
+	Since             time.Time // connected, or not connected, since
+	Remote            string    // the other end's address
+	Version           string    // of its agent
+	RTT               time.Duration
+	BytesIn, BytesOut uint64           // on the wire, since the agent began
+	Problem           *problem.Problem // why it is not connected
 }
 
-// Refused is somebody who was turned away. What the stranger claims is not proved.
+// Refused is somebody who came and was turned away.
 type Refused struct {
-	Name        string // claimed
-	Fingerprint string // of the certificate that was shown; "" where it did not come to that
-	Address     string // the last it came from
+	Name        string // as claimed; nothing proves it
+	Fingerprint string // of the certificate whose key he holds
+	Address     string // without the port
 	Problem     *problem.Problem
 	At          time.Time // the last time
 	Count       int
 }
 
-const (
-	// maxRefused bounds how many strangers are remembered.
-	maxRefused = 32
-	// refusedQuiet is how long the same stranger is not logged again.
-	refusedQuiet = time.Minute
-)
-
-// Status returns the trusted peers by name, and the strangers that were refused
-// lately, the latest first.
+// Status returns the trusted peers by name, and who was lately refused, the latest
+// first.
 func (n *Node) Status() ([]Status, []Refused) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	peers := make([]Status, 0, len(n.peers))
+	out := make([]Status, 0, len(n.peers))
 	for _, name := range n.names() {
-		peers = append(peers, n.peers[name].status())
+		out = append(out, n.peers[name].status())
 	}
-	refused := slices.Clone(n.refused)
-	slices.Reverse(refused)
-	return peers, refused
+	return out, n.refused.latest()
 }
 
+// status is called with the node's mutex held.
 func (r *remote) status() Status {
-	s := Status{
-		Name: r.name, CertificatePEM: r.pem, Address: r.address, Since: r.since,
-		BytesIn: r.in, BytesOut: r.out, Problem: r.problem(),
+	st := Status{
+		Trusted: Trusted{Name: r.name, CertificatePEM: r.pem, Address: r.address},
+		Since:   r.since, BytesIn: r.in, BytesOut: r.out, Problem: r.last,
 	}
 	if len(r.prints) > 0 {
-		s.Fingerprint = r.prints[0]
+		st.Fingerprint = r.prints[0]
 	}
-	if live := r.session; live != nil {
-		s.Connected, s.Dialled, s.Version, s.Fingerprint = true, live.dialled, live.version, live.print
-		s.Remote = live.wire.RemoteAddr().String()
-		s.RTT = time.Duration(live.rtt.Load())
-		s.BytesIn += live.wire.in.Load()
-		s.BytesOut += live.wire.out.Load()
+	if r.last == nil || len(r.prints) == 0 {
+		st.Problem = r.unfit
 	}
-	return s
+	if s := r.session; s != nil {
+		st.Fingerprint, st.Dialled, st.Remote, st.Version = s.print, s.dialled, s.wire.RemoteAddr().String(), s.version
+		st.BytesIn, st.BytesOut = st.BytesIn+s.wire.in.Load(), st.BytesOut+s.wire.out.Load()
+		if cause := s.ended(); cause != nil {
+			st.Problem = cause
+		} else {
+			st.Connected = true
+			st.RTT = time.Duration(s.rtt.Load())
+		}
+	}
+	return st
 }
 
-// problem is why there is no session, nil while there is one.
-func (r *remote) problem() *problem.Problem {
-	switch {
-	case r.session != nil:
-		return nil
-	case r.unfit != nil && len(r.prints) == 0:
-		return r.unfit
-	case r.last != nil:
-		return r.last
-	case r.address == "":
-		return problem.New("peer-awaited", "peer "+shown(r.name), "it has not connected yet, and no address is known at which to dial it",
-			"on "+shown(r.name)+": hawser peer add FILE --address HOST:PORT, with the address of this instance; or the other way round").Retry()
-	}
-	return problem.New("peer-connecting", "peer "+shown(r.name), "it is being dialled", "none: wait a moment").Retry()
+const (
+	maxRefused = 32
+	// sayAgain is how long the same refusal is not logged again, and maxSaid how many
+	// are logged in that time: strangers do not fill the disk.
+	sayAgain = time.Minute
+	maxSaid  = 20
+)
+
+// refusals is a bounded list of who was refused. The node's mutex guards it.
+type refusals struct {
+	list  []*refusedBefore // the latest last
+	since time.Time        // of said
+	said  int
 }
 
-// note remembers why there is no session. It is logged when it is another reason.
-func (n *Node) note(r *remote, p *problem.Problem) {
+type refusedBefore struct {
+	Refused
+	said time.Time
+}
+
+// add notes a refusal, and reports whether it should be logged.
+func (l *refusals) add(r Refused) bool {
+	e := &refusedBefore{Refused: r}
+	if i := slices.IndexFunc(l.list, func(e *refusedBefore) bool { return e.Fingerprint == r.Fingerprint && e.Name == r.Name }); i >= 0 {
+		e = l.list[i]
+		l.list = slices.Delete(l.list, i, i+1)
+		r.Count = e.Count
+		if e.Problem.Code != r.Problem.Code {
+			e.said = time.Time{}
+		}
+		e.Refused = r
+	} else if len(l.list) >= maxRefused {
+		l.list = slices.Delete(l.list, 0, 1)
+	}
+	e.Count++
+	l.list = append(l.list, e)
+	if r.At.Sub(l.since) > sayAgain {
+		l.since, l.said = r.At, 0
+	}
+	if r.At.Sub(e.said) <= sayAgain || l.said >= maxSaid {
+		return false
+	}
+	e.said = r.At
+	l.said++
+	return true
+}
+
+func (l *refusals) latest() []Refused {
+	out := make([]Refused, 0, len(l.list))
+	for _, e := range slices.Backward(l.list) {
+		out = append(out, e.Refused)
+	}
+	return out
+}
+
+// refuse notes that one side refused the other, and words it. What a stranger claims
+// to be has no effect on the peer of that name.
+func (n *Node) refuse(g *greeting, dialled *remote) *problem.Problem {
+	parties := n.parties(g, dialled)
+	p := g.theirs.theirs(parties)
+	if g.ours != accepted {
+		p = g.ours.ours(parties)
+	}
+	if dialled != nil {
+		return p // it is noted as why there is no session
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if r.session != nil {
+	if r := n.prints[g.print]; r != nil && r.session == nil {
+		r.last = p
+	}
+	at := host(g.conn.RemoteAddr().String())
+	if n.refused.add(Refused{Name: g.hello.Name, Fingerprint: g.print, Address: at, Problem: p, At: time.Now()}) {
+		n.log.Warn("peer refused", "claims", g.hello.Name, "fingerprint", g.print, "remote", at, "by_us", g.ours != accepted, "cause", p.Error())
+	}
+	return p
+}
+
+// serveTest lets the other side measure, on a connection that it made for that.
+func (n *Node) serveTest(ctx context.Context, g *greeting, w *wire) {
+	n.mu.Lock()
+	r := n.prints[g.print]
+	if r == nil || r.tests >= maxTests {
+		n.mu.Unlock()
+		_ = w.Close()
 		return
 	}
-	if r.last == nil || r.last.Code != p.Code || r.last.Cause != p.Cause {
-		n.log.Warn("peer can't be connected", "peer", r.name, "code", p.Code, "cause", p.Cause, "remedy", p.Remedy, "error", p.Err)
+	r.tests++
+	n.mu.Unlock()
+	defer func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		r.tests--
+	}()
+	s, err := newSession(g, w, r.name, nil, n.cfg.idle(), n.log)
+	if err != nil {
+		_ = w.Close()
+		return
 	}
-	r.last = p
-}
-
-// turnedAway remembers a stranger. One who comes again is counted.
-func (n *Node) turnedAway(who Refused) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	who.At, who.Count = time.Now(), 1
-	quiet := false
-	host, _, _ := net.SplitHostPort(who.Address)
-	i := slices.IndexFunc(n.refused, func(r Refused) bool {
-		before, _, _ := net.SplitHostPort(r.Address)
-		return r.Fingerprint == who.Fingerprint && r.Problem.Code == who.Problem.Code && (who.Fingerprint != "" || before == host)
-	})
-	if i >= 0 {
-		who.Count += n.refused[i].Count
-		quiet = who.At.Sub(n.refused[i].At) < refusedQuiet
-		n.refused = slices.Delete(n.refused, i, i+1)
-	}
-	n.refused = append(n.refused, who)
-	if len(n.refused) > maxRefused {
-		n.refused = slices.Delete(n.refused, 0, 1)
-	}
-	if !quiet {
-		n.log.Warn("a connection was refused", "claims", who.Name, "fingerprint", who.Fingerprint, "address", who.Address,
-			"code", who.Problem.Code, "cause", who.Problem.Cause, "remedy", who.Problem.Remedy)
-	}
-}
-
-// spoiled takes note of a connection whose handshake failed. One that closes
-// without a word, as port scans and health checks do, is not worth a note.
-func (n *Node) spoiled(w *wire, err error) error {
-	var notTLS *errTLS
-	var record tls.RecordHeaderError
-	if w.in.Load() == 0 && closed(err) || n.running.Err() != nil {
-		return err
-	}
-	address := w.RemoteAddr().String()
-	host, _, _ := net.SplitHostPort(address)
-	object := "connection from " + host
-	var p *problem.Problem
-	switch {
-	case errors.As(err, &record):
-		p = problem.New("not-tls", object, "it does not speak TLS", "only agents may dial this port; if one does, something between changes its bytes")
-	case timedOut(err):
-		p = problem.New("handshake-timeout", object, "it did not complete the handshake in time", "if it is a peer: hawser peer test there")
-	case errors.As(err, &notTLS):
-		p = problem.New("not-hawser", object, "it is not an agent: "+word(notTLS.err.Error()), "only agents may dial this port")
-	default:
-		p = problem.New("handshake-failed", object, "it broke the handshake off", "if it is a peer: hawser peer test there")
-	}
-	n.turnedAway(Refused{Address: address, Problem: p.Because(err)})
-	return err
+	ctx, cancel := context.WithTimeout(ctx, maxTest)
+	defer cancel()
+	s.run(ctx, n.cfg.keepAlive(), func() {})
 }

@@ -307,7 +307,6 @@ func notEOF(err error) error {
 // clientStream is a stream that this side opened.
 type clientStream struct {
 	*stream
-	ctx     context.Context
 	cancel  context.CancelFunc
 	packets peerpb.Peer_StreamClient
 	once    sync.Once

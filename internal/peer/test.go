@@ -2,12 +2,11 @@ package peer
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -15,321 +14,247 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// Step is one step of the way to a peer.
+// Step is one part of the way to a peer, tried for real.
 type Step struct {
 	Name     string
 	OK       bool
-	Detail   string // what was found
+	Detail   string
 	Duration time.Duration
-	Problem  *problem.Problem // why it is not OK
+	Problem  *problem.Problem // when it is not OK
 }
 
-// The steps, in their order. Those behind the first that fails are left out, but
-// for the two verdicts, which are known together.
 const (
-	stepName       = "name"
-	stepTCP        = "TCP"
-	stepTLS        = "TLS"
-	stepTheirs     = "their certificate"
-	stepOurs       = "our certificate"
-	stepVersion    = "version"
-	stepSession    = "session"
-	stepRoundTrip  = "round trip"
-	stepRateToUs   = "rate to us"
-	stepRateToThem = "rate to them"
-)
+	// maxTests bounds the tests that a peer runs at a time, and maxTest one of them.
+	maxTests = 4
+	maxTest  = time.Minute
 
-const (
-	maxProbe   = 256 << 20 // bytes of one measurement
+	// probePiece is the size of a measurement's packets, maxProbe what one may carry,
+	// and measureFor how long one direction is measured.
 	probePiece = 64 << 10
-	probeTrips = 5
-	// maxTests bounds the tests of one peer at a time, and testWithin each of them.
-	maxTests   = 2
-	testWithin = 30 * time.Second
+	maxProbe   = 256 << 20
+	measureFor = time.Second
 )
 
-// Test walks the way to a peer, on a connection of its own that disturbs no
-// session, and says of each step whether it is good and what to do if it is not.
-// A peer that has no address dials us: there its session is measured.
-func (n *Node) Test(ctx context.Context, peer string) []Step {
-	n.mu.Lock()
-	r := n.peers[peer]
-	n.mu.Unlock()
-	w := &walk{}
-	if r == nil {
-		_, err := n.session(peer)
-		w.step(stepSession, func() (string, error) { return "", err })
-		return w.steps
-	}
-	n.mu.Lock()
-	address, unfit, live := r.address, r.unfit, r.session
-	n.mu.Unlock()
-	switch {
-	case unfit != nil:
-		w.step(stepTheirs, func() (string, error) { return "", unfit })
-	case address == "":
-		n.testAwaited(ctx, w, r, live)
-	default:
-		n.testDialled(ctx, w, r, address)
-	}
-	return w.steps
-}
-
-// walk collects steps until one fails.
-type walk struct {
+// tester walks the steps. After the first failure the rest is not tried.
+type tester struct {
 	steps  []Step
 	failed bool
 }
 
-func (w *walk) step(name string, do func() (string, error)) {
-	if w.failed {
+func (t *tester) try(name string, do func() (string, error)) {
+	if t.failed {
 		return
 	}
-	start := time.Now()
+	from := time.Now()
 	detail, err := do()
-	w.done(name, detail, time.Since(start), err)
+	t.add(Step{Name: name, OK: err == nil, Detail: detail, Duration: time.Since(from)}, err)
 }
 
-func (w *walk) done(name, detail string, took time.Duration, err error) {
-	w.steps = append(w.steps, Step{Name: name, OK: err == nil, Detail: detail, Duration: took, Problem: problem.Of(err, "peer-test")})
-	w.failed = w.failed || err != nil
-}
-
-// testAwaited tests a peer that dials us.
-func (n *Node) testAwaited(ctx context.Context, w *walk, r *remote, s *session) {
-	const notApplicable = "not applicable: they dial us"
-	w.done(stepName, notApplicable, 0, nil)
-	w.done(stepTCP, notApplicable, 0, nil)
-	w.step(stepSession, func() (string, error) {
-		if s == nil {
-			return "", n.whyAwaited(r)
-		}
-		return "they dialled from " + s.wire.RemoteAddr().String(), nil
-	})
-	if w.failed {
-		return
+func (t *tester) add(s Step, err error) {
+	if err != nil {
+		s.Detail, s.Problem, t.failed = "", problem.Of(err, "peer-test"), true
 	}
-	const sinceStart = "as when the session began"
-	w.done(stepTLS, "TLS 1.3, "+sinceStart, 0, nil)
-	w.done(stepTheirs, s.print+", "+sinceStart, 0, nil)
-	w.done(stepOurs, n.cfg.Identity.Fingerprint()+", "+sinceStart, 0, nil)
-	n.measureAll(ctx, w, s)
+	t.steps = append(t.steps, s)
 }
 
-// whyAwaited is why a peer that should dial us has no session: the last reason, or
-// that somebody of its name was refused.
-func (n *Node) whyAwaited(r *remote) *problem.Problem {
+// Test walks the way to a peer on a connection of its own, which never becomes the
+// session. A peer whose address is not known is tested over the session.
+func (n *Node) Test(ctx context.Context, peer string) []Step {
+	ctx, cancel := context.WithTimeout(ctx, maxTest)
+	defer cancel()
+	t := &tester{}
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, f := range slices.Backward(n.refused) {
-		if f.Name == r.name && r.session == nil {
-			return f.Problem
-		}
+	r, address := n.peers[peer], ""
+	if r != nil {
+		address = r.address
 	}
-	if p := r.problem(); p != nil {
-		return p
+	n.mu.Unlock()
+	switch {
+	case r == nil:
+		t.try("trust", func() (string, error) { return "", notFound(peer) })
+	case address == "":
+		n.testSession(ctx, t, r)
+	default:
+		n.testWay(ctx, t, r, address)
 	}
-	return disconnected(r.name, nil)
+	return t.steps
 }
 
-// testDialled tests a peer at its address.
-func (n *Node) testDialled(ctx context.Context, w *walk, r *remote, address string) {
-	host, _, err := net.SplitHostPort(address)
-	w.step(stepName, func() (string, error) {
+func (n *Node) testSession(ctx context.Context, t *tester, r *remote) {
+	for _, name := range []string{"name resolution", "TCP"} {
+		t.try(name, func() (string, error) { return "not applicable: they dial us", nil })
+	}
+	s, err := n.live(r.name)
+	t.try("TLS", func() (string, error) {
 		if err != nil {
-			return "", unreachable(r.name, address, err)
+			p := problem.New("peer-not-dialling", "peer "+shown(r.name), "it has not connected, and no address is known to dial it",
+				"on the other instance: hawser peer test "+quoted(n.cfg.Identity.Name)+"; or give its address here: hawser peer add "+file(r.name)+" --address HOST:PORT")
+			if cause := problem.Of(err, ""); cause.Cause != "" {
+				p = p.Because(errors.New(cause.Cause))
+			}
+			return "", p
 		}
-		return n.resolve(ctx, r.name, address, host)
+		return "not applicable: they dialled from " + s.wire.RemoteAddr().String(), nil
 	})
-	var c *wire
-	w.step(stepTCP, func() (string, error) {
-		var err error
-		if c, err = n.connect(ctx, r.name, address); err != nil {
-			return "", err
-		}
-		return c.LocalAddr().String() + " to " + c.RemoteAddr().String(), nil
-	})
-	if w.failed {
+	if err != nil {
 		return
 	}
-	defer c.Close()
+	t.try("our certificate accepted by them", func() (string, error) { return n.cfg.Identity.Fingerprint(), nil })
+	t.try("their certificate accepted by us", func() (string, error) { return s.print, nil })
+	t.try("version", func() (string, error) { return n.versions(s.version, s.protocol), nil })
+	measure(ctx, t, s)
+}
+
+func (n *Node) versions(theirs string, protocol int) string {
+	return fmt.Sprintf("their agent is %s, ours is %s, protocol %d", shown(theirs), shown(n.cfg.Version), protocol)
+}
+
+// testWay dials and greets as for a session, and tells each part apart.
+func (n *Node) testWay(ctx context.Context, t *tester, r *remote, address string) {
+	name, port, _ := net.SplitHostPort(address)
+	t.try("name resolution", func() (string, error) {
+		found, err := net.DefaultResolver.LookupHost(ctx, name)
+		if err != nil {
+			return "", unresolved(address, name, err)
+		}
+		return name + " is " + strings.Join(found, ", "), nil
+	})
+	var conn net.Conn
+	t.try("TCP", func() (_ string, err error) {
+		conn, err = dial(ctx, address)
+		return "port " + port + " takes connections", err
+	})
+	if t.failed {
+		return
+	}
+	defer conn.Close()
+	w := &wire{Conn: conn, dialled: true}
 	var g *greeting
-	w.step(stepTLS, func() (detail string, err error) {
-		g, err = n.greetAt(ctx, r, address, c, true)
-		return "TLS 1.3, " + alpn, err
-	})
-	if w.failed {
-		return
-	}
-	n.testVerdicts(w, r, g)
-	if w.failed {
-		return
-	}
-	s, err := newSession(g, c, r.name, nil, n.idle, n.log.With("peer", r.name, "test", true))
-	if err != nil {
-		w.done(stepRoundTrip, "", 0, err)
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, testWithin)
-	defer cancel()
-	defer s.end(errTested)
-	defer s.server.Stop()
-	n.measureAll(ctx, w, s)
-}
-
-var errTested = problem.New("peer-tested", "", "the test is over", "none")
-
-func (n *Node) resolve(ctx context.Context, name, address, host string) (string, error) {
-	if _, err := netip.ParseAddr(host); err == nil {
-		return host + " is an address", nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, n.dial)
-	defer cancel()
-	found, err := net.DefaultResolver.LookupHost(ctx, host)
-	if err != nil {
-		return "", unreachable(name, address, err)
-	}
-	return host + " is " + strings.Join(found, ", "), nil
-}
-
-// testVerdicts reports both verdicts, whichever is bad.
-func (n *Node) testVerdicts(w *walk, r *remote, g *greeting) {
-	who := n.parties(g, r)
-	ours, theirs := g.ours, g.theirs
-	versions := ours == version || theirs == version
-	if ours == accepted || versions {
-		w.done(stepTheirs, g.print, 0, nil)
-	} else {
-		w.done(stepTheirs, "", 0, ours.ours(who))
-	}
-	if theirs == accepted || versions {
-		w.done(stepOurs, who.ourPrint, 0, nil)
-	} else {
-		w.done(stepOurs, "", 0, theirs.theirs(who))
-	}
-	if versions {
-		w.done(stepVersion, "", 0, version.ours(who))
-	}
-}
-
-// measureAll is the end of the way: what the connection is worth.
-func (n *Node) measureAll(ctx context.Context, w *walk, s *session) {
-	w.step(stepVersion, func() (string, error) {
-		return fmt.Sprintf("agent %s, protocol %d", shown(s.version), s.protocol), nil
-	})
-	w.step(stepRoundTrip, func() (string, error) {
-		best, err := s.roundTrip(ctx)
-		return "best of " + fmt.Sprint(probeTrips) + ": " + best.Round(time.Microsecond).String(), err
-	})
-	w.step(stepRateToUs, func() (string, error) { return rate(s.receiveProbe(ctx, n.measure)) })
-	w.step(stepRateToThem, func() (string, error) { return rate(s.sendProbe(ctx, n.measure)) })
-}
-
-func rate(bytes uint64, took time.Duration, err error) (string, error) {
-	if err != nil {
-		return "", err
-	}
-	perSecond := float64(bytes) / max(took.Seconds(), 1e-6)
-	return fmt.Sprintf("%.0f bytes/s (%.1f MB/s), %d bytes", perSecond, perSecond/1e6, bytes), nil
-}
-
-func (s *session) roundTrip(ctx context.Context) (time.Duration, error) {
-	best := time.Duration(-1)
-	for range probeTrips {
-		start := time.Now()
-		p, err := s.stub.Probe(ctx)
-		if err == nil {
-			err = errors.Join(p.Send(&peerpb.ProbePacket{}), p.CloseSend())
-		}
-		if err == nil {
-			_, err = p.Recv()
-		}
+	t.try("TLS", func() (_ string, err error) {
+		g, err = greet(ctx, w, n.cfg.Identity, n.hello(true), time.Now().Add(greetWithin), func(g *greeting) refusal { return n.judge(g, r) })
 		if err != nil {
-			return 0, s.wrap(ctx, err)
+			return "", notGreeted(address, err)
 		}
-		if d := time.Since(start); best < 0 || d < best {
-			best = d
-		}
-		if _, err := p.Recv(); !errors.Is(err, io.EOF) {
-			return 0, s.wrap(ctx, err)
-		}
+		return "TLS 1.3, " + g.print, nil
+	})
+	if t.failed {
+		return
 	}
-	return best, nil
+	n.testVerdicts(t, g, r)
+	if t.failed {
+		return
+	}
+	s, err := newSession(g, w, r.name, nil, n.cfg.idle(), n.log)
+	if err != nil {
+		t.add(Step{Name: "round trip"}, err)
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() { // until cancel
+		defer close(ended)
+		s.run(ctx, n.cfg.keepAlive(), func() {})
+	}()
+	measure(ctx, t, s)
+	cancel()
+	<-ended
 }
 
-// receiveProbe takes what the other side can send in a time.
-func (s *session) receiveProbe(ctx context.Context, within time.Duration) (uint64, time.Duration, error) {
-	own, cancel := context.WithCancel(ctx)
-	defer cancel()
-	p, err := s.stub.Probe(own)
-	if err == nil {
-		err = errors.Join(p.Send(&peerpb.ProbePacket{Want: maxProbe}), p.CloseSend())
+// testVerdicts tells all that the two sides said of each other, also if it is more
+// than one refusal.
+func (n *Node) testVerdicts(t *tester, g *greeting, r *remote) {
+	between := n.parties(g, r)
+	verdict := func(refused bool, p func(parties) *problem.Problem) error {
+		if !refused {
+			return nil
+		}
+		return p(between)
 	}
-	if err != nil {
-		return 0, 0, s.wrap(ctx, err)
-	}
-	var got uint64
-	start := time.Now()
-	for time.Since(start) < within && got < maxProbe {
-		r, err := p.Recv()
+	t.add(Step{Name: "our certificate accepted by them", OK: g.theirs == accepted || g.theirs == version, Detail: n.cfg.Identity.Fingerprint()},
+		verdict(g.theirs != accepted && g.theirs != version, g.theirs.theirs))
+	t.add(Step{Name: "their certificate accepted by us", OK: g.ours == accepted || g.ours == version, Detail: g.print},
+		verdict(g.ours != accepted && g.ours != version, g.ours.ours))
+	t.try("version", func() (string, error) {
+		return n.versions(g.hello.Version, g.protocol()), verdict(g.ours == version || g.theirs == version, version.ours)
+	})
+}
+
+// measure takes the round trip and the rate of a session.
+func measure(ctx context.Context, t *tester, s *session) {
+	t.try("round trip", func() (string, error) {
+		const trips = 5
+		best := time.Duration(0)
+		for range trips {
+			d, err := s.mux.Ping()
+			if err != nil {
+				return "", disconnected(s.peer, s.ended()).Because(err)
+			}
+			if best == 0 || d < best {
+				best = d
+			}
+		}
+		return best.Round(time.Microsecond).String(), nil
+	})
+	t.try("rate", func() (string, error) {
+		in, err := s.download(ctx, measureFor)
 		if err != nil {
-			return 0, 0, s.wrap(ctx, err)
+			return "", s.wrap(ctx, err)
 		}
-		if got == 0 {
-			start = time.Now() // the first round trip is not the rate
+		out, err := s.upload(ctx, measureFor)
+		if err != nil {
+			return "", s.wrap(ctx, err)
 		}
-		got += uint64(len(r.Data))
-	}
-	return got, time.Since(start), nil
+		return fmt.Sprintf("%.1f MiB/s from them, %.1f MiB/s to them", in/(1<<20), out/(1<<20)), nil
+	})
 }
 
-// sendProbe sends what it can in a time, and counts what arrived.
-func (s *session) sendProbe(ctx context.Context, within time.Duration) (uint64, time.Duration, error) {
-	own, cancel := context.WithCancel(ctx)
+// download measures bytes a second from the other side.
+func (s *session) download(ctx context.Context, lasting time.Duration) (float64, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p, err := s.stub.Probe(own)
+	p, err := s.stub.Probe(ctx)
 	if err != nil {
-		return 0, 0, s.wrap(ctx, err)
+		return 0, err
 	}
-	start := time.Now()
-	piece := &peerpb.ProbePacket{Data: make([]byte, probePiece)}
-	for sent := 0; time.Since(start) < within && sent+probePiece <= maxProbe; sent += probePiece {
-		if err := p.Send(piece); errors.Is(err, io.EOF) {
-			break // Recv has the reason
-		} else if err != nil {
-			return 0, 0, s.wrap(ctx, err)
+	from, got := time.Now(), 0
+	if err := p.Send(&peerpb.ProbePacket{Want: maxProbe}); err != nil {
+		return 0, err
+	}
+	for got < maxProbe && time.Since(from) < lasting {
+		next, err := p.Recv()
+		if err != nil {
+			return 0, err
+		}
+		got += len(next.Data)
+	}
+	return float64(got) / time.Since(from).Seconds(), nil
+}
+
+// upload measures bytes a second to the other side, by its own count.
+func (s *session) upload(ctx context.Context, lasting time.Duration) (float64, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p, err := s.stub.Probe(ctx)
+	if err != nil {
+		return 0, err
+	}
+	piece := make([]byte, probePiece)
+	_, _ = rand.Read(piece) // never fails; something between may compress
+	from := time.Now()
+	for sent := 0; sent < maxProbe && time.Since(from) < lasting; sent += len(piece) {
+		if err := p.Send(&peerpb.ProbePacket{Data: piece}); err != nil {
+			if errors.Is(err, io.EOF) {
+				_, err = p.Recv()
+			}
+			return 0, err
 		}
 	}
 	if err := p.CloseSend(); err != nil {
-		return 0, 0, s.wrap(ctx, err)
+		return 0, err
 	}
-	r, err := p.Recv()
+	answer, err := p.Recv()
 	if err != nil {
-		return 0, 0, s.wrap(ctx, err)
+		return 0, err
 	}
-	return r.Got, time.Since(start), nil
-}
-
-// serveTest answers one test of a peer.
-func (n *Node) serveTest(ctx context.Context, r *remote, g *greeting, w *wire) error {
-	n.mu.Lock()
-	r.tests++
-	full := r.tests > maxTests
-	n.mu.Unlock()
-	defer func() {
-		n.mu.Lock()
-		r.tests--
-		n.mu.Unlock()
-	}()
-	if full {
-		return errors.New("too many tests at a time")
-	}
-	s, err := newSession(g, w, r.name, nil, n.idle, n.log.With("peer", r.name, "test", true))
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, testWithin)
-	defer cancel()
-	s.run(ctx, n.ping)
-	return nil
+	return float64(answer.Got) / time.Since(from).Seconds(), nil
 }

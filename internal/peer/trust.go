@@ -20,7 +20,8 @@ type Trusted struct {
 	Address        string // host or host:port; "": we never dial, we wait for them
 }
 
-// TrustStore knows whom we trust. It is read when Run begins and by Refresh.
+// TrustStore knows whom we trust. It is read when Run begins, by Refresh, and before
+// a verdict (at most once a second), from one goroutine at a time.
 type TrustStore interface {
 	Trusted(ctx context.Context) ([]Trusted, error)
 }
@@ -35,7 +36,6 @@ type remote struct {
 
 	session *session
 	claim   chan struct{}    // a token: who holds it may decide which connection is used
-	serial  uint64           // of the last connection that we decided to use
 	since   time.Time        // connected or lost since
 	in, out uint64           // wire bytes of the sessions before
 	unfit   *problem.Problem // what is wrong with the entry in the trust store
@@ -54,41 +54,70 @@ func newRemote(name string) *remote {
 // trusts reports whether the certificate is the peer's.
 func (r *remote) trusts(fp string) bool { return slices.Contains(r.prints, fp) }
 
+const (
+	// reloadWithin bounds one reading of the trust store.
+	reloadWithin = 5 * time.Second
+	// freshFor bounds how often a handshake has the trust store read.
+	freshFor = time.Second
+)
+
+// freshen reads the trust store before a verdict, if it was not read just now. A
+// store that can't be read leaves the verdict to what is known.
+func (n *Node) freshen(ctx context.Context, deadline time.Time) {
+	n.mu.Lock()
+	fresh := time.Since(n.loadedAt) < freshFor
+	n.mu.Unlock()
+	if fresh || !n.reloading.TryLock() {
+		return
+	}
+	defer n.reloading.Unlock()
+	ctx, cancel := context.WithDeadline(ctx, time.Now().Add(time.Until(deadline)/4))
+	defer cancel()
+	if err := n.load(ctx); err != nil && ctx.Err() == nil {
+		n.log.Warn("can't read whom to trust", "error", err)
+	}
+}
+
 // reload reads the trust store and acts upon what changed. Nothing changes when it
 // can't be read: a database that is away is no reason to drop links.
 func (n *Node) reload(ctx context.Context) error {
+	n.reloading.Lock()
+	defer n.reloading.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, reloadWithin)
 	defer cancel()
+	return n.load(ctx)
+}
+
+func (n *Node) load(ctx context.Context) error {
 	list, err := n.cfg.Trust.Trusted(ctx)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.loadedAt = time.Now()
 	if err != nil {
 		return err
 	}
-	n.mu.Lock()
 	before := n.peers
 	n.peers, n.prints = n.read(list)
-	n.loaded = true
-	var ended []*session
 	for name, r := range before {
 		if n.peers[name] == nil {
 			r.stop()
 		}
-		if s := r.session; s != nil && (n.peers[name] == nil || !r.trusts(s.print)) {
-			ended = append(ended, s)
+		s := r.session
+		if s == nil || n.peers[name] != nil && r.trusts(s.print) {
+			continue
+		}
+		n.log.Info("peer is no longer trusted", "peer", s.peer, "fingerprint", s.print)
+		n.detach(r)
+		r.last = left(r.name, leaveRemoved, true)
+		if !n.startLocked(func(context.Context) { s.leave(leaveRemoved) }) {
+			s.end(r.last)
 		}
 	}
 	for _, r := range n.peers {
-		n.keepDialled(r)
-	}
-	n.mu.Unlock()
-	for _, s := range ended {
-		n.log.Info("peer is no longer trusted", "peer", s.peer, "fingerprint", s.print)
-		n.wg.Go(func() { s.leave(leaveRemoved) })
+		n.redial(r)
 	}
 	return nil
 }
-
-// reloadWithin bounds one reading of the trust store.
-const reloadWithin = 5 * time.Second
 
 // read makes the peers from the list; those that stay keep what they are. It is
 // called with the mutex held.

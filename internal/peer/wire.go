@@ -105,3 +105,11 @@ func (j *joined) Write(p []byte) (int, error) {
 	j.buf = j.buf[:0]
 	return max(0, n-muxHeader), err
 }
+
+// host is an address without its port.
+func host(address string) string {
+	if h, _, err := net.SplitHostPort(address); err == nil {
+		return h
+	}
+	return address
+}

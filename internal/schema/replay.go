@@ -259,13 +259,21 @@ func (r *replay) left() bool {
 	return tables > 0
 }
 
+const (
+	repeatedText = 1000 // ddl.sql sends a text again that has less than twice as many characters
+	keptScripts  = 32   // parsed texts; most are of one statement and needed once
+)
+
 // statement finds the text that the primary ran.
 func (r *replay) statement() (*ddlStatement, error) {
 	m := r.m
-	if m.Source != nil {
-		r.texts[m.Ref] = *m.Source
-	}
 	source, ok := r.texts[m.Ref]
+	if m.Source != nil {
+		source, ok = *m.Source, true
+		if len(source) >= repeatedText {
+			r.texts[m.Ref] = source
+		}
+	}
 	if !ok {
 		return nil, notFound(m, "(a text that this transaction has not sent)")
 	}
@@ -273,6 +281,9 @@ func (r *replay) statement() (*ddlStatement, error) {
 		s := r.scripts[text]
 		if s == nil {
 			s = parseDDL(text, m)
+			if len(r.scripts) >= keptScripts {
+				clear(r.scripts)
+			}
 			r.scripts[text] = s
 		}
 		r.recent = text

@@ -44,6 +44,9 @@ func (d search) run(ctx context.Context) (found []Difference, more bool, err err
 			more = more || len(within) < len(differ)
 			continue
 		}
+		if len(take) == 0 {
+			take = differ[:1] // rows that are all equal; they are counted, not listed
+		}
 		found, err = d.list(ctx, depth, ids(take))
 		more = more || len(take) < len(differ)
 		if len(found) > d.limit {
@@ -85,20 +88,15 @@ func (d search) buckets(ctx context.Context, depth int, within []int64) ([]Bucke
 	return differ, nil
 }
 
-// affordable are the buckets, of those that differ, whose rows may be listed; at
-// least one.
+// affordable are the buckets, of those that differ, whose rows may be listed and
+// that are needed; none where the smallest has too many.
 func (d search) affordable(differ []Bucket) []Bucket {
-	rows := int64(0)
-	for i, b := range differ {
-		rows += b.Rows
-		if i > 0 && (rows > int64(d.rows) || i >= d.limit) {
-			return differ[:i]
-		}
+	n, rows := 0, int64(0)
+	for n < min(len(differ), d.limit) && rows+differ[n].Rows <= int64(d.rows) {
+		rows += differ[n].Rows
+		n++
 	}
-	if rows > int64(d.rows) {
-		return nil
-	}
-	return differ
+	return differ[:n]
 }
 
 func ids(buckets []Bucket) []int64 {

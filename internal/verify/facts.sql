@@ -17,13 +17,13 @@ ns AS MATERIALIZED (
 rel AS MATERIALIZED (
 	SELECT c.*, ns.name || '.' || quote_ident(c.relname) AS name,
 	       CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned table' WHEN 'f' THEN 'foreign table' WHEN 'v' THEN 'view'
-	            WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence' WHEN 'c' THEN 'composite type' WHEN 'i' THEN 'index' ELSE 'index' END AS kind
+	            WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence' WHEN 'c' THEN 'composite type' ELSE 'index' END AS kind
 	FROM pg_class c JOIN ns ON ns.oid = c.relnamespace
 	WHERE c.relkind <> 't' AND c.oid NOT IN (SELECT objid FROM member WHERE classid = 'pg_class'::regclass)
 ),
 typ AS MATERIALIZED (
 	SELECT t.*, ns.name || '.' || quote_ident(t.typname) AS name FROM pg_type t JOIN ns ON ns.oid = t.typnamespace
-	WHERE (t.typtype IN ('e', 'd', 'r', 'b') AND t.typelem = 0 OR t.typrelid IN (SELECT oid FROM rel WHERE relkind = 'c'))
+	WHERE (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'b' AND t.typelem = 0 OR t.typrelid IN (SELECT oid FROM rel WHERE relkind = 'c'))
 	AND t.oid NOT IN (SELECT objid FROM member WHERE classid = 'pg_type'::regclass)
 ),
 fun AS MATERIALIZED (
@@ -71,8 +71,8 @@ SELECT 'column', rel.name || '.' || quote_ident(a.attname), concat_ws(', ',
 	CASE WHEN a.attnotnull THEN 'not null' END,
 	CASE a.attidentity WHEN 'a' THEN 'identity always' WHEN 'd' THEN 'identity by default' END,
 	CASE a.attgenerated WHEN 's' THEN 'generated stored' WHEN 'v' THEN 'generated virtual' END,
-	CASE WHEN a.attstorage <> t.typstorage THEN 'storage ' || a.attstorage END,
-	CASE WHEN a.attcompression <> '' THEN 'compression ' || a.attcompression END,
+	CASE WHEN a.attstorage <> t.typstorage THEN 'storage ' || a.attstorage::text END,
+	CASE WHEN a.attcompression <> '' THEN 'compression ' || a.attcompression::text END,
 	'options ' || array_to_string(a.attoptions, ' ') , 'foreign options ' || array_to_string(a.attfdwoptions, ' ')), false
 FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid JOIN pg_type t ON t.oid = a.atttypid
 WHERE rel.relkind IN ('r', 'p', 'f', 'v', 'm', 'c') AND a.attnum > 0 AND NOT a.attisdropped
@@ -129,20 +129,20 @@ UNION ALL
 SELECT 'function arguments', name, pg_get_function_arguments(oid), proargdefaults IS NOT NULL FROM fun WHERE prokind <> 'a'
 
 UNION ALL
-SELECT 'trigger', rel.name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid) || CASE t.tgenabled WHEN 'O' THEN '' ELSE ', enabled ' || t.tgenabled END, t.tgqual IS NOT NULL
+SELECT 'trigger', rel.name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid) || CASE t.tgenabled WHEN 'O' THEN '' ELSE ', enabled ' || t.tgenabled::text END, t.tgqual IS NOT NULL
 FROM pg_trigger t JOIN rel ON rel.oid = t.tgrelid WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgname !~ '^hawser_'
 UNION ALL
-SELECT 'event trigger', quote_ident(evtname), concat_ws(', ', evtevent, array_to_string(evttags, ' '), evtfoid::regproc, 'enabled ' || evtenabled), false
+SELECT 'event trigger', quote_ident(evtname), concat_ws(', ', evtevent, array_to_string(evttags, ' '), evtfoid::regproc, 'enabled ' || evtenabled::text), false
 FROM pg_event_trigger WHERE evtname !~ '^hawser_' AND oid NOT IN (SELECT objid FROM member WHERE classid = 'pg_event_trigger'::regclass)
 
 UNION ALL
-SELECT 'policy', rel.name || '.' || quote_ident(p.polname), concat_ws(', ', CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END, 'for ' || p.polcmd,
+SELECT 'policy', rel.name || '.' || quote_ident(p.polname), concat_ws(', ', CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END, 'for ' || p.polcmd::text,
 	'to ' || (SELECT string_agg(CASE r WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(r) END, ', ' ORDER BY pg_get_userbyid(r)) FROM unnest(p.polroles) r),
 	'using ' || pg_get_expr(p.polqual, p.polrelid), 'check ' || pg_get_expr(p.polwithcheck, p.polrelid)), true
 FROM pg_policy p JOIN rel ON rel.oid = p.polrelid
 
 UNION ALL
-SELECT 'rule', rel.name || '.' || quote_ident(r.rulename), pg_get_ruledef(r.oid) || CASE r.ev_enabled WHEN 'O' THEN '' ELSE ', enabled ' || r.ev_enabled END, true
+SELECT 'rule', rel.name || '.' || quote_ident(r.rulename), pg_get_ruledef(r.oid) || CASE r.ev_enabled WHEN 'O' THEN '' ELSE ', enabled ' || r.ev_enabled::text END, true
 FROM pg_rewrite r JOIN rel ON rel.oid = r.ev_class WHERE r.rulename <> '_RETURN'
 
 UNION ALL
@@ -187,7 +187,7 @@ SELECT 'grant', acl.object || ' to ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE
 	string_agg(DISTINCT a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ', '), false
 FROM acl CROSS JOIN aclexplode(acl.acl) a GROUP BY acl.object, a.grantee
 UNION ALL
-SELECT 'default privileges', quote_ident(pg_get_userbyid(d.defaclrole)) || coalesce(' in ' || ns.name, '') || ' for ' || d.defaclobjtype || ' to ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+SELECT 'default privileges', quote_ident(pg_get_userbyid(d.defaclrole)) || coalesce(' in ' || ns.name, '') || ' for ' || d.defaclobjtype::text || ' to ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
 	string_agg(DISTINCT a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ', '), false
 FROM pg_default_acl d LEFT JOIN ns ON ns.oid = d.defaclnamespace CROSS JOIN aclexplode(d.defaclacl) a
 WHERE d.defaclnamespace = 0 OR ns.oid IS NOT NULL

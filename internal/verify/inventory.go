@@ -80,6 +80,9 @@ func (l *Local) Sequences(ctx context.Context) ([]Sequence, error) {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := prepareSession(ctx, conn); err != nil {
+		return nil, err
+	}
 	return sequences(ctx, conn)
 }
 

@@ -1,0 +1,192 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// golden is the hash of testdata/types.sql. It must be the same in every version
+// of PostgreSQL, on every machine, and of Hawser.
+const golden = "3f29dd5b6694f9aa6a847991590855fd"
+
+func typesSQL(t testing.TB) string {
+	t.Helper()
+	text, err := os.ReadFile("testdata/types.sql")
+	must(t, err)
+	return string(text)
+}
+
+func TestGoldenHash(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	db := c.CreateDatabase(t)
+	c.Exec(t, db, typesSQL(t))
+	found, err := Tables(t.Context(), c.Connect(t, db))
+	must(t, err)
+	digests, err := Digest(t.Context(), connector(c, db), "", found, Options{})
+	must(t, err)
+	if len(digests) != 1 || digests[0].Problem != nil || digests[0].Rows != 200 || digests[0].Hash.String() != golden {
+		t.Errorf("digests %+v, want %s", digests, golden)
+	}
+}
+
+// copyRows copies a table by its columns' names, as a link does: as text.
+func copyRows(t testing.TB, from, to *pgx.Conn, table string) {
+	t.Helper()
+	columns := strings.Join(testpg.Rows(t, from, `SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum`, table), ", ")
+	var data bytes.Buffer
+	fixed := `SET DateStyle = ISO; SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET bytea_output = hex; SET extra_float_digits = 3; SET lc_monetary = 'C'; SET client_encoding = 'UTF8'`
+	run(t, from, fixed)
+	run(t, to, fixed)
+	_, err := from.PgConn().CopyTo(context.Background(), &data, `COPY `+table+` (`+columns+`) TO STDOUT`)
+	must(t, err)
+	_, err = to.PgConn().CopyFrom(context.Background(), &data, `COPY `+table+` (`+columns+`) FROM STDIN`)
+	must(t, err)
+}
+
+// The secondary has its columns in another order, dropped ones between, and other
+// settings; it is equal all the same.
+func TestOrderAndSettingsDoNotMatter(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	primary, secondary := c.CreateDatabase(t), c.CreateDatabase(t)
+	c.Exec(t, primary, typesSQL(t))
+	head, _, _ := strings.Cut(typesSQL(t), "INSERT INTO")
+	c.Exec(t, secondary, shuffled(head))
+	for name, value := range map[string]string{
+		"DateStyle": "'SQL, DMY'", "TimeZone": "'Asia/Kolkata'", "IntervalStyle": "sql_standard", "bytea_output": "escape",
+		"extra_float_digits": "-15", "xmlbinary": "hex", "quote_all_identifiers": "on", "search_path": "pg_catalog", "client_encoding": "LATIN1",
+	} {
+		c.Exec(t, primary, `ALTER DATABASE `+secondary+` SET `+name+` = `+value)
+	}
+	copyRows(t, c.Connect(t, primary), c.Connect(t, secondary), "public.kinds")
+	r := compare(t, c, primary, secondary, RunOptions{})
+	mustEqual(t, r)
+	if k := tableOf(t, r, "kinds"); k.PrimaryRows != 200 || !slices.Equal(k.Key, nil) {
+		t.Errorf("%+v", k)
+	}
+}
+
+// shuffled reverses the columns of the one table and puts a dropped one among them.
+func shuffled(sql string) string {
+	begin := strings.Index(sql, "CREATE TABLE kinds (") + len("CREATE TABLE kinds (")
+	end := begin + strings.Index(sql[begin:], "\n);")
+	// A comma within parentheses separates no columns.
+	var columns []string
+	depth, from := 0, begin
+	for i := begin; i <= end; i++ {
+		switch {
+		case i == end || sql[i] == ',' && depth == 0:
+			columns, from = append(columns, sql[from:i]), i+1
+		case sql[i] == '(':
+			depth++
+		case sql[i] == ')':
+			depth--
+		}
+	}
+	slices.Reverse(columns)
+	columns = slices.Insert(columns, len(columns)/2, "gone text")
+	return sql[:begin] + strings.Join(columns, ",") + sql[end:] + " ALTER TABLE kinds DROP COLUMN gone;"
+}
+
+// One changed value in any column is found, and its row and column named.
+func TestEveryColumnCounts(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	primary, secondary := c.CreateDatabase(t), c.CreateDatabase(t)
+	c.Exec(t, primary, typesSQL(t))
+	c.Exec(t, secondary, typesSQL(t))
+	conn := c.Connect(t, secondary)
+	columns := testpg.Rows(t, conn, `SELECT attname FROM pg_attribute WHERE attrelid = 'kinds'::regclass AND attnum > 1 AND attgenerated = '' ORDER BY attnum`)
+	if len(columns) < 70 {
+		t.Fatalf("only %d columns", len(columns))
+	}
+	p := local(c, primary, export(t, c, primary))
+	for _, column := range columns {
+		quoted := pgx.Identifier{column}.Sanitize()
+		// The second row has another value in each column than the first.
+		run(t, conn, `UPDATE kinds SET `+quoted+` = (SELECT `+quoted+` FROM kinds WHERE id = 2) WHERE id = 1`)
+		r, err := Run(t.Context(), p, local(c, secondary, export(t, c, secondary)), RunOptions{})
+		must(t, err)
+		k := tableOf(t, r, "kinds")
+		if r.Equal || k.Verdict != Differs || len(k.Differences) != 1 || k.More {
+			t.Errorf("%s: %+v", column, k)
+			continue
+		}
+		d := k.Differences[0]
+		if d.Kind != Different || !slices.Equal(d.Key, []string{"1"}) || !slices.Equal(d.Columns, []string{column}) {
+			t.Errorf("%s: %+v", column, d)
+		}
+		run(t, conn, `DELETE FROM kinds`)
+		copyRows(t, c.Connect(t, primary), conn, "public.kinds")
+	}
+}
+
+// What equals, to SQL, but is not the same.
+func TestSubtleDifferences(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	for _, v := range []struct{ kind, a, b string }{
+		{"numeric", "1.0", "1.00"}, {"float8", "0", "'-0'"}, {"float8", "'NaN'", "NULL"}, {"text", "''", "NULL"}, {"text", "'x'", "'x '"},
+		{"json", `'{"a":1}'`, `'{"a": 1}'`}, {"bytea", `'\x00'`, `'\x0000'`}, {"text[]", "'{NULL}'", `'{"NULL"}'`}, {"timestamptz", "'2024-01-01 00:00:00.000001Z'", "'2024-01-01Z'"},
+		{"interval", "'1 day'", "'24 hours'"}, {"float8", "0.1", "0.1::float8 + 1e-17::float8 + 1.4e-17"}, {"int[]", "'{1}'", "'[0:0]={1}'"},
+	} {
+		primary, secondary := c.CreateDatabase(t), c.CreateDatabase(t)
+		c.Exec(t, primary, `CREATE TABLE t (a `+v.kind+`, b int)`, `INSERT INTO t VALUES (`+v.a+`, 1)`)
+		c.Exec(t, secondary, `CREATE TABLE t (a `+v.kind+`, b int)`, `INSERT INTO t VALUES (`+v.b+`, 1)`)
+		if r := compare(t, c, primary, secondary, RunOptions{}); tableOf(t, r, "t").Verdict != Differs {
+			t.Errorf("%s: %s and %s are taken for the same", v.kind, v.a, v.b)
+		}
+	}
+}
+
+// Encodings differ: hashes are of UTF-8.
+func TestEncodings(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	primary, latin := c.CreateDatabase(t), c.CreateDatabase(t)
+	c.DropDatabase(latin)
+	c.Exec(t, "postgres", `CREATE DATABASE `+latin+` ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0`)
+	for _, db := range []string{primary, latin} {
+		c.Exec(t, db, `CREATE TABLE t (id int PRIMARY KEY, v text)`, `INSERT INTO t SELECT i, U&'\00fc' || repeat(U&'\00e9', i) FROM generate_series(1, 3000) i`, `ANALYZE`)
+	}
+	mustEqual(t, compare(t, c, primary, latin, RunOptions{}))
+	c.Exec(t, latin, `UPDATE t SET v = replace(v, U&'\00fc', U&'\00fb') WHERE id = 77`)
+	k := tableOf(t, compare(t, c, primary, latin, RunOptions{}), "t")
+	if len(k.Differences) != 1 || !slices.Equal(k.Differences[0].Key, []string{"77"}) || !slices.Equal(k.Differences[0].Columns, []string{"v"}) {
+		t.Errorf("%+v", k)
+	}
+}
+
+// The text of a row may be larger than PostgreSQL can build.
+func TestWideRows(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	primary, secondary := c.CreateDatabase(t), c.CreateDatabase(t)
+	for _, db := range []string{primary, secondary} {
+		c.Exec(t, db, `CREATE TABLE wide (id int PRIMARY KEY, b bytea, c text, d text, e jsonb)`,
+			`INSERT INTO wide SELECT i, decode(repeat('00', 10), 'hex'), 'x', 'y', '{"a":1}' FROM generate_series(1, 20) i`,
+			// Compresses well, and its hexadecimal text has more than 1 GB.
+			`INSERT INTO wide VALUES (21, convert_to(repeat('x', 540000000), 'UTF8'), repeat('y', 100000), repeat('z', 100000))`)
+	}
+	r := compare(t, c, primary, secondary, RunOptions{})
+	mustEqual(t, r)
+	c.Exec(t, secondary, `UPDATE wide SET d = 'Y' WHERE id = 3`, `UPDATE wide SET c = c || 'y' WHERE id = 21`)
+	k := tableOf(t, compare(t, c, primary, secondary, RunOptions{}), "wide")
+	if k.Verdict != Differs || len(k.Differences) != 2 {
+		t.Fatalf("%+v", k)
+	}
+	for _, d := range k.Differences {
+		if want := map[string]string{"3": "d", "21": "c"}[d.Key[0]]; d.Kind != Different || !slices.Equal(d.Columns, []string{want}) {
+			t.Errorf("%+v", d)
+		}
+	}
+}
