@@ -121,7 +121,7 @@ const zoo = `
 	CREATE VIEW paid AS SELECT * FROM "My Order" WHERE "Status" = 'paid';
 	INSERT INTO customer (name, tags, info) SELECT 'c' || i, ARRAY['a', NULL, 'x"y'], jsonb_build_object('i', i) FROM generate_series(1, 2000) i;
 	INSERT INTO "My Order" (customer, total) SELECT 1 + i % 2000, i FROM generate_series(1, 5000) i;
-	INSERT INTO audit (what) SELECT 'start' FROM generate_series(1, 10);
+	INSERT INTO audit (what) SELECT 'start' FROM generate_series(1, 500);
 	INSERT INTO event SELECT i, date '2026-01-01' + i % 360, repeat('x', 3000) FROM generate_series(1, 1000) i;`
 
 // write runs a workload until stop; it returns how many transactions committed.
@@ -150,6 +150,12 @@ func write(t *testing.T, dsn, name string) (stop func() int) {
 					return err
 				}
 				if _, err := tx.Exec(ctx, `INSERT INTO audit (what) VALUES ('w')`); err != nil {
+					return err
+				}
+				if _, err := tx.Exec(ctx, `DELETE FROM audit WHERE ctid = (SELECT max(ctid) FROM audit)`); err != nil {
+					return err
+				}
+				if _, err := tx.Exec(ctx, `UPDATE audit SET what = $1, at = NULL WHERE ctid = (SELECT min(ctid) FROM audit)`, key); err != nil {
 					return err
 				}
 				if _, err := tx.Exec(ctx, `DELETE FROM event WHERE id = $1`, i); err != nil {

@@ -362,7 +362,8 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 	if len(mine) == 0 {
 		return problem.New("key-missing", "table "+r.quoted, "it has no column by which a row could be found", "add a primary key on the primary")
 	}
-	equal = append(equal, "ROW("+strings.Join(mine, ", ")+") *= ROW("+strings.Join(theirs, ", ")+")")
+	// The casts keep the parser from comparing column by column.
+	equal = append(equal, "ROW("+strings.Join(mine, ", ")+")::record *= ROW("+strings.Join(theirs, ", ")+")::record")
 	b.WriteString(" WHERE t.ctid = (SELECT i.ctid FROM ONLY " + r.quoted + " AS i WHERE " + strings.Join(equal, " AND ") + " LIMIT 1)")
 	return nil
 }

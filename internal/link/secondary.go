@@ -64,11 +64,12 @@ func (l *link) follow() {
 // link, all else suspends it.
 func (l *link) stopped(err error) {
 	if p, ok := problem.As(err); ok && !p.Retryable {
-		q := *p
-		if q.Cause != err.Error() {
-			q.Err = err
+		why := *p
+		if p.Err != nil { // it is stored as JSON, which has no place for an error
+			why.Cause, why.Err = p.Cause+": "+p.Err.Error(), nil
 		}
-		l.suspend(&q)
+		l.log.Error("the link stopped", "error", err)
+		l.suspend(&why)
 		return
 	}
 	l.log.Warn("the link stopped and will go on", "cause", err)

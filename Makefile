@@ -1,0 +1,40 @@
+# Hawser: a managed instance link for PostgreSQL.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+STATICCHECK := go run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.PHONY: help
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.PHONY: demo
+demo: postgres build ## Run the whole product on this machine: two instances, a link, a failover and back
+	bin/hawser demo
+
+.PHONY: build
+build: ## Build bin/hawser
+	CGO_ENABLED=0 go build -ldflags "-X main.version=$(VERSION)" -o bin/hawser ./cmd/hawser
+
+.PHONY: test
+test: postgres check ## Run all checks and tests, on real PostgreSQL clusters
+	go test -race -timeout 20m -p 2 ./...
+
+.PHONY: check
+check: ## gofmt, go vet, staticcheck
+	@out=$$(gofmt -l cmd internal); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
+	go vet ./...
+	$(STATICCHECK) ./...
+
+.PHONY: fuzz
+fuzz: ## Fuzz what parses bytes from outside, a minute each
+	go test ./internal/frame -fuzz FuzzDecode -fuzztime 60s
+	go test ./internal/pgoutput -fuzz FuzzDecode -fuzztime 60s
+
+.PHONY: proto
+proto: ## Generate the peers' protocol (needs protoc, protoc-gen-go, protoc-gen-go-grpc)
+	protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative internal/peer/peerpb/peer.proto
+
+.PHONY: postgres
+postgres: ## Install PostgreSQL from Debian's packages, if it is missing
+	@scripts/install-postgres.sh
