@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
@@ -223,16 +224,17 @@ func (s *show) follow(ctx context.Context) error {
 
 // refuse tries to write on the replica as its superuser, read-only switched off.
 func (s *show) refuse(ctx context.Context) error {
-	for _, sql := range []string{
-		`INSERT INTO customer (name, email) VALUES ('x', 'x')`,
-		`SET default_transaction_read_only = off; DELETE FROM ledger`,
-		`SET default_transaction_read_only = off; CREATE TABLE t ()`,
+	const off = `SET default_transaction_read_only = off`
+	for _, sql := range [][]string{
+		{`INSERT INTO customer (name, email) VALUES ('x', 'x')`},
+		{off, `DELETE FROM ledger`},
+		{off, `CREATE TABLE t ()`},
 	} {
-		err := s.w.managed.exec(ctx, database, sql)
+		err := s.w.managed.exec(ctx, database, sql...)
 		if err == nil {
 			return fmt.Errorf("the replica took %q", sql)
 		}
-		s.r.say("%s\n    -> %v", sql, err)
+		s.r.say("%s\n    -> %v", strings.Join(sql, "; "), err)
 	}
 	return nil
 }
