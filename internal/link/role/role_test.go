@@ -188,7 +188,7 @@ func (w *world) act(s *side, lose bool) {
 			s.todo = append([]role.Action{a}, s.todo...) // asked again until answered
 			return
 		}
-		o.tell(role.RefusalAsked{Term: a.Term})
+		o.tell(role.RefusalAsked(a))
 		s.events = append(s.events, role.PeerSeen{Peer: o.state})
 	case role.Tell:
 		if !lose {
