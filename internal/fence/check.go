@@ -1,6 +1,7 @@
 package fence
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -73,7 +74,7 @@ func warnings(found problem.Findings) problem.Findings {
 // what they have to be.
 func (f facts) check() problem.Findings {
 	var out problem.Findings
-	remedy := "hawser puts it back when the link is resumed: hawser link resume " + f.Memo.Link
+	remedy := "let Hawser put it back: hawser link resume " + cmp.Or(f.Memo.Link, "NAME")
 	if f.TableBody == "" || f.DDLBody == "" {
 		return problem.Findings{problem.New("fence-missing", "database "+postgres.QuoteIdent(f.Name), "it has no fence", remedy)}
 	}

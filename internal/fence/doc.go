@@ -16,10 +16,10 @@
 //
 // # What holds
 //
-// Once Close has returned, no transaction that begins changes a row of a table
-// or the schema, whoever runs it: superusers, sessions that were open before,
-// sessions that switch default_transaction_read_only or transaction_read_only
-// off, SECURITY DEFINER functions, and background workers such as pg_cron's. It
+// Once every table was prepared and Close has returned, no transaction that begins
+// changes a row of a table or the schema, whoever runs it: superusers, sessions that
+// were open before, sessions that switch default_transaction_read_only or
+// transaction_read_only off, SECURITY DEFINER functions, and background workers such as pg_cron's. It
 // holds for INSERT, UPDATE, DELETE, MERGE, COPY and TRUNCATE, also through views,
 // rules, INSTEAD OF triggers, foreign keys' cascades, TRUNCATE … CASCADE,
 // partitioned and inherited tables, and CTEs; and for every command of which

@@ -51,7 +51,6 @@ type link struct {
 	seeded      bool
 	heard       frame.Heartbeat
 	heardAt     time.Time
-	visible     frame.LSN
 	ack         frame.Ack
 	capture     *capture.Capture
 	streaming   bool

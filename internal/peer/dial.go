@@ -13,7 +13,7 @@ import (
 const (
 	dialTimeout = 10 * time.Second
 	firstPause  = 100 * time.Millisecond
-	maxPause    = 5 * time.Second
+	maxPause    = 3 * time.Second
 	// steady is how long a session stands before the next failure is a new one.
 	steady = 10 * time.Second
 	// defaultPort is that of the agent's endpoint.

@@ -93,6 +93,7 @@ func (n *Node) adopt(r *remote, g *greeting, w *wire, d decision) error {
 		n.startLocked(func(context.Context) { held.leave(leaveReplaced) })
 	}
 	r.session, r.since, r.last = s, s.since, nil
+	n.refused.forget(g.print)
 	close(n.connectedTo(r.name))
 	n.log.Info("peer connected", "peer", s.peer, "remote", w.RemoteAddr().String(), "dialled_by", dialledBy(s.dialled), "version", s.version)
 	return nil

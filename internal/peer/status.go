@@ -116,6 +116,11 @@ func (l *refusals) add(r Refused) bool {
 	return true
 }
 
+// forget drops the refusals of a certificate that is let in now.
+func (l *refusals) forget(print string) {
+	l.list = slices.DeleteFunc(l.list, func(e *refusedBefore) bool { return e.Fingerprint == print })
+}
+
 func (l *refusals) latest() []Refused {
 	out := make([]Refused, 0, len(l.list))
 	for _, e := range slices.Backward(l.list) {

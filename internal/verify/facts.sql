@@ -31,6 +31,11 @@ fun AS MATERIALIZED (
 	FROM pg_proc p JOIN ns ON ns.oid = p.pronamespace
 	WHERE p.oid NOT IN (SELECT objid FROM member WHERE classid = 'pg_proc'::regclass)
 ),
+own AS MATERIALIZED ( -- what Hawser put outside its schema
+	SELECT 'pg_trigger'::regclass AS classid, t.oid AS objid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE p.pronamespace = to_regnamespace('hawser')
+	UNION ALL SELECT 'pg_event_trigger'::regclass, e.oid FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE p.pronamespace = to_regnamespace('hawser')
+	UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication WHERE pubname ~ '^hawser_'
+),
 acl AS (
 	SELECT 'schema ' || name AS object, coalesce(nspacl, acldefault('n', nspowner)) AS acl FROM ns
 	UNION ALL
@@ -130,10 +135,16 @@ SELECT 'function arguments', name, pg_get_function_arguments(oid), proargdefault
 
 UNION ALL
 SELECT 'trigger', rel.name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid) || CASE t.tgenabled WHEN 'O' THEN '' ELSE ', enabled ' || t.tgenabled::text END, t.tgqual IS NOT NULL
-FROM pg_trigger t JOIN rel ON rel.oid = t.tgrelid WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgname !~ '^hawser_'
+FROM pg_trigger t JOIN rel ON rel.oid = t.tgrelid WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.oid NOT IN (SELECT objid FROM own WHERE classid = 'pg_trigger'::regclass)
 UNION ALL
 SELECT 'event trigger', quote_ident(evtname), concat_ws(', ', evtevent, array_to_string(evttags, ' '), evtfoid::regproc, 'enabled ' || evtenabled::text), false
-FROM pg_event_trigger WHERE evtname !~ '^hawser_' AND oid NOT IN (SELECT objid FROM member WHERE classid = 'pg_event_trigger'::regclass)
+FROM pg_event_trigger WHERE ('pg_event_trigger'::regclass, oid) NOT IN (SELECT classid, objid FROM member UNION ALL SELECT classid, objid FROM own)
+
+UNION ALL
+SELECT 'publication', quote_ident(pubname), concat_ws(', ', 'owner ' || pg_get_userbyid(pubowner), CASE WHEN puballtables THEN 'all tables' END,
+	'insert ' || pubinsert, 'update ' || pubupdate, 'delete ' || pubdelete, 'truncate ' || pubtruncate, 'via root ' || pubviaroot,
+	(SELECT string_agg(r.prrelid::regclass::text, ' ' ORDER BY r.prrelid::regclass::text) FROM pg_publication_rel r WHERE r.prpubid = p.oid)), false
+FROM pg_publication p WHERE oid NOT IN (SELECT objid FROM own WHERE classid = 'pg_publication'::regclass)
 
 UNION ALL
 SELECT 'policy', rel.name || '.' || quote_ident(p.polname), concat_ws(', ', CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END, 'for ' || p.polcmd::text,
@@ -179,8 +190,8 @@ WHERE o.oid >= 16384 AND (o.ns IS NULL OR o.ns IN (SELECT oid FROM ns)) AND (o.c
 UNION ALL
 SELECT 'comment', i.type || ' ' || i.identity, d.description, false
 FROM pg_description d CROSS JOIN pg_identify_object(d.classoid, d.objoid, d.objsubid) i
-WHERE d.objoid >= 16384 AND (d.classoid, d.objoid) NOT IN (SELECT classid, objid FROM member)
-AND i.schema IS DISTINCT FROM 'hawser' AND i.identity !~ '(^|\s)hawser(_|\.|$)' AND i.type <> 'extension'
+WHERE d.objoid >= 16384 AND (d.classoid, d.objoid) NOT IN (SELECT classid, objid FROM member UNION ALL SELECT classid, objid FROM own)
+AND i.schema IS DISTINCT FROM 'hawser' AND i.identity <> 'hawser' AND i.type <> 'extension'
 
 UNION ALL
 SELECT 'grant', acl.object || ' to ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,

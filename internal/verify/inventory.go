@@ -2,11 +2,14 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
 )
 
 // Tables lists the tables whose rows a link carries, ordered by name: ordinary
@@ -53,7 +56,8 @@ func tables(ctx context.Context, conn db) ([]Table, error) {
 	return out, nil
 }
 
-// Inventory lists the tables and describes the schema, under the snapshot.
+// Inventory lists the tables and describes the schema, under the snapshot. A
+// schema that changes meanwhile may be impossible to describe, which is a finding.
 func (l *Local) Inventory(ctx context.Context) (Inventory, error) {
 	p := l.pool()
 	defer p.close(ctx)
@@ -64,26 +68,47 @@ func (l *Local) Inventory(ctx context.Context) (Inventory, error) {
 		if err != nil {
 			return fmt.Errorf("ask the server about itself: %w", err)
 		}
-		if out.Tables, err = tables(ctx, tx); err != nil {
-			return err
-		}
+		out.Tables, err = tables(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return out, err
+	}
+	err = p.tx(ctx, func(tx pgx.Tx) (err error) {
 		out.Schema, err = describe(ctx, tx)
 		return err
 	})
+	if finding := unreadable("schema", err); finding != nil {
+		out.Findings = append(out.Findings, finding)
+		return out, nil
+	}
 	return out, err
+}
+
+// unreadable makes a problem of an error that the server reports of a statement,
+// and leaves the others: those of the connection.
+func unreadable(what string, err error) *problem.Problem {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || severed(pg) {
+		return nil
+	}
+	return problem.New(what+"-unreadable", what, "it could not be read; the server says: "+pg.Message+" (SQLSTATE "+pg.Code+")",
+		"run the comparison again when nobody changes the schema").Retry()
 }
 
 // Sequences reads every sequence as it is now.
 func (l *Local) Sequences(ctx context.Context) ([]Sequence, error) {
-	conn, err := l.connect(ctx)
+	p := l.pool()
+	defer p.close(ctx)
+	conn, err := p.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if err := prepareSession(ctx, conn); err != nil {
-		return nil, err
+	out, err := sequences(ctx, conn)
+	if finding := unreadable("sequences", err); finding != nil {
+		return nil, finding
 	}
-	return sequences(ctx, conn)
+	return out, err
 }
 
 func sequences(ctx context.Context, conn db) ([]Sequence, error) {

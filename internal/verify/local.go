@@ -308,7 +308,7 @@ func (p *pool) digest(ctx context.Context, t Table, m Method) (TableDigest, erro
 			return err
 		},
 	})
-	if p := tableProblem(t, err); p != nil {
+	if p := tableProblem(t, m, err); p != nil {
 		return TableDigest{Schema: t.Schema, Name: t.Name, Problem: p}, nil
 	}
 	return d, err
@@ -341,7 +341,7 @@ func (l *Local) Buckets(ctx context.Context, r BucketsRequest) ([]Bucket, error)
 		},
 	})
 	if err != nil {
-		return nil, tableError(r.Table, err)
+		return nil, tableError(r.Table, r.Method, err)
 	}
 	out := make([]Bucket, 0, len(found))
 	for _, b := range found {
@@ -375,24 +375,24 @@ func (l *Local) Rows(ctx context.Context, r RowsRequest) ([]Row, error) {
 			return err
 		},
 	})
-	return out, tableError(r.Table, err)
+	return out, tableError(r.Table, r.Method, err)
 }
 
 // tableProblem is the reason why one table can't be read while others can; nil
 // when there is none, or when err is no such reason.
-func tableProblem(t Table, err error) *problem.Problem {
+func tableProblem(t Table, m Method, err error) *problem.Problem {
 	if p, ok := problem.As(err); ok && p.Code == "table-changed" {
 		return p
 	}
 	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || pg.Severity == "FATAL" || strings.HasPrefix(pg.Code, "57") {
+	if !errors.As(err, &pg) || severed(pg) {
 		return nil
 	}
 	name := "table " + postgres.QuoteIdent(t.Schema, t.Name)
 	// Err does not travel between the sides, so the server's words go into the cause.
 	says := "the server says: " + pg.Message + " (SQLSTATE " + pg.Code + ")"
 	switch {
-	case tooWide(pg):
+	case tooWide(pg) && !m.Wide:
 		return problem.New("row-too-wide", name, "the text of one of its rows is larger than PostgreSQL can build; "+says, "none: the table is hashed by column")
 	case pg.Code == "55P03":
 		return problem.New("table-locked", name, "another session holds it locked", "run the comparison again when the lock is gone").Retry()
@@ -402,13 +402,18 @@ func tableProblem(t Table, err error) *problem.Problem {
 	return problem.New("table-unreadable", name, "its rows can't be read; "+says, "mend what the server names, and run the comparison again")
 }
 
+// severed: the session ended, or somebody ended the statement.
+func severed(pg *pgconn.PgError) bool {
+	return pg.Severity == "FATAL" || strings.HasPrefix(pg.Code, "57")
+}
+
 // tooWide: program_limit_exceeded, out_of_memory, or the allocator's own words.
 func tooWide(pg *pgconn.PgError) bool {
 	return pg.Code == "54000" || pg.Code == "53200" || pg.Code == "XX000" && strings.Contains(pg.Message, "invalid memory alloc request size")
 }
 
-func tableError(t Table, err error) error {
-	if p := tableProblem(t, err); p != nil {
+func tableError(t Table, m Method, err error) error {
+	if p := tableProblem(t, m, err); p != nil {
 		return p
 	}
 	return err

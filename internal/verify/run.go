@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -86,8 +87,9 @@ func (c *comparison) run(ctx context.Context) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("compare tables: %w", err)
 	}
-	r := Report{Tables: append(digests, lone...), Schema: c.schema()}
-	if r.Sequences, err = c.sequences(ctx); err != nil {
+	r := Report{Tables: append(digests, lone...)}
+	c.schema(&r)
+	if err := c.sequences(ctx, &r); err != nil {
 		return Report{}, fmt.Errorf("compare sequences: %w", err)
 	}
 	slices.SortFunc(r.Tables, func(a, b TableReport) int {
@@ -247,54 +249,71 @@ func (c *comparison) digestBy(ctx context.Context, pairs []pair, m Method) ([]Ta
 	return Compare(p, s).Tables, nil
 }
 
-// explain names the rows that differ. When they can't be found the table still differs.
+// explain names the rows that differ. Where they can't be found the table still differs.
 func (c *comparison) explain(ctx context.Context, of pair, m Method, t *TableReport) error {
 	found, more, err := Differences(ctx, c.primary, c.secondary, of.p, of.s, m, c.o.Differences)
 	t.Key, t.Differences, t.More = of.p.Key, found, more
-	if p, ok := problem.As(err); ok && !p.Retryable || ok && p.Code == "table-changed" {
+	if p, ok := problem.As(err); ok && strings.HasPrefix(p.Code, "table-") {
 		t.Problem, t.More = p, true
 		return nil
 	}
 	return err
 }
 
-// schema leaves out what belongs to tables that don't count only where there is a
-// choice of tables: then a schema can't be the same.
-func (c *comparison) schema() []SchemaDifference {
+// schema is compared only where all tables are: a link of some tables carries a
+// part of the schema.
+func (c *comparison) schema(r *Report) {
 	if c.o.Only != nil {
-		return nil
+		return
 	}
-	return compareSchemas(c.p, c.s)
+	for _, f := range c.p.Findings {
+		r.Findings = append(r.Findings, on("the primary", f))
+	}
+	for _, f := range c.s.Findings {
+		r.Findings = append(r.Findings, on("the secondary", f))
+	}
+	if len(r.Findings) == 0 {
+		r.Schema = compareSchemas(c.p, c.s)
+	}
 }
 
 // sequences compares them until the secondary's have reached what the primary's
 // were, which running writes keep changing.
-func (c *comparison) sequences(ctx context.Context) ([]SequenceDifference, error) {
-	before, err := c.primary.Sequences(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("on the primary: %w", err)
-	}
+func (c *comparison) sequences(ctx context.Context, r *Report) error {
 	deadline := time.Now().Add(c.o.Settle)
-	for {
-		theirs, err := c.secondary.Sequences(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("on the secondary: %w", err)
+	before, err := c.primary.Sequences(ctx)
+	for err == nil {
+		var theirs, after []Sequence
+		if theirs, err = c.secondary.Sequences(ctx); err != nil {
+			break
 		}
-		after, err := c.primary.Sequences(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("on the primary: %w", err)
+		if after, err = c.primary.Sequences(ctx); err != nil {
+			break
 		}
-		out := compareSequences(before, after, theirs)
-		if len(out) == 0 || time.Now().After(deadline) {
-			return out, nil
+		r.Sequences = compareSequences(before, after, theirs)
+		if c.o.Only != nil {
+			r.Sequences = slices.DeleteFunc(r.Sequences, func(d SequenceDifference) bool { return d.Primary == nil || d.Secondary == nil })
 		}
-		timer := time.NewTimer(settlePause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, ctx.Err()
+		if len(r.Sequences) == 0 || time.Now().After(deadline) {
+			return nil
 		}
+		err = pause(ctx, settlePause)
+	}
+	if p, ok := problem.As(err); ok && p.Code == "sequences-unreadable" {
+		r.Findings = append(r.Findings, p)
+		return nil
+	}
+	return err
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

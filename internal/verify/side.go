@@ -28,6 +28,8 @@ type Inventory struct {
 	Probe    string  `json:"probe"`    // the hash of a fixed text; tells byte orders apart
 	Tables   []Table `json:"tables"`
 	Schema   []Fact  `json:"schema"`
+	// Findings say what could not be read.
+	Findings problem.Findings `json:"findings,omitempty"`
 }
 
 // Table is one table of rows: an ordinary table or a partition that has no

@@ -3,8 +3,10 @@ package verify
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -102,31 +104,35 @@ func TestEveryColumnCounts(t *testing.T) {
 	t.Parallel()
 	c := testpg.Shared(t)
 	primary, secondary := c.CreateDatabase(t), c.CreateDatabase(t)
-	c.Exec(t, primary, typesSQL(t))
-	c.Exec(t, secondary, typesSQL(t))
-	conn := c.Connect(t, secondary)
-	columns := testpg.Rows(t, conn, `SELECT attname FROM pg_attribute WHERE attrelid = 'kinds'::regclass AND attnum > 1 AND attgenerated = '' ORDER BY attnum`)
+	var columns []string
+	for _, db := range []string{primary, secondary} {
+		c.Exec(t, db, typesSQL(t))
+		conn := c.Connect(t, db)
+		columns = testpg.Rows(t, conn, `SELECT attname FROM pg_attribute WHERE attrelid = 'kinds'::regclass AND attnum > 1 AND attgenerated = '' ORDER BY attnum`)
+		var list []string
+		for _, column := range columns {
+			list = append(list, pgx.Identifier{column}.Sanitize())
+		}
+		// As many copies of the first row as there are columns.
+		run(t, conn, fmt.Sprintf(`INSERT INTO kinds (id, %s) SELECT 1000 + i, %[1]s FROM kinds, generate_series(0, %d) i WHERE id = 1`, strings.Join(list, ", "), len(columns)-1))
+		for i, column := range list {
+			if db == secondary { // the second row has another value in each column
+				run(t, conn, fmt.Sprintf(`UPDATE kinds SET %s = (SELECT %[1]s FROM kinds WHERE id = 2) WHERE id = 1000 + %d`, column, i))
+			}
+		}
+	}
 	if len(columns) < 70 {
 		t.Fatalf("only %d columns", len(columns))
 	}
-	p := local(c, primary, export(t, c, primary))
-	for _, column := range columns {
-		quoted := pgx.Identifier{column}.Sanitize()
-		// The second row has another value in each column than the first.
-		run(t, conn, `UPDATE kinds SET `+quoted+` = (SELECT `+quoted+` FROM kinds WHERE id = 2) WHERE id = 1`)
-		r, err := Run(t.Context(), p, local(c, secondary, export(t, c, secondary)), RunOptions{})
-		must(t, err)
-		k := tableOf(t, r, "kinds")
-		if r.Equal || k.Verdict != Differs || len(k.Differences) != 1 || k.More {
-			t.Errorf("%s: %+v", column, k)
-			continue
+	k := tableOf(t, compare(t, c, primary, secondary, RunOptions{}), "kinds")
+	if k.Verdict != Differs || k.More || len(k.Differences) != len(columns) {
+		t.Errorf("%d of %d differences, more: %v", len(k.Differences), len(columns), k.More)
+	}
+	for _, d := range k.Differences {
+		id, err := strconv.Atoi(d.Key[0])
+		if err != nil || id < 1000 || d.Kind != Different || !slices.Equal(d.Columns, columns[id-1000:id-999]) {
+			t.Errorf("%+v", d)
 		}
-		d := k.Differences[0]
-		if d.Kind != Different || !slices.Equal(d.Key, []string{"1"}) || !slices.Equal(d.Columns, []string{column}) {
-			t.Errorf("%s: %+v", column, d)
-		}
-		run(t, conn, `DELETE FROM kinds`)
-		copyRows(t, c.Connect(t, primary), conn, "public.kinds")
 	}
 }
 
@@ -170,23 +176,39 @@ func TestEncodings(t *testing.T) {
 func TestWideRows(t *testing.T) {
 	t.Parallel()
 	c := testpg.Shared(t)
-	primary, secondary := c.CreateDatabase(t), c.CreateDatabase(t)
-	for _, db := range []string{primary, secondary} {
-		c.Exec(t, db, `CREATE TABLE wide (id int PRIMARY KEY, b bytea, c text, d text, e jsonb)`,
-			`INSERT INTO wide SELECT i, decode(repeat('00', 10), 'hex'), 'x', 'y', '{"a":1}' FROM generate_series(1, 20) i`,
-			// Compresses well, and its hexadecimal text has more than 1 GB.
-			`INSERT INTO wide VALUES (21, convert_to(repeat('x', 540000000), 'UTF8'), repeat('y', 100000), repeat('z', 100000))`)
+	primary, secondary := twins(t, c, `CREATE TABLE wide (id int PRIMARY KEY, b bytea)`,
+		// It compresses well, and its hexadecimal text has more than 1 GB.
+		`INSERT INTO wide VALUES (1, convert_to(repeat('x', 540000000), 'UTF8'))`)
+	mustEqual(t, compare(t, c, primary, secondary, RunOptions{}))
+}
+
+func TestWideMethod(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	primary, secondary := twins(t, c, `CREATE DOMAIN word AS text; CREATE DOMAIN longer AS word; CREATE TYPE mood AS ENUM ('a', 'b');
+		CREATE TABLE wide (id int PRIMARY KEY, b bytea, c text, d longer, e jsonb, f mood, g char(5));
+		INSERT INTO wide SELECT i, '\x00', 'x', 'y', '{"a":1}', 'a', 'g' FROM generate_series(1, 20) i;
+		INSERT INTO wide VALUES (21, decode(repeat('00', 100000), 'hex'), repeat('y', 100000), repeat('z', 100000))`)
+	for id, set := range []string{"b = '\\x01'", "c = 'X'", "d = NULL", "e = '{}'", "f = 'b'", "g = 'h'"} {
+		c.Exec(t, secondary, fmt.Sprintf(`UPDATE wide SET %s WHERE id = %d`, set, id+1))
 	}
-	r := compare(t, c, primary, secondary, RunOptions{})
-	mustEqual(t, r)
-	c.Exec(t, secondary, `UPDATE wide SET d = 'Y' WHERE id = 3`, `UPDATE wide SET c = c || 'y' WHERE id = 21`)
-	k := tableOf(t, compare(t, c, primary, secondary, RunOptions{}), "wide")
-	if k.Verdict != Differs || len(k.Differences) != 2 {
-		t.Fatalf("%+v", k)
-	}
-	for _, d := range k.Differences {
-		if want := map[string]string{"3": "d", "21": "c"}[d.Key[0]]; d.Kind != Different || !slices.Equal(d.Columns, []string{want}) {
-			t.Errorf("%+v", d)
+	c.Exec(t, secondary, `UPDATE wide SET b = b || '\x00', d = d || 'z' WHERE id = 21`)
+	p, s := local(c, primary, ""), local(c, secondary, "")
+	list, err := Tables(t.Context(), c.Connect(t, primary))
+	must(t, err)
+	for _, m := range []Method{{Wide: true}, {Wide: true, Portable: true}, {Portable: true}, {}} {
+		found, more, err := Differences(t.Context(), p, s, list[0], list[0], m, 100)
+		if err != nil || more || len(found) != 7 {
+			t.Fatalf("%+v: %+v, %v, %v", m, found, more, err)
+		}
+		for _, d := range found {
+			want := []string{"b", "d"}
+			if id, _ := strconv.Atoi(d.Key[0]); id < 7 {
+				want = list[0].Columns[id-1 : id]
+			}
+			if d.Kind != Different || !slices.Equal(d.Columns, want) {
+				t.Errorf("%+v: %+v", m, d)
+			}
 		}
 	}
 }
