@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,11 +125,11 @@ const zoo = `
 	INSERT INTO audit (what) SELECT 'start' FROM generate_series(1, 500);
 	INSERT INTO event SELECT i, date '2026-01-01' + i % 360, repeat('x', 3000) FROM generate_series(1, 1000) i;`
 
-// write runs a workload until stop; it returns how many transactions committed.
-func write(t *testing.T, dsn, name string) (stop func() int) {
+// write runs a workload until stop, and counts the transactions that committed.
+func write(t *testing.T, dsn, name string) (n *atomic.Int64, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	var n int
+	n = &atomic.Int64{}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		var conn *pgx.Conn
@@ -165,7 +166,7 @@ func write(t *testing.T, dsn, name string) (stop func() int) {
 				return err
 			})
 			if err == nil {
-				n++
+				n.Add(1)
 			} else if ctx.Err() == nil {
 				_ = conn.Close(ctx)
 				conn = nil
@@ -175,7 +176,14 @@ func write(t *testing.T, dsn, name string) (stop func() int) {
 			_ = conn.Close(context.Background())
 		}
 	})
-	return func() int { cancel(); wg.Wait(); return n }
+	return n, func() { cancel(); wg.Wait() }
+}
+
+// more waits until the workload has committed some more.
+func more(t *testing.T, n *atomic.Int64) {
+	t.Helper()
+	from := n.Load()
+	testpg.Eventually(t, 30*time.Second, "the clients write", func() (bool, error) { return n.Load() > from+50, nil })
 }
 
 // digest is every table's rows and every sequence's state.
@@ -213,35 +221,42 @@ func TestLinkFailoverAndBack(t *testing.T) {
 	a.Exec(t, "postgres", `CREATE DATABASE shop`)
 	a.Exec(t, "shop", zoo)
 	dsn := fmt.Sprintf("host=127.0.0.1,127.0.0.1 port=%d,%d user=postgres dbname=shop sslmode=disable target_session_attrs=read-write", a.Port(), b.Port())
-	stop := write(t, dsn, "one")
+	n, stop := write(t, dsn, "one")
 	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.awaitState(t, "shop", api.StateSynchronized)
-	t.Logf("%d transactions during seeding", stop())
+	stop()
+	t.Logf("%d transactions during seeding", n.Load())
 	equal(t, a, b, "shop")
 
-	stop = write(t, dsn, "two")
+	n, stop = write(t, dsn, "two")
+	more(t, n)
 	result, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("failover: %+v", result)
 	b.awaitState(t, "shop", api.StateSynchronized)
-	t.Logf("%d transactions around the failover", stop())
+	more(t, n)
+	stop()
+	t.Logf("%d transactions around the failover", n.Load())
 	equal(t, a, b, "shop")
 	if l, err := b.Link(ctx, "shop"); err != nil || l.Role != api.RolePrimary || l.Term != 2 {
 		t.Fatalf("after the failover: %+v %v", l, err)
 	}
 
-	stop = write(t, dsn, "three")
+	n, stop = write(t, dsn, "three")
+	more(t, n)
 	result, err = b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("failback: %+v", result)
 	a.awaitState(t, "shop", api.StateSynchronized)
-	t.Logf("%d transactions around the failback", stop())
+	more(t, n)
+	stop()
+	t.Logf("%d transactions around the failback", n.Load())
 	equal(t, a, b, "shop")
 }

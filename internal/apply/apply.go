@@ -54,6 +54,10 @@ type Replayer interface {
 	Reset()
 	// Replay carries out one captured command inside conn's open transaction.
 	Replay(ctx context.Context, conn *pgx.Conn, content []byte) (Effect, error)
+	// Provide makes a table whose rows come before the command that made it, as
+	// those of CREATE TABLE AS do; for any other it returns a problem.
+	// types names those of its columns' types that are not built in.
+	Provide(ctx context.Context, conn *pgx.Conn, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error
 	// SkipRows tells whether the rows that follow were made by the replay itself.
 	SkipRows() bool
 	// Finish is called at the end of a source transaction with DDL in it.
@@ -100,6 +104,7 @@ type Applier struct {
 
 	dec       pgoutput.Decoder
 	relations map[uint32]*relation
+	types     map[uint32]pgoutput.Type
 	spools    map[uint32]*spool // by top-level xid
 	inStream  *spool            // the spool that the open stream block fills
 
@@ -171,6 +176,7 @@ func New(cfg Config) *Applier {
 	return &Applier{
 		cfg:       cfg,
 		relations: map[uint32]*relation{},
+		types:     map[uint32]pgoutput.Type{},
 		spools:    map[uint32]*spool{},
 		sequences: map[[2]string]frame.SequenceValue{},
 		commands:  make(chan command),

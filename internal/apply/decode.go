@@ -95,7 +95,10 @@ func (a *Applier) change(ctx context.Context, msg pgoutput.Message, lsn frame.LS
 	case *pgoutput.Relation:
 		a.define(m, payload)
 		return nil
-	case *pgoutput.Type, *pgoutput.Origin:
+	case *pgoutput.Type:
+		a.types[m.OID] = *m
+		return nil
+	case *pgoutput.Origin:
 		return nil
 	case *pgoutput.LogicalMessage:
 		return a.message(ctx, m)

@@ -105,7 +105,8 @@ LEFT JOIN LATERAL (
 ) k ON true
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
 
-// resolve reads the replica's side of a relation.
+// resolve reads the replica's side of a relation. A table that is not there yet
+// may be one whose rows come before its command.
 func (a *Applier) resolve(ctx context.Context, r *relation) error {
 	if r.target != nil {
 		return nil
@@ -113,27 +114,64 @@ func (a *Applier) resolve(ctx context.Context, r *relation) error {
 	if err := a.out.idle(); err != nil {
 		return err
 	}
-	type found struct {
-		column
-		unique bool
+	found, err := a.lookUp(ctx, r)
+	if err != nil {
+		return err
 	}
-	byName := map[string]found{}
+	if len(found) == 0 {
+		if err := a.provide(ctx, r); err != nil {
+			return err
+		}
+		if found, err = a.lookUp(ctx, r); err != nil {
+			return err
+		}
+	}
+	r.target, err = match(r, found)
+	return err
+}
+
+// provide makes a missing table inside the open target transaction.
+func (a *Applier) provide(ctx context.Context, r *relation) error {
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
+	}
+	if err := a.out.idle(); err != nil {
+		return err
+	}
+	a.txn.ddl = true
+	return a.cfg.Replayer.Provide(ctx, a.conn, r.def, a.types)
+}
+
+// columnFound is a column of the replica's table.
+type columnFound struct {
+	column
+	unique bool // of the index that finds a row best
+}
+
+func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFound, error) {
+	byName := map[string]columnFound{}
 	rows, err := a.conn.Query(ctx, sqlTarget, r.def.Namespace, r.def.Name)
 	if err != nil {
-		return fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
+		return nil, fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
 	}
 	var name string
-	var f found
+	var f columnFound
 	_, err = pgx.ForEachRow(rows, []any{&name, &f.oid, &f.generated, &f.always, &f.equal, &f.unique}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
+		return nil, fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
 	}
-	if len(byName) == 0 {
-		return problem.New("table-missing", "table "+r.quoted, "it has changes on the primary and does not exist on the replica",
+	return byName, nil
+}
+
+// match brings the replica's columns into the order of the stream's, and chooses
+// how a row is found.
+func match(r *relation, byName map[string]columnFound) (*target, error) {
+	if len(byName) == 0 && len(r.def.Columns) > 0 {
+		return nil, problem.New("table-missing", "table "+r.quoted, "it has changes on the primary and does not exist on the replica",
 			"create it on the replica as it is on the primary, then hawser link resume NAME")
 	}
 	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}}
@@ -141,7 +179,7 @@ func (a *Applier) resolve(ctx context.Context, r *relation) error {
 	for i, c := range r.def.Columns {
 		f, ok := byName[c.Name]
 		if !ok {
-			return problem.New("column-missing", "column "+postgres.QuoteIdent(c.Name)+" of table "+r.quoted,
+			return nil, problem.New("column-missing", "column "+postgres.QuoteIdent(c.Name)+" of table "+r.quoted,
 				"it exists on the primary and not on the replica", "add it on the replica as it is on the primary, then hawser link resume NAME")
 		}
 		t.columns = append(t.columns, f.column)
@@ -157,18 +195,17 @@ func (a *Applier) resolve(ctx context.Context, r *relation) error {
 		// Whole old rows: a unique index of the replica finds the row as well as
 		// any. Without one the row itself has to.
 		t.key = unique
-		if countUnique(byName, func(f found) bool { return f.unique }) != len(unique) {
+		if uniqueColumns(byName) != len(unique) {
 			t.key = nil
 		}
 	}
-	r.target = t
-	return nil
+	return t, nil
 }
 
-func countUnique[T any](m map[string]T, is func(T) bool) int {
+func uniqueColumns(byName map[string]columnFound) int {
 	n := 0
-	for _, v := range m {
-		if is(v) {
+	for _, f := range byName {
+		if f.unique {
 			n++
 		}
 	}

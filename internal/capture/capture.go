@@ -108,6 +108,7 @@ type run struct {
 	sendMu    sync.Mutex // one frame at a time
 	confirmed frame.Ack  // owned by confirm
 	sequences map[string]int64
+	insert    string // where WAL ended at the last heartbeat
 }
 
 // start begins the stream. The server skips what was committed before position,
@@ -244,22 +245,41 @@ func (r *run) heartbeats(ctx context.Context) error {
 // beat sends the clock, a snapshot, the lag, and the sequences that moved. Its
 // End is 0: only the replication connection knows what was sent before it.
 func (r *run) beat(ctx context.Context) error {
-	var insert, snapshot string
-	err := r.sql.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text, pg_current_snapshot()::text`).Scan(&insert, &snapshot)
+	var insert, flushed, snapshot string
+	err := r.sql.QueryRow(ctx, `
+		SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text, pg_current_snapshot()::text`).Scan(&insert, &flushed, &snapshot)
 	if err != nil {
 		return fmt.Errorf("ask the primary for its position: %w", err)
 	}
 	now := time.Now()
-	lsn, err := frame.ParseLSN(insert)
+	lsn, err := frame.ParseLSN(flushed)
 	if err != nil {
 		return err
 	}
 	r.lag.sample(lsn, now)
+	if err := r.flush(ctx, insert, flushed); err != nil {
+		return err
+	}
 	lag := r.lag.read(now)
 	if err := r.send(ctx, frame.Heartbeat{At: now, Snapshot: snapshot, LagBytes: lag.Bytes, LagSeconds: lag.Seconds}); err != nil {
 		return err
 	}
 	return r.sendSequences(ctx)
+}
+
+// flush has the server write out WAL that would stay in its buffers for long, as
+// that of a cleaned-up page does on an idle server: only what is on disk is
+// streamed, and whoever waits for a position behind it would wait as long.
+func (r *run) flush(ctx context.Context, insert, flushed string) error {
+	stuck := insert != flushed && insert == r.insert
+	r.insert = insert
+	if !stuck {
+		return nil
+	}
+	if _, err := r.sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'hawser.flush', '')`); err != nil {
+		return fmt.Errorf("flush the primary's WAL: %w", err)
+	}
+	return nil
 }
 
 // sendSequences sends those that moved since the last time, as they are now. A

@@ -121,15 +121,15 @@ func DDLKey(ctx context.Context, conn *pgx.Conn) ([]byte, error) {
 // nobody else's names are found, and alone among the agents.
 func quietly(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`)
-		if err == nil {
-			_, err = tx.Exec(ctx, `SET LOCAL search_path = pg_catalog, pg_temp`)
-		}
-		if err == nil {
-			_, err = tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('hawser.ddl'))`)
-		}
-		if err != nil {
-			return err
+		for _, sql := range []string{
+			`SET LOCAL session_replication_role = replica`,
+			`SET LOCAL search_path = pg_catalog, pg_temp`,
+			`SET LOCAL standard_conforming_strings = on`,
+			`SELECT pg_advisory_xact_lock(hashtext('hawser.ddl'))`,
+		} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
 		}
 		return f(tx)
 	})

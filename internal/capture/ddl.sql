@@ -445,6 +445,10 @@ BEGIN
 			SELECT json_agg(json_build_object('identity', o ->> 'identity', 'type', o ->> 'type', 'config', array_to_json(p.proconfig)))
 			FROM jsonb_array_elements(objects) o JOIN pg_proc p ON o ->> 'class' = 'pg_proc' AND p.oid = (o ->> 'oid')::oid
 			WHERE p.proconfig IS NOT NULL) END,
+		-- REINDEX may have made valid what CREATE INDEX CONCURRENTLY left behind (17 and later).
+		'indexes', CASE tag WHEN 'REINDEX' THEN (SELECT json_agg(pg_get_indexdef(i.indexrelid))
+			FROM jsonb_array_elements(objects) o JOIN pg_index i ON o ->> 'type' = 'index' AND i.indexrelid = (o ->> 'oid')::oid
+			WHERE i.indisvalid AND (SELECT c.relkind FROM pg_class c WHERE c.oid = i.indrelid) IN ('r', 'p', 'm')) END,
 		-- DETACH PARTITION CONCURRENTLY leaves a check on the partition, which is locked still.
 		'checks', CASE WHEN tag = 'ALTER TABLE' AND source ~* 'detach' AND source ~* 'concurrently|finalize' THEN (
 			SELECT json_agg(json_build_object('schema', n.nspname, 'table', c.relname, 'name', k.conname, 'def', pg_get_constraintdef(k.oid)))
@@ -470,6 +474,8 @@ BEGIN
 	IF depth = 0 THEN
 		PERFORM hawser.ddl_write(json_build_object('v', 1, 'tag', tg_tag, 'phase', 'begin', 'user', hawser.ddl_user()));
 	END IF;
+EXCEPTION WHEN OTHERS THEN
+	PERFORM hawser.ddl_failed(tg_tag, '', SQLERRM);
 END $f$;
 
 CREATE OR REPLACE FUNCTION hawser.ddl_rewrite() RETURNS event_trigger
@@ -568,11 +574,12 @@ BEGIN
 		SELECT coalesce(jsonb_agg(jsonb_build_object(
 			'class', c.classid::regclass::text, 'oid', c.objid::bigint, 'type', c.object_type,
 			'schema', c.schema_name, 'identity', c.object_identity, 'relation', r.oid::bigint,
-			'table_schema', t.relnamespace::regnamespace::text, 'table', t.relname)), '[]')
+			'table_schema', t.nspname, 'table', t.relname)), '[]')
 		INTO objects
 		FROM pg_event_trigger_ddl_commands() c
 		CROSS JOIN LATERAL (SELECT hawser.ddl_relation(c.classid, c.objid) AS oid) r
-		LEFT JOIN LATERAL (SELECT p.* FROM pg_class p WHERE p.oid = r.oid OFFSET 0) t ON true
+		LEFT JOIN LATERAL (SELECT p.relname, p.relpersistence, n.nspname FROM pg_class p JOIN pg_namespace n ON n.oid = p.relnamespace
+			WHERE p.oid = r.oid OFFSET 0) t ON true
 		WHERE NOT c.in_extension AND c.schema_name IS DISTINCT FROM 'pg_temp' AND c.schema_name IS DISTINCT FROM 'hawser'
 		AND t.relpersistence IS DISTINCT FROM 't';
 		IF pending ? 'done' THEN

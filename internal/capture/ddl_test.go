@@ -265,7 +265,7 @@ func TestReplicaIdentity(t *testing.T) {
 	if err := EnsureReplicaIdentity(ctx, conn); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := identities(), "No key=f gone=f key=d nothing=f own=f part1=f part=f unlogged=d"; got != want {
+	if got, want := identities(), "No key=f gone=f key=d nothing=f own=f part=f part1=f unlogged=d"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	list, err := ChangedIdentities(ctx, conn)
@@ -278,10 +278,10 @@ func TestReplicaIdentity(t *testing.T) {
 		CREATE TABLE later (a int); UPDATE later SET a = 1; CREATE TABLE aslater AS SELECT 1 AS a; UPDATE aslater SET a = 2;
 		BEGIN; CREATE TABLE two (a int NOT NULL); ALTER TABLE two ADD PRIMARY KEY (a); UPDATE two SET a = 1; ALTER TABLE two DROP CONSTRAINT two_pkey; UPDATE two SET a = 2; COMMIT;
 		CREATE TABLE at (a int NOT NULL); ALTER TABLE part ADD PRIMARY KEY (a); ALTER TABLE part ATTACH PARTITION at FOR VALUES IN (2); DROP TABLE gone`)
-	if got, want := identities(), "No key=f aslater=f at=d key=d later=f nothing=f own=f part1=d part=d two=f unlogged=d"; got != want {
+	if got, want := identities(), "No key=f aslater=f at=d key=d later=f nothing=f own=f part=d part1=d two=f unlogged=d"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	execute(t, conn, `DROP TABLE later, aslater, two, at; ALTER TABLE part DROP CONSTRAINT part_pkey; CREATE TABLE gone (a int); ALTER TABLE part1 ALTER a DROP NOT NULL`)
+	execute(t, conn, `DROP TABLE later, aslater, two, at; ALTER TABLE part DROP CONSTRAINT part_pkey; CREATE TABLE gone (a int)`)
 
 	// Another side takes the list over.
 	copyOf := c.CreateDatabase(t)

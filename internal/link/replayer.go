@@ -11,6 +11,7 @@ import (
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/pgoutput"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 )
@@ -53,6 +54,17 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 	}
 	r.l.note(result)
 	return effect, nil
+}
+
+func (r replayer) Provide(ctx context.Context, conn *pgx.Conn, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error {
+	rel := schema.Relation{Table: schema.Table{OID: def.ID, Schema: def.Namespace, Name: def.Name}}
+	for _, c := range def.Columns {
+		t := types[c.TypeOID]
+		rel.Columns = append(rel.Columns, schema.Column{
+			Name: c.Name, Type: c.TypeOID, TypeSchema: t.Namespace, TypeName: t.Name, Modifier: c.Modifier,
+		})
+	}
+	return r.Replayer.Provide(ctx, conn, rel)
 }
 
 // later keeps statements that need the rows of all tables until they are there.

@@ -199,6 +199,8 @@ func (r *replay) command(ctx context.Context) error {
 		return r.createTableAs(ctx)
 	case "IMPORT FOREIGN SCHEMA":
 		return r.importForeign(ctx)
+	case "REINDEX":
+		return r.reindex(ctx)
 	}
 	st, err := r.statement()
 	if err != nil {
@@ -415,6 +417,22 @@ func (r *replay) keepMoments(ctx context.Context, st *ddlStatement) error {
 			if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// reindex builds only what this side lacks: an index that CREATE INDEX CONCURRENTLY
+// could not finish was told by no event.
+func (r *replay) reindex(ctx context.Context) error {
+	for _, sql := range r.m.Indexes {
+		if strings.HasPrefix(sql, "CREATE UNIQUE INDEX ") {
+			sql = strings.Replace(sql, "CREATE UNIQUE INDEX ", "CREATE UNIQUE INDEX IF NOT EXISTS ", 1)
+		} else {
+			sql = strings.Replace(sql, "CREATE INDEX ", "CREATE INDEX IF NOT EXISTS ", 1)
+		}
+		if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+			return err
 		}
 	}
 	return nil

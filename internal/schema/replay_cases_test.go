@@ -232,6 +232,14 @@ func TestReplayTellsWhatTheApplierMustKnow(t *testing.T) {
 			t.Errorf("%s: relations %v, want %s", text, last().Relations, oid)
 		}
 	}
+	p.play(`CREATE SCHEMA "S 2"`, `CREATE TABLE "S 2"."t ""1""" AS SELECT 1 AS a`)
+	if r := last(); len(r.Created) != 1 || r.Created[0].Schema != "S 2" || r.Created[0].Name != `t "1"` {
+		t.Errorf("created: %+v", r.Created)
+	}
+	p.play(`CREATE TABLE "S 2".u (a int)`)
+	if r := last(); len(r.Created) != 1 || r.Created[0].Schema != "S 2" {
+		t.Errorf("created: %+v", r.Created)
+	}
 	p.play(`CREATE MATERIALIZED VIEW "M" AS SELECT 1`)
 	if got := last().Refreshed; !slices.Equal(got, []string{`"public"."M"`}) {
 		t.Errorf("refreshed: %q", got)
@@ -251,6 +259,13 @@ func TestReplayOfAnIndexThatFailed(t *testing.T) {
 		t.Fatal("want an error")
 	}
 	p.play(`DROP INDEX broken`, `CREATE INDEX broken ON t (a)`)
+	if _, err := p.primary.Exec(t.Context(), `CREATE UNIQUE INDEX CONCURRENTLY mended ON t (a)`); err == nil {
+		t.Fatal("want an error")
+	}
+	p.play(`DELETE FROM t WHERE ctid = (SELECT min(ctid) FROM t)`, `REINDEX INDEX CONCURRENTLY mended`)
+	if v := column(t, p.primary, `SELECT current_setting('server_version_num')`)[0]; v < "170000" {
+		p.play(`DROP INDEX mended`) // REINDEX fires no event there
+	}
 	p.equal()
 }
 

@@ -43,6 +43,7 @@ type ddlMessage struct {
 	Tables   []ddlTable    `json:"tables"`
 	Identity []ddlIdentity `json:"identity"`
 	Checks   []ddlCheck    `json:"checks"`
+	Indexes  []string      `json:"indexes"` // of REINDEX: definitions of what is valid now
 	Configs  []ddlConfig   `json:"configs"`
 
 	Changes []ddlChange `json:"changes"` // without a command; then all else is empty

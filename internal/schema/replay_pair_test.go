@@ -282,12 +282,18 @@ func window(lines []string, at int) []string {
 	return lines[max(0, min(at-3, len(lines))):min(len(lines), at+6)]
 }
 
-// dump is pg_dump's text of the definitions, without what differs by nature.
+// dump is pg_dump's text of the definitions, without what differs by nature; where
+// there is no pg_dump for the server, what the catalogs say.
 func dump(t *testing.T, c *testpg.Cluster, database string) []string {
 	t.Helper()
-	tool, err := postgres.Tool("pg_dump", 15)
-	if err != nil {
+	conn := c.Connect(t, database)
+	var version int
+	if err := conn.QueryRow(t.Context(), `SELECT current_setting('server_version_num')::int / 10000`).Scan(&version); err != nil {
 		t.Fatal(err)
+	}
+	tool, err := postgres.Tool("pg_dump", version)
+	if err != nil {
+		return column(t, conn, described)
 	}
 	out, err := exec.CommandContext(t.Context(), tool, "--schema-only", "--exclude-schema=hawser", "--dbname="+c.DSN(database)).CombinedOutput()
 	if err != nil {
@@ -301,3 +307,24 @@ func dump(t *testing.T, c *testpg.Cluster, database string) []string {
 	}
 	return lines
 }
+
+const described = `
+	WITH n AS (SELECT oid, nspname FROM pg_namespace WHERE nspname NOT IN ('hawser', 'pg_catalog', 'information_schema') AND nspname !~ '^pg_'),
+	c AS (SELECT c.*, format('%I.%I', n.nspname, relname) AS id FROM pg_class c JOIN n ON n.oid = relnamespace WHERE relkind <> 't')
+	SELECT format('relation %s %s %s %s %s %s %s %s', c.id, relkind, relpersistence, relreplident, pg_get_userbyid(relowner), relacl, reloptions, obj_description(c.oid, 'pg_class')) FROM c
+	UNION ALL SELECT format('column %s.%I %s %s %s %s %s %s %s', c.id, attname, (SELECT count(*) FROM pg_attribute b WHERE b.attrelid = c.oid AND b.attnum BETWEEN 1 AND a.attnum AND NOT b.attisdropped),
+		format_type(atttypid, atttypmod), attnotnull, attidentity, attgenerated, pg_get_expr(adbin, adrelid), col_description(c.oid, attnum))
+		FROM c JOIN pg_attribute a ON attrelid = c.oid LEFT JOIN pg_attrdef d ON adrelid = c.oid AND adnum = attnum WHERE attnum > 0 AND NOT attisdropped
+	UNION ALL SELECT format('view %s %s', c.id, pg_get_viewdef(c.oid)) FROM c WHERE relkind IN ('v', 'm')
+	UNION ALL SELECT format('index %s %s', indisvalid, pg_get_indexdef(indexrelid)) FROM pg_index JOIN c ON c.oid = indrelid
+	UNION ALL SELECT format('constraint %s %I %s %s', conrelid::regclass, conname, convalidated, pg_get_constraintdef(k.oid)) FROM pg_constraint k JOIN n ON n.oid = connamespace
+	UNION ALL SELECT format('trigger %s %s', tgenabled, pg_get_triggerdef(t.oid)) FROM pg_trigger t JOIN c ON c.oid = tgrelid WHERE NOT tgisinternal
+	UNION ALL SELECT format('function %s %s %s', pg_get_userbyid(proowner), proacl, pg_get_functiondef(p.oid)) FROM pg_proc p JOIN n ON n.oid = pronamespace WHERE prokind IN ('f', 'p')
+	UNION ALL SELECT format('type %I %s %s %s %s', typname, typtype, pg_get_userbyid(typowner), typdefault, (SELECT string_agg(enumlabel, ',' ORDER BY enumsortorder) FROM pg_enum WHERE enumtypid = t.oid)) FROM pg_type t JOIN n ON n.oid = typnamespace
+	UNION ALL SELECT format('event trigger %I %s %s %s', evtname, evtevent, evtenabled, evttags) FROM pg_event_trigger
+	UNION ALL SELECT format('extension %I %s', extname, extversion) FROM pg_extension
+	UNION ALL SELECT format('publication %I %s', pubname, puballtables) FROM pg_publication
+	UNION ALL SELECT format('default %s %s %s', pg_get_userbyid(defaclrole), defaclobjtype, defaclacl) FROM pg_default_acl
+	UNION ALL SELECT format('inherits %s %s', inhrelid::regclass, inhparent::regclass) FROM pg_inherits
+	UNION ALL SELECT format('policy %I %s %s', polname, polrelid::regclass, pg_get_expr(polqual, polrelid)) FROM pg_policy
+	ORDER BY 1`
