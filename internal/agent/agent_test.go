@@ -162,7 +162,7 @@ func write(t *testing.T, dsn, name string) (n *atomic.Int64, stop func()) {
 				if _, err := tx.Exec(ctx, `DELETE FROM event WHERE id = $1`, i); err != nil {
 					return err
 				}
-				_, err := tx.Exec(ctx, `INSERT INTO event VALUES ($1, '2026-08-01', 'w')`, 1000000+i)
+				_, err := tx.Exec(ctx, `INSERT INTO event VALUES (hashtextextended($1, 0), '2026-08-01', 'w')`, key)
 				return err
 			})
 			if err == nil {

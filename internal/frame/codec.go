@@ -8,19 +8,30 @@ import (
 	"time"
 )
 
-// Limits of the codec. A frame beyond them is refused before memory is taken for it.
+// Limits of the codec. Decode refuses a frame beyond them before it takes memory
+// for it; Encode does not look at them, so a sender has to keep to the first two.
 const (
 	// MaxFrame is the size of the largest frame: a record of 1 GiB, PostgreSQL's
 	// largest value, with its row around it.
 	MaxFrame = 1<<30 + 64<<20
-	// maxNames bounds the columns of a table; PostgreSQL's own limit is 1,600.
-	maxNames = 1 << 16
+	// MaxItems bounds the records of a Data and the values of a Sequences. An item
+	// is up to 16 times larger in memory than on the wire.
+	MaxItems = 1 << 20
+	// maxColumns bounds the columns of a table; PostgreSQL's own limit is 1,600.
+	maxColumns = 1 << 14
+	// maxName bounds a name or an exported snapshot's id; PostgreSQL cuts names
+	// at 63 bytes, unless it was built with other constants.
+	maxName = 1 << 12
+	// maxSnapshot bounds a snapshot's text: 2^18 sessions, which is PostgreSQL's
+	// own limit, with 20 digits each.
+	maxSnapshot = 8 << 20
 )
 
 var errShort = errors.New("frame ends too early")
 
-// Encode appends the wire form of f to dst: its kind, then its fields in order,
-// integers as varints, byte strings with their length before them.
+// Encode appends the wire form of f to dst and returns the longer slice: the kind,
+// then the fields in order, integers as varints, byte strings with their length
+// before them. It copies, so f's slices are the caller's again when it returns.
 func Encode(dst []byte, f Frame) []byte {
 	dst = append(dst, f.kind())
 	switch f := f.(type) {
@@ -103,8 +114,10 @@ func unixNano(t time.Time) int64 {
 	return t.UnixNano()
 }
 
-// Decode reads one frame. Payloads and data alias b. It never panics, and takes
-// memory in proportion to len(b) alone.
+// Decode reads one frame, which has to fill b. The frame is one of the package's
+// types by value. The payloads of a Data and the bytes of a SeedChunk alias b: they
+// are good for as long as b is left alone; all else is copied. It never panics, and
+// takes memory in proportion to len(b) alone.
 func Decode(b []byte) (Frame, error) {
 	if len(b) == 0 {
 		return nil, errShort
@@ -138,11 +151,11 @@ func (r *reader) frame(kind byte) Frame {
 	case kindData:
 		return r.data()
 	case kindHeartbeat:
-		return Heartbeat{End: LSN(r.uint()), At: r.time(), Snapshot: r.string(), LagBytes: r.uint(), LagSeconds: math.Float64frombits(r.uint())}
+		return Heartbeat{End: LSN(r.uint()), At: r.time(), Snapshot: r.text(maxSnapshot), LagBytes: r.uint(), LagSeconds: math.Float64frombits(r.uint())}
 	case kindSequences:
 		return r.sequences()
 	case kindSeedRequest:
-		return SeedRequest{OID: r.uint32(), Export: r.string(), FirstPage: r.uint32(), EndPage: r.uint32()}
+		return SeedRequest{OID: r.uint32(), Export: r.name(), FirstPage: r.uint32(), EndPage: r.uint32()}
 	case kindSeedStart:
 		return r.seedStart()
 	case kindSeedChunk:
@@ -155,7 +168,7 @@ func (r *reader) frame(kind byte) Frame {
 }
 
 func (r *reader) data() Data {
-	n := r.count(2, len(r.b)) // a record takes two bytes at least
+	n := r.count(2, MaxItems) // a record takes two bytes at least
 	d := Data{Records: make([]Record, 0, n)}
 	for range n {
 		d.Records = append(d.Records, Record{LSN: LSN(r.uint()), Payload: r.bytes()})
@@ -164,21 +177,21 @@ func (r *reader) data() Data {
 }
 
 func (r *reader) sequences() Sequences {
-	n := r.count(4, len(r.b))
+	n := r.count(4, MaxItems)
 	s := Sequences{Values: make([]SequenceValue, 0, n)}
 	for range n {
-		s.Values = append(s.Values, SequenceValue{Schema: r.string(), Name: r.string(), Last: r.int(), Called: r.bool()})
+		s.Values = append(s.Values, SequenceValue{Schema: r.name(), Name: r.name(), Last: r.int(), Called: r.bool()})
 	}
 	return s
 }
 
 func (r *reader) seedStart() SeedStart {
-	s := SeedStart{OID: r.uint32(), Schema: r.string(), Name: r.string()}
-	for range r.count(1, maxNames) {
-		s.Columns = append(s.Columns, r.string())
+	s := SeedStart{OID: r.uint32(), Schema: r.name(), Name: r.name()}
+	for range r.count(1, maxColumns) {
+		s.Columns = append(s.Columns, r.name())
 	}
-	snapshot := r.string()
-	s.Export, s.LSN, s.Bytes, s.Rows = r.string(), LSN(r.uint()), r.int(), r.int()
+	snapshot := r.text(maxSnapshot)
+	s.Export, s.LSN, s.Bytes, s.Rows = r.name(), LSN(r.uint()), r.int(), r.int()
 	s.Pages, s.ChunkPages = r.uint32(), r.uint32()
 	if r.err == nil {
 		var err error
@@ -228,7 +241,11 @@ func (r *reader) uint32() uint32 {
 // count reads a number of items, each of which takes size bytes at least.
 func (r *reader) count(size, limit int) int {
 	n := r.uint()
-	if n > uint64(limit) || n > uint64(len(r.b)/size) {
+	switch {
+	case n > uint64(limit):
+		r.fail(fmt.Errorf("%d items, the limit is %d", n, limit))
+		return 0
+	case n > uint64(len(r.b)/size):
 		r.fail(fmt.Errorf("%d items in %d bytes", n, len(r.b)))
 		return 0
 	}
@@ -246,7 +263,16 @@ func (r *reader) bytes() []byte {
 	return v
 }
 
-func (r *reader) string() string { return string(r.bytes()) }
+func (r *reader) name() string { return r.text(maxName) }
+
+func (r *reader) text(limit int) string {
+	b := r.bytes()
+	if len(b) > limit {
+		r.fail(fmt.Errorf("a text of %d bytes, the limit is %d", len(b), limit))
+		return ""
+	}
+	return string(b)
+}
 
 func (r *reader) bool() bool {
 	switch v := r.uint(); v {

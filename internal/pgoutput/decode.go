@@ -8,40 +8,44 @@ import (
 	"time"
 )
 
-// Decoder decodes a stream of messages. It knows whether the stream is inside a
-// stream block, where changes carry a transaction id. The messages of changes and
-// the rows in them are reused: they are valid until the next call. A Relation is
-// the caller's to keep. The zero Decoder is ready.
+// Decoder decodes the messages of one stream, in their order. It knows whether the
+// stream is inside a stream block, where changes carry a transaction id. The zero
+// Decoder is ready; a new connection needs a new one. It may not be used by two
+// goroutines at a time.
+//
+// A message and its rows are the decoder's, and valid until the next call; a
+// Relation alone is the caller's to keep. The bytes in it (Column.Data,
+// LogicalMessage.Content) are parts of the payload, and valid for as long as that
+// is; the strings are copies.
 type Decoder struct {
 	streaming bool
 
+	begin    Begin
+	commit   Commit
 	insert   Insert
 	update   Update
 	delete   Delete
 	old, row []Column
 }
 
-// Errors that a message can be refused for, beside an unknown type.
+// Reasons to refuse a message, beside those that name a value.
 var (
-	errShort  = errors.New("message ends too early")
-	errNested = errors.New("a stream block inside a stream block")
-	errNoRow  = errors.New("no row where one has to be")
+	errShort   = errors.New("message ends too early")
+	errNoRow   = errors.New("no row where one has to be")
+	errUnknown = errors.New("unknown type")
+	errNested  = errors.New("not allowed inside a stream block")
+	errOutside = errors.New("no stream block is open")
 )
 
-// Decode decodes the next message of the stream.
+// Decode decodes the next message of the stream. After an error the stream can't
+// be followed any further.
 func (d *Decoder) Decode(payload []byte) (Message, error) {
 	m, err := d.decode(payload, d.streaming)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = d.follow(m)
 	}
-	switch m.(type) {
-	case *StreamStart:
-		if d.streaming {
-			return nil, errNested
-		}
-		d.streaming = true
-	case *StreamStop:
-		d.streaming = false
+	if err != nil {
+		return nil, refuse(payload, err)
 	}
 	return m, nil
 }
@@ -49,7 +53,37 @@ func (d *Decoder) Decode(payload []byte) (Message, error) {
 // DecodeChange decodes one message that was taken out of its stream; streamed
 // tells whether it stood inside a stream block.
 func (d *Decoder) DecodeChange(payload []byte, streamed bool) (Message, error) {
-	return d.decode(payload, streamed)
+	m, err := d.decode(payload, streamed)
+	if err != nil {
+		return nil, refuse(payload, err)
+	}
+	return m, nil
+}
+
+func refuse(payload []byte, err error) error {
+	if len(payload) == 0 {
+		return fmt.Errorf("pgoutput: empty message: %w", err)
+	}
+	return fmt.Errorf("pgoutput: message of type %q: %w", payload[0], err)
+}
+
+// follow keeps track of stream blocks, in which only changes and an origin stand.
+func (d *Decoder) follow(m Message) error {
+	switch m.(type) {
+	case *Relation, *Type, *Insert, *Update, *Delete, *Truncate, *LogicalMessage, *Origin:
+		return nil
+	case *StreamStop:
+		if !d.streaming {
+			return errOutside
+		}
+		d.streaming = false
+		return nil
+	}
+	if d.streaming {
+		return errNested
+	}
+	_, d.streaming = m.(*StreamStart)
+	return nil
 }
 
 func (d *Decoder) decode(payload []byte, streamed bool) (Message, error) {
@@ -58,14 +92,13 @@ func (d *Decoder) decode(payload []byte, streamed bool) (Message, error) {
 	}
 	r := reader{b: payload[1:]}
 	m, err := d.message(payload[0], streamed, &r)
-	if err == nil {
-		err = r.err
-	}
-	if err == nil && len(r.b) > 0 {
-		err = fmt.Errorf("%d bytes too many", len(r.b))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("pgoutput message %q: %w", payload[0], err)
+	switch {
+	case err != nil:
+		return nil, err
+	case r.err != nil:
+		return nil, r.err
+	case len(r.b) > 0:
+		return nil, fmt.Errorf("%d bytes too many", len(r.b))
 	}
 	return m, nil
 }
@@ -73,26 +106,24 @@ func (d *Decoder) decode(payload []byte, streamed bool) (Message, error) {
 func (d *Decoder) message(kind byte, streamed bool, r *reader) (Message, error) {
 	switch kind {
 	case 'B':
-		return &Begin{FinalLSN: r.lsn(), CommitTime: r.time(), XID: r.uint32()}, nil
+		d.begin = Begin{FinalLSN: r.lsn(), CommitTime: r.time(), XID: r.uint32()}
+		return &d.begin, nil
 	case 'C':
-		r.flags()
-		return &Commit{CommitLSN: r.lsn(), EndLSN: r.lsn(), CommitTime: r.time()}, nil
+		r.flags(0)
+		d.commit = Commit{CommitLSN: r.lsn(), EndLSN: r.lsn(), CommitTime: r.time()}
+		return &d.commit, nil
 	case 'O':
 		return &Origin{CommitLSN: r.lsn(), Name: r.string()}, nil
 	case 'S':
-		return &StreamStart{XID: r.uint32(), First: r.bool()}, nil
+		return &StreamStart{XID: r.uint32(), First: r.flags(1) != 0}, nil
 	case 'E':
 		return &StreamStop{}, nil
 	case 'c':
 		xid := r.uint32()
-		r.flags()
+		r.flags(0)
 		return &StreamCommit{XID: xid, CommitLSN: r.lsn(), EndLSN: r.lsn(), CommitTime: r.time()}, nil
 	case 'A':
-		m := &StreamAbort{XID: r.uint32(), SubXID: r.uint32()}
-		if len(r.b) > 0 {
-			m.AbortLSN, m.AbortTime = r.lsn(), r.time()
-		}
-		return m, nil
+		return streamAbort(r), nil
 	case 'b', 'P', 'K', 'r', 'p':
 		return prepared(PreparedAction(kind), r), nil
 	}
@@ -101,6 +132,16 @@ func (d *Decoder) message(kind byte, streamed bool, r *reader) (Message, error) 
 		sub = r.uint32()
 	}
 	return d.change(kind, sub, r)
+}
+
+// streamAbort: where and when it was aborted is told from protocol 4 on, if the
+// client asked for parallel streaming.
+func streamAbort(r *reader) *StreamAbort {
+	m := &StreamAbort{XID: r.uint32(), SubXID: r.uint32()}
+	if len(r.b) > 0 {
+		m.AbortLSN, m.AbortTime = r.lsn(), r.time()
+	}
+	return m
 }
 
 // change decodes what carries a transaction id in a stream block.
@@ -133,7 +174,7 @@ func (d *Decoder) change(kind byte, sub uint32, r *reader) (Message, error) {
 	case 'M':
 		return logicalMessage(sub, r), nil
 	}
-	return nil, errors.New("unknown type")
+	return nil, errUnknown
 }
 
 func (d *Decoder) decodeUpdate(sub uint32, r *reader) (Message, error) {
@@ -153,7 +194,7 @@ func (d *Decoder) decodeUpdate(sub uint32, r *reader) (Message, error) {
 }
 
 func relation(sub uint32, r *reader) *Relation {
-	m := &Relation{SubXID: sub, ID: r.uint32(), Namespace: namespace(r.string()), Name: r.string(), ReplicaIdentity: r.byte()}
+	m := &Relation{SubXID: sub, ID: r.uint32(), Namespace: namespace(r.string()), Name: r.string(), ReplicaIdentity: r.identity()}
 	n := int(r.uint16())
 	if n > len(r.b)/10 { // a column takes ten bytes at least
 		r.fail(errShort)
@@ -161,11 +202,12 @@ func relation(sub uint32, r *reader) *Relation {
 	}
 	m.Columns = make([]RelationColumn, n)
 	for i := range m.Columns {
-		m.Columns[i] = RelationColumn{Key: r.byte()&1 != 0, Name: r.string(), TypeOID: r.uint32(), Modifier: int32(r.uint32())}
+		m.Columns[i] = RelationColumn{Key: r.flags(1) != 0, Name: r.string(), TypeOID: r.uint32(), Modifier: int32(r.uint32())}
 	}
 	return m
 }
 
+// namespace: the server writes the empty string for pg_catalog.
 func namespace(s string) string {
 	if s == "" {
 		return "pg_catalog"
@@ -175,7 +217,7 @@ func namespace(s string) string {
 
 func truncate(sub uint32, r *reader) *Truncate {
 	n := r.uint32()
-	options := r.byte()
+	options := r.flags(3)
 	m := &Truncate{SubXID: sub, Cascade: options&1 != 0, RestartIdentity: options&2 != 0}
 	if uint64(n) > uint64(len(r.b)/4) {
 		r.fail(errShort)
@@ -189,7 +231,7 @@ func truncate(sub uint32, r *reader) *Truncate {
 }
 
 func logicalMessage(sub uint32, r *reader) *LogicalMessage {
-	m := &LogicalMessage{SubXID: sub, Transactional: r.byte()&1 != 0, LSN: r.lsn(), Prefix: r.string()}
+	m := &LogicalMessage{SubXID: sub, Transactional: r.flags(1) != 0, LSN: r.lsn(), Prefix: r.string()}
 	m.Content = r.bytes(int64(r.uint32()))
 	return m
 }
@@ -197,7 +239,7 @@ func logicalMessage(sub uint32, r *reader) *LogicalMessage {
 func prepared(action PreparedAction, r *reader) *Prepared {
 	m := &Prepared{Action: action}
 	if action != BeginPrepare {
-		r.flags()
+		r.flags(0)
 	}
 	m.LSN, m.EndLSN = r.lsn(), r.lsn()
 	if action == RollbackPrepared {
@@ -237,8 +279,6 @@ func (r *reader) byte() byte {
 	return 0
 }
 
-func (r *reader) bool() bool { return r.byte() == 1 }
-
 func (r *reader) uint16() uint16 {
 	if b := r.bytes(2); b != nil {
 		return binary.BigEndian.Uint16(b)
@@ -262,11 +302,26 @@ func (r *reader) uint64() uint64 {
 
 func (r *reader) lsn() LSN { return LSN(r.uint64()) }
 
-// flags reads a byte of flags, none of which is defined yet.
-func (r *reader) flags() {
-	if f := r.byte(); f != 0 && r.err == nil {
+// flags reads a byte of flags and refuses those that are not known: what they
+// would change in the rest of the message can't be guessed.
+func (r *reader) flags(known byte) byte {
+	f := r.byte()
+	if f&^known != 0 {
 		r.fail(fmt.Errorf("unknown flags %#x", f))
+		return 0
 	}
+	return f
+}
+
+// identity reads a replica identity.
+func (r *reader) identity() byte {
+	c := r.byte()
+	switch c {
+	case 'd', 'n', 'f', 'i':
+		return c
+	}
+	r.fail(fmt.Errorf("unknown replica identity %q", c))
+	return 0
 }
 
 // epoch is where PostgreSQL counts microseconds from.

@@ -13,7 +13,8 @@ import "time"
 // LSN is a position in the write-ahead log.
 type LSN uint64
 
-// Message is one of the pointer types below.
+// Message is a pointer to one of the types below that have a message kind. The
+// Decoder's comment says how long it is valid.
 type Message interface{ message() }
 
 // Begin starts a transaction.
@@ -37,7 +38,7 @@ type Origin struct {
 
 // Relation defines a table before its first change, and after it has changed.
 type Relation struct {
-	SubXID          uint32 // in a stream block only
+	SubXID          uint32 // in a stream block only: the transaction, top-level or not
 	ID              uint32
 	Namespace, Name string // pg_catalog comes as the empty string: here by its name
 	ReplicaIdentity byte   // d, n, f or i, as in pg_class.relreplident
@@ -52,7 +53,8 @@ type RelationColumn struct {
 	Modifier int32
 }
 
-// Type names a type that is not built in.
+// Type names the type of a column that is not built in. For a domain, OID is the
+// domain's, and the name is that of the type which it is made of.
 type Type struct {
 	SubXID          uint32
 	OID             uint32
@@ -100,14 +102,15 @@ type Delete struct {
 	Old        []Column
 }
 
-// Truncate empties tables, all in one command.
+// Truncate empties tables, all in one command. Those that CASCADE added are listed.
 type Truncate struct {
 	SubXID                   uint32
 	Cascade, RestartIdentity bool
 	RelationIDs              []uint32
 }
 
-// LogicalMessage is what pg_logical_emit_message wrote.
+// LogicalMessage is what pg_logical_emit_message wrote. One that is not
+// transactional comes before the transaction in which it was written, if at all.
 type LogicalMessage struct {
 	SubXID        uint32
 	Transactional bool
@@ -140,11 +143,13 @@ type StreamAbort struct {
 	AbortTime time.Time
 }
 
-// Prepared is one of the messages of two-phase commit.
+// Prepared is one of the messages of two-phase commit. BeginPrepare stands where
+// a Begin would, Prepare or StreamPrepare where a commit would; the transaction's
+// end comes later and stands alone.
 type Prepared struct {
 	Action   PreparedAction
-	LSN      LSN // of the prepare, commit or rollback record
-	EndLSN   LSN
+	LSN      LSN // of the PREPARE or COMMIT PREPARED record; of a rollback: the end of the PREPARE record
+	EndLSN   LSN // the end of the record that the message tells of
 	Time     time.Time
 	XID      uint32
 	GID      string

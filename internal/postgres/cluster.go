@@ -1,17 +1,14 @@
 package postgres
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
-	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,317 +18,216 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
+// minMajor is the oldest PostgreSQL that Hawser links.
+const minMajor = 14
+
 // ClusterConfig describes a cluster that the agent owns.
 type ClusterConfig struct {
-	DataDir         string
-	SocketDir       string // private; DataDir's neighbour when empty
-	Port            int
+	DataDir         string            // made when missing
+	SocketDir       string            // private to the cluster; DataDir with .sock behind it when empty
+	Port            int               // 5432 when 0
 	ListenAddresses string            // "localhost" when empty
-	BinDir          string            // newest PostgreSQL found when empty
+	BinDir          string            // when empty: of DataDir's version, for a new cluster the newest found
 	RunAs           string            // user to run as when the agent is root; "postgres" when empty
 	Superuser       string            // "postgres" when empty
-	Settings        map[string]string // beyond Hawser's own
+	Locale          string            // of a new cluster; C.UTF-8 when empty and the machine has it, else C
+	Settings        map[string]string // before Hawser's own
 	Log             *slog.Logger
 }
 
-// ClusterStatus is what Watch knows.
+// ClusterStatus is what is known of a managed cluster.
 type ClusterStatus struct {
-	Running  bool
+	Running  bool // takes connections, as far as it is known
 	PID      int
+	Version  string // of the programs
 	Since    time.Time
-	Restarts int
-	Problem  *problem.Problem
+	Restarts int              // by Watch, since NewCluster
+	Problem  *problem.Problem // why it does not run; nil while it does, but for a warning
 }
 
-// Cluster provisions and runs one PostgreSQL. It does not end with the agent: a
-// new agent adopts it.
+// Cluster provisions and runs one PostgreSQL: its programs, data directory and
+// server process. The process belongs to no agent: it outlives one that dies, and
+// the next one adopts it. All methods may be called at any time from any goroutine;
+// Ensure, Stop and the restarts of Watch take turns.
 type Cluster struct {
-	cfg  ClusterConfig
-	cred *syscall.Credential // nil: run as ourselves
+	cfg     ClusterConfig
+	version version
+	owner   owner
+	turn    chan struct{} // holds one token
 
 	mu     sync.Mutex
+	wanted bool // Ensure was called last, not Stop: Watch restarts
+	child  *child
+	ended  error // how the last child did
 	status ClusterStatus
 }
 
-// managedSettings fit 100 links beside independent databases.
-var managedSettings = map[string]string{
-	"wal_level":                       "logical",
-	"max_replication_slots":           "120",
-	"max_wal_senders":                 "120",
-	"max_connections":                 "400",
-	"max_logical_replication_workers": "4",
-	"wal_sender_timeout":              "60s",
-	"track_commit_timestamp":          "on",
-	"logging_collector":               "on",
-	"log_filename":                    "postgresql-%a.log",
-	"log_rotation_age":                "1d",
-	"log_rotation_size":               "0",
-	"log_truncate_on_rotation":        "on",
-	"log_line_prefix":                 "%m [%p] %q%u@%d/%a ",
-	"password_encryption":             "scram-sha-256",
+// owner is the user that PostgreSQL runs as.
+type owner struct {
+	name     string
+	uid, gid int
+	groups   []int
+	drop     bool // we are root, and have to become this user
 }
 
 // NewCluster finds the programs and the user. It changes nothing.
 func NewCluster(cfg ClusterConfig) (*Cluster, error) {
+	cfg = cfg.withDefaults()
+	for name, path := range map[string]string{"data directory": cfg.DataDir, "socket directory": cfg.SocketDir} {
+		if !filepath.IsAbs(path) || strings.ContainsAny(path, "\n\r,") {
+			return nil, problem.New("bad-path", name+" "+strconv.Quote(path), "it has to be absolute, without comma or line break", "name another path")
+		}
+	}
+	// The limit is that of sockaddr_un.
+	if socket := socketPath(cfg.SocketDir, cfg.Port); len(socket) > 103 {
+		return nil, problem.New("socket-path-too-long", "socket "+socket, "the name of a Unix socket has at most 103 bytes", "choose a data directory with a shorter path")
+	}
+	owner, err := ownerOf(cfg.RunAs)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{cfg: cfg, owner: owner, turn: make(chan struct{}, 1)}
+	if c.cfg.BinDir, c.version, err = programs(cfg); err != nil {
+		return nil, err
+	}
+	c.status.Version = c.version.text
+	c.turn <- struct{}{}
+	return c, nil
+}
+
+func (cfg ClusterConfig) withDefaults() ClusterConfig {
+	if cfg.Port == 0 {
+		cfg.Port = 5432
+	}
 	if cfg.Superuser == "" {
 		cfg.Superuser = "postgres"
 	}
 	if cfg.ListenAddresses == "" {
 		cfg.ListenAddresses = "localhost"
 	}
+	cfg.DataDir = cleanPath(cfg.DataDir)
 	if cfg.SocketDir == "" {
 		cfg.SocketDir = cfg.DataDir + ".sock"
 	}
-	if cfg.BinDir == "" {
-		path, err := Tool("postgres", 14)
+	cfg.SocketDir = cleanPath(cfg.SocketDir)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return cfg
+}
+
+// cleanPath leaves "" as it is, which filepath.Clean would make ".".
+func cleanPath(path string) string {
+	if path == "" {
+		return ""
+	}
+	return filepath.Clean(path)
+}
+
+func socketPath(dir string, port int) string {
+	return filepath.Join(dir, ".s.PGSQL."+strconv.Itoa(port))
+}
+
+// programs returns where PostgreSQL's programs are. A new major version that is
+// installed beside an old one must not keep an old cluster from starting.
+func programs(cfg ClusterConfig) (dir string, v version, err error) {
+	dir, have := cfg.BinDir, dataMajor(cfg.DataDir)
+	if dir == "" {
+		path := findTool("initdb", func(major int) bool { return major >= minMajor && (have == "" || strconv.Itoa(major) == have) })
+		if path == "" && have != "" {
+			return "", version{}, problem.New("data-directory-version", "directory "+cfg.DataDir,
+				"it was made by PostgreSQL "+have+", whose programs were not found", "apt-get install postgresql-"+have+", or name their directory in postgres.managed.bin_dir")
+		}
+		if path == "" {
+			return "", version{}, problem.New("tool-missing", "program initdb", fmt.Sprintf("no PostgreSQL %d or later was found on this machine", minMajor),
+				"apt-get install postgresql, or name the directory of its programs in postgres.managed.bin_dir")
+		}
+		// initdb looks for postgres beside itself, behind a symbolic link too.
+		if dir, err = filepath.EvalSymlinks(path); err != nil {
+			return "", version{}, fmt.Errorf("find the programs of PostgreSQL: %w", err)
+		}
+		dir = filepath.Dir(dir)
+	}
+	v, err = toolVersion(filepath.Join(dir, "postgres"))
+	if err != nil {
+		return "", version{}, problem.New("tool-missing", "directory "+dir, "the program postgres can't be run there",
+			"name the directory that pg_config --bindir prints in postgres.managed.bin_dir").Because(err)
+	}
+	return dir, v, nil
+}
+
+// dataMajor is the version in which a data directory is, "" when there is none yet.
+func dataMajor(dir string) string {
+	data, err := os.ReadFile(filepath.Join(dir, "PG_VERSION"))
+	if err != nil {
+		return "" // Ensure says why
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func ownerOf(runAs string) (owner, error) {
+	if runAs == "" && os.Geteuid() == 0 {
+		runAs = "postgres"
+	}
+	if runAs == "" {
+		u, err := user.Current()
 		if err != nil {
-			return nil, err
+			return owner{}, fmt.Errorf("find out which user this is: %w", err)
 		}
-		cfg.BinDir = filepath.Dir(path)
+		return owner{name: u.Username, uid: os.Geteuid(), gid: os.Getegid()}, nil
 	}
-	c := &Cluster{cfg: cfg}
-	if os.Geteuid() != 0 {
-		return c, nil
-	}
-	if c.cfg.RunAs == "" {
-		c.cfg.RunAs = "postgres"
-	}
-	u, err := user.Lookup(c.cfg.RunAs)
+	object := "user " + runAs
+	u, err := user.Lookup(runAs)
 	if err != nil {
-		return nil, problem.New("no-such-user", "user "+c.cfg.RunAs,
-			"PostgreSQL refuses to run as root, and the user that it should run as does not exist",
-			"useradd --system "+c.cfg.RunAs+", or name another one in postgres.managed.run_as").Because(err)
+		return owner{}, problem.New("no-such-user", object, "PostgreSQL should run as this user, which does not exist on this machine",
+			"useradd --system "+runAs+", or name another user in postgres.managed.run_as").Because(err)
 	}
-	uid, err := strconv.ParseUint(u.Uid, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("user id %q: %w", u.Uid, err)
+	o := owner{name: runAs}
+	if o.uid, err = strconv.Atoi(u.Uid); err != nil {
+		return owner{}, fmt.Errorf("id of %s: %w", object, err)
 	}
-	gid, err := strconv.ParseUint(u.Gid, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("group id %q: %w", u.Gid, err)
+	if o.gid, err = strconv.Atoi(u.Gid); err != nil {
+		return owner{}, fmt.Errorf("group of %s: %w", object, err)
 	}
-	if uid == 0 {
-		return nil, problem.New("user-is-root", "user "+c.cfg.RunAs, "PostgreSQL refuses to run as root", "name another user in postgres.managed.run_as")
-	}
-	c.cred = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-	return c, nil
-}
-
-// Server connects over the private socket, as superuser.
-func (c *Cluster) Server() (*Server, error) {
-	return Open(fmt.Sprintf("host='%s' port=%d user='%s' dbname=postgres", c.cfg.SocketDir, c.cfg.Port, c.cfg.Superuser))
-}
-
-// Ensure brings the cluster up: it makes one in an empty directory, starts one
-// that is down, and adopts one that runs. Safe to call at any time.
-func (c *Cluster) Ensure(ctx context.Context) error {
-	if err := c.directories(); err != nil {
-		return err
-	}
-	version, err := os.ReadFile(filepath.Join(c.cfg.DataDir, "PG_VERSION"))
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if err := c.initdb(ctx); err != nil {
-			return err
-		}
-	case err != nil:
-		return fmt.Errorf("read the version of %s: %w", c.cfg.DataDir, err)
-	default:
-		if err := c.checkMajor(strings.TrimSpace(string(version))); err != nil {
-			return err
-		}
+	case o.uid == 0:
+		return owner{}, problem.New("user-is-root", object, "PostgreSQL refuses to run as root", "name another user in postgres.managed.run_as")
+	case os.Geteuid() == o.uid:
+		return o, nil
+	case os.Geteuid() != 0:
+		return owner{}, problem.New("not-root", object, "only an agent that runs as root can run PostgreSQL as another user",
+			"leave out postgres.managed.run_as, or start the agent as "+runAs)
 	}
-	if err := c.configure(); err != nil {
-		return err
-	}
-	return c.start(ctx)
-}
-
-// directories makes what is missing. Their parents stay as they are.
-func (c *Cluster) directories() error {
-	for _, dir := range []string{c.cfg.DataDir, c.cfg.SocketDir} {
-		if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-			return fmt.Errorf("make the parent of %s: %w", dir, err)
-		}
-		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("make directory %s: %w", dir, err)
-		}
-		if c.cred == nil {
-			continue
-		}
-		if err := os.Chown(dir, int(c.cred.Uid), int(c.cred.Gid)); err != nil {
-			return fmt.Errorf("give directory %s to %s: %w", dir, c.cfg.RunAs, err)
-		}
-	}
-	return nil
-}
-
-func (c *Cluster) checkMajor(have string) error {
-	major, err := toolMajor(filepath.Join(c.cfg.BinDir, "postgres"))
+	o.drop = true
+	ids, err := u.GroupIds() // ssl-cert, by which Debian lets it read its key
 	if err != nil {
-		return err
+		return owner{}, fmt.Errorf("groups of %s: %w", object, err)
 	}
-	if strconv.Itoa(major) == have {
+	for _, id := range ids {
+		if gid, err := strconv.Atoi(id); err == nil {
+			o.groups = append(o.groups, gid)
+		}
+	}
+	return o, nil
+}
+
+// credential makes a program run as the owner.
+func (o owner) credential() *syscall.Credential {
+	if !o.drop {
 		return nil
 	}
-	return problem.New("data-directory-version", "directory "+c.cfg.DataDir,
-		fmt.Sprintf("it was made by PostgreSQL %s, and the programs in %s are of %d", have, c.cfg.BinDir, major),
-		"name the directory of PostgreSQL "+have+" in postgres.managed.bin_dir, or upgrade with pg_upgrade")
+	c := &syscall.Credential{Uid: uint32(o.uid), Gid: uint32(o.gid)}
+	for _, gid := range o.groups {
+		c.Groups = append(c.Groups, uint32(gid))
+	}
+	return c
 }
 
-func (c *Cluster) initdb(ctx context.Context) error {
-	if entries, err := os.ReadDir(c.cfg.DataDir); err == nil && len(entries) > 0 {
-		return problem.New("data-directory-not-empty", "directory "+c.cfg.DataDir, "it is not empty and holds no PostgreSQL cluster",
-			"name an empty directory in postgres.managed.data_dir")
-	}
-	c.cfg.Log.Info("making a cluster", "data_dir", c.cfg.DataDir)
-	_, err := c.run(ctx, "initdb", "-D", c.cfg.DataDir, "-U", c.cfg.Superuser, "--encoding=UTF8", "--locale=C.UTF-8",
-		"--data-checksums", "--auth-local=trust", "--auth-host=scram-sha-256")
-	if err != nil {
-		return problem.New("initdb-failed", "directory "+c.cfg.DataDir, "no cluster could be made in it", "mend what initdb says").Because(err)
-	}
-	return nil
-}
-
-const confName = "hawser.conf"
-
-// configure writes Hawser's settings into a file of their own, behind which the
-// user's postgresql.auto.conf (ALTER SYSTEM) still wins.
-func (c *Cluster) configure() error {
-	settings := map[string]string{
-		"port":                    strconv.Itoa(c.cfg.Port),
-		"listen_addresses":        c.cfg.ListenAddresses,
-		"unix_socket_directories": c.cfg.SocketDir,
-	}
-	for _, more := range []map[string]string{managedSettings, c.cfg.Settings} {
-		for k, v := range more {
-			settings[k] = v
-		}
-	}
-	names := make([]string, 0, len(settings))
-	for k := range settings {
-		names = append(names, k)
-	}
-	sort.Strings(names)
-	var b bytes.Buffer
-	b.WriteString("# Written by the Hawser agent at each start. Use its configuration, or ALTER SYSTEM.\n")
-	for _, k := range names {
-		fmt.Fprintf(&b, "%s = '%s'\n", k, strings.ReplaceAll(settings[k], "'", "''"))
-	}
-	if err := c.write(confName, b.Bytes()); err != nil {
-		return err
-	}
-	main := filepath.Join(c.cfg.DataDir, "postgresql.conf")
-	text, err := os.ReadFile(main)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", main, err)
-	}
-	include := "include_if_exists = '" + confName + "'"
-	if bytes.Contains(text, []byte(include)) {
-		return nil
-	}
-	return c.write("postgresql.conf", append(text, "\n"+include+"\n"...))
-}
-
-func (c *Cluster) write(name string, data []byte) error {
-	path := filepath.Join(c.cfg.DataDir, name)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if c.cred != nil {
-		if err := os.Chown(path+".new", int(c.cred.Uid), int(c.cred.Gid)); err != nil {
-			return fmt.Errorf("write %s: %w", path, err)
-		}
-	}
-	return os.Rename(path+".new", path)
-}
-
-// start starts the server unless it runs, and waits until it takes connections.
-func (c *Cluster) start(ctx context.Context) error {
-	if c.pid() == 0 {
-		args := []string{"start", "-D", c.cfg.DataDir, "-l", c.startLog(), "-w", "-t", "600", "-s"}
-		if _, err := c.run(ctx, "pg_ctl", args...); err != nil {
-			return problem.New("start-failed", "cluster "+c.cfg.DataDir, "PostgreSQL did not start: "+c.lastWords(),
-				"mend what its log names: "+c.startLog()).Retry().Because(err)
-		}
-	}
-	server, err := c.Server()
-	if err != nil {
-		return err
-	}
-	conn, err := server.Connect(ctx, Session{Purpose: "watch"})
-	if err != nil {
-		return err
-	}
-	_ = conn.Close(ctx)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.status.Running, c.status.PID, c.status.Problem = true, c.pid(), nil
-	if c.status.Since.IsZero() {
-		c.status.Since = time.Now()
-	}
-	return nil
-}
-
-func (c *Cluster) startLog() string { return filepath.Join(c.cfg.DataDir, "hawser-start.log") }
-
-// lastWords is the end of what the server wrote while it started.
-func (c *Cluster) lastWords() string {
-	data, err := os.ReadFile(c.startLog())
-	if err != nil {
-		return "it wrote no log"
-	}
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return strings.Join(lines[max(0, len(lines)-4):], " / ")
-}
-
-// pid returns the postmaster's process id, 0 when it does not run. A stale file
-// names a process that is gone, or one that is none of ours.
-func (c *Cluster) pid() int {
-	data, err := os.ReadFile(filepath.Join(c.cfg.DataDir, "postmaster.pid"))
-	if err != nil {
-		return 0
-	}
-	first, _, _ := strings.Cut(string(data), "\n")
-	pid, err := strconv.Atoi(strings.TrimSpace(first))
-	if err != nil || syscall.Kill(pid, 0) != nil {
-		return 0
-	}
-	if exe, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && !strings.HasPrefix(string(exe), "postgres") {
-		return 0
-	}
-	return pid
-}
-
-// watchEvery is how often Watch looks.
-const watchEvery = 500 * time.Millisecond
-
-// Watch restarts the server when it is gone, until ctx ends.
-func (c *Cluster) Watch(ctx context.Context) error {
-	wait := watchEvery
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
-		if c.pid() != 0 {
-			wait = watchEvery
-			continue
-		}
-		c.mu.Lock()
-		c.status.Running, c.status.Since = false, time.Time{}
-		c.status.Restarts++
-		c.mu.Unlock()
-		c.cfg.Log.Warn("PostgreSQL is gone, starting it again", "data_dir", c.cfg.DataDir)
-		if err := c.start(ctx); err != nil {
-			wait = min(2*wait, 10*time.Second)
-			c.cfg.Log.Error("PostgreSQL does not start", "error", err)
-			c.mu.Lock()
-			c.status.Problem = problem.Of(err, "start-failed")
-			c.mu.Unlock()
-		}
-	}
+// Server connects over the private socket, as superuser. It needs no password:
+// PostgreSQL asks the kernel who is at the other end.
+func (c *Cluster) Server() (*Server, error) {
+	return Open(fmt.Sprintf("host=%s port=%d user=%s dbname=postgres target_session_attrs=any",
+		quoteValue(c.cfg.SocketDir), c.cfg.Port, quoteValue(c.cfg.Superuser)))
 }
 
 // Status may be called at any time.
@@ -341,38 +237,87 @@ func (c *Cluster) Status() ClusterStatus {
 	return c.status
 }
 
-// Stop shuts down: sessions are ended, and when ctx ends first, at once.
-func (c *Cluster) Stop(ctx context.Context) error {
-	if c.pid() == 0 {
-		return nil
+func (c *Cluster) setStatus(change func(s *ClusterStatus)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(&c.status)
+}
+
+// takeTurn waits until nobody else starts or stops the server.
+func (c *Cluster) takeTurn(ctx context.Context) (giveBack func(), err error) {
+	giveBack = func() { c.turn <- struct{}{} }
+	select {
+	case <-c.turn: // also when ctx has ended: Stop has work to do even then
+		return giveBack, nil
+	default:
 	}
-	_, err := c.run(ctx, "pg_ctl", "stop", "-D", c.cfg.DataDir, "-m", "fast", "-w", "-t", "60", "-s")
-	if err == nil {
-		return nil
+	select {
+	case <-c.turn:
+		return giveBack, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("cluster %s is being started or stopped: %w", c.cfg.DataDir, ctx.Err())
 	}
-	if _, now := c.run(context.WithoutCancel(ctx), "pg_ctl", "stop", "-D", c.cfg.DataDir, "-m", "immediate", "-w", "-s"); now != nil {
-		return fmt.Errorf("stop PostgreSQL in %s: %w", c.cfg.DataDir, errors.Join(err, now))
+}
+
+// Ensure brings the cluster up and returns when it takes connections: it makes one
+// in an empty directory, starts one that is down, and adopts one that runs. A
+// server that recovers from a crash is waited for as long as ctx allows.
+func (c *Cluster) Ensure(ctx context.Context) error {
+	giveBack, err := c.takeTurn(ctx)
+	if err != nil {
+		return err
+	}
+	defer giveBack()
+	c.mu.Lock()
+	c.wanted = true
+	c.mu.Unlock()
+	if err := c.ensure(ctx); err != nil {
+		c.setStatus(func(s *ClusterStatus) { s.Running, s.Problem = false, problem.Of(err, "start-failed") })
+		return err
 	}
 	return nil
 }
 
-// run runs one of PostgreSQL's programs as the unprivileged user. Its error holds
-// what the program wrote.
-func (c *Cluster) run(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(c.cfg.BinDir, name), args...)
-	cmd.Dir = c.cfg.DataDir
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "PGPASSWORD=", "TZ=UTC")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: c.cred}
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	// The server inherits nothing from us but its log: output must not be waited for.
-	cmd.WaitDelay = time.Second
-	err := cmd.Run()
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil
+func (c *Cluster) ensure(ctx context.Context) error {
+	if err := c.checkReach(filepath.Join(c.cfg.BinDir, "postgres")); err != nil {
+		return err
 	}
+	if err := c.makeDirectories(); err != nil {
+		return err
+	}
+	if err := c.redoUnfinished(ctx); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(c.cfg.DataDir)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(out.String()))
+		return fmt.Errorf("open the data directory: %w", err)
 	}
-	return out.String(), nil
+	defer root.Close()
+	have, err := root.ReadFile("PG_VERSION")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := c.initdb(ctx); err != nil {
+			return err
+		}
+	case err != nil:
+		return fmt.Errorf("read the version of the data directory: %w", err)
+	default:
+		if err := c.checkMajor(strings.TrimSpace(string(have))); err != nil {
+			return err
+		}
+	}
+	changed, err := c.configure(root)
+	if err != nil {
+		return err
+	}
+	return c.run(ctx, changed)
+}
+
+func (c *Cluster) checkMajor(have string) error {
+	if strconv.Itoa(c.version.major) == have {
+		return nil
+	}
+	return problem.New("data-directory-version", "directory "+c.cfg.DataDir,
+		fmt.Sprintf("it was made by PostgreSQL %s, and the programs in %s are of %d", have, c.cfg.BinDir, c.version.major),
+		"name the directory of PostgreSQL "+have+"'s programs in postgres.managed.bin_dir, or link this instance to a new one to upgrade")
 }

@@ -10,64 +10,81 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/hawser/hawser/internal/problem"
 )
 
 const (
-	connectTimeout = 10 * time.Second
-	keepAlive      = 15 * time.Second
+	connectTimeout = 10 * time.Second // per address, where the string has no connect_timeout
+	lookupTimeout  = 3 * time.Second  // per host name: one that hangs must not keep the others waiting
 )
 
-// Server is a cluster seen from outside.
+// keepAlive ends a connection whose other side is gone after half a minute.
+// TCP_USER_TIMEOUT would also cover data on its way, but it breaks a COPY into a
+// table whose server does not read since it waits for a lock.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
+
+// Server is a cluster seen from outside. It is immutable and holds no connection.
 type Server struct {
-	config *pgx.ConnConfig
+	config   *pgx.ConnConfig
+	settings map[string]string // what pgconn does not tell: sslmode, sslrootcert …
 }
 
 // Session says what a connection is for.
 type Session struct {
 	Database string            // "" means the connection string's
 	Purpose  string            // shown as application_name hawser:PURPOSE
-	Settings map[string]string // run-time parameters; one with an empty value is left out
+	Settings map[string]string // run-time parameters from the start on
 }
 
 // Open reads a libpq connection string or URL, which may name several hosts. It
-// does not connect. Where the string says nothing of it, only a node that is not
-// in recovery is taken: target_session_attrs=primary. (read-write would refuse a
+// does not connect. Where nothing else is said, only a node that is not in
+// recovery is taken: target_session_attrs=primary. (read-write would refuse a
 // fenced database, which is read-only by default.)
 func Open(connString string) (*Server, error) {
-	if !strings.Contains(connString, "target_session_attrs") {
-		connString = withAttrs(connString)
+	if err := checkSecrets(connString); err != nil {
+		return nil, err
 	}
 	config, err := pgx.ParseConfig(connString)
 	if err != nil {
-		// pgconn's ParseConfigError redacts the password.
-		return nil, problem.New("bad-connection-string", "connection string", "it can't be read",
-			"postgres://user@host1:5432,host2:5432/database, or host=… port=… user=… dbname=…").Because(err)
+		return nil, unreadable(reason(err))
+	}
+	s := &Server{config: config, settings: settingsOf(connString)}
+	if err := s.checkParts(); err != nil {
+		return nil, err
 	}
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
 	}
-	dialer := &net.Dialer{KeepAlive: keepAlive, Timeout: config.ConnectTimeout}
+	if s.settings["target_session_attrs"] == "" {
+		config.ValidateConnect = primaryOnly
+	}
+	dialer := &net.Dialer{KeepAliveConfig: keepAlive}
 	config.DialFunc = dialer.DialContext
-	return &Server{config: config}, nil
+	config.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
+		ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+		defer cancel()
+		return net.DefaultResolver.LookupHost(ctx, host)
+	}
+	return s, nil
 }
 
-func withAttrs(s string) string {
-	switch {
-	case strings.Contains(s, "://") && strings.Contains(s, "?"):
-		return s + "&target_session_attrs=primary"
-	case strings.Contains(s, "://"):
-		return s + "?target_session_attrs=primary"
+// primaryOnly needs no round trip: PostgreSQL 14 and later tell it unasked.
+func primaryOnly(ctx context.Context, conn *pgconn.PgConn) error {
+	switch conn.ParameterStatus("in_hot_standby") {
+	case "off":
+		return nil
+	case "on":
+		return pgconn.ErrStandbyConnection
 	}
-	return s + " target_session_attrs=primary"
+	return pgconn.ValidateConnectTargetSessionAttrsPrimary(ctx, conn)
 }
 
 // Database is the one that the connection string names: the maintenance database.
@@ -78,19 +95,27 @@ func (s *Server) Database() string {
 	return s.config.Database
 }
 
-// String names the server without a secret.
+// String names the server without a secret: host:port, several with commas.
 func (s *Server) String() string {
-	out := address(s.config.Host, s.config.Port)
-	for _, f := range s.config.Fallbacks {
-		if a := address(f.Host, f.Port); !strings.HasSuffix(out, a) {
-			out += "," + a
-		}
+	nodes := s.nodes()
+	names := make([]string, len(nodes))
+	for i, n := range nodes {
+		names[i] = net.JoinHostPort(n.host, n.port)
 	}
-	return out
+	return strings.Join(names, ",")
 }
 
-func address(host string, port uint16) string {
-	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+type node struct{ host, port string }
+
+// nodes are the hosts in their order. With sslmode=prefer pgconn lists each twice.
+func (s *Server) nodes() []node {
+	nodes := []node{{s.config.Host, strconv.Itoa(int(s.config.Port))}}
+	for _, f := range s.config.Fallbacks {
+		if n := (node{f.Host, strconv.Itoa(int(f.Port))}); n != nodes[len(nodes)-1] {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
 }
 
 // Connect opens an ordinary session. Errors are problems with a remedy.
@@ -99,7 +124,7 @@ func (s *Server) Connect(ctx context.Context, session Session) (*pgx.Conn, error
 	session.apply(&config.Config)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, s.connectProblem(session, err)
+		return nil, s.connectProblem(ctx, &config.Config, err)
 	}
 	return conn, nil
 }
@@ -111,7 +136,7 @@ func (s *Server) ConnectReplication(ctx context.Context, session Session) (*pgco
 	config.RuntimeParams["replication"] = "database"
 	conn, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, s.connectProblem(session, err)
+		return nil, s.connectProblem(ctx, config, err)
 	}
 	return conn, nil
 }
@@ -120,40 +145,46 @@ func (s Session) apply(c *pgconn.Config) {
 	if s.Database != "" {
 		c.Database = s.Database
 	}
-	for k, v := range s.Settings {
-		if v != "" || k == "search_path" {
-			c.RuntimeParams[k] = v
-		}
-	}
+	maps.Copy(c.RuntimeParams, s.Settings)
 	if s.Purpose != "" {
 		c.RuntimeParams["application_name"] = "hawser:" + s.Purpose
 	}
 }
 
-// Environ is the environment that lets libpq's programs reach a database of the
-// server. The password travels in it alone.
+// toolVariables are the settings that libpq's programs take from the environment
+// in the same meaning as pgconn does.
+var toolVariables = map[string]string{
+	"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY",
+	"sslcertmode": "PGSSLCERTMODE", "sslsni": "PGSSLSNI", "sslnegotiation": "PGSSLNEGOTIATION",
+	"channel_binding": "PGCHANNELBINDING", "require_auth": "PGREQUIREAUTH", "krbsrvname": "PGKRBSRVNAME",
+	"passfile": "PGPASSFILE", "options": "PGOPTIONS",
+}
+
+// Environ is what libpq's programs need in their environment to reach a database
+// of the server as Connect does. It is the only way for a password to reach them:
+// arguments can be seen by every user of the machine.
 func (s *Server) Environ(database string) []string {
-	hosts, ports := []string{s.config.Host}, []string{strconv.Itoa(int(s.config.Port))}
-	for _, f := range s.config.Fallbacks {
-		if f.Host == hosts[len(hosts)-1] && strconv.Itoa(int(f.Port)) == ports[len(ports)-1] {
-			continue // the same node with and without TLS
-		}
-		hosts, ports = append(hosts, f.Host), append(ports, strconv.Itoa(int(f.Port)))
+	var hosts, ports []string
+	for _, n := range s.nodes() {
+		hosts, ports = append(hosts, n.host), append(ports, n.port)
+	}
+	attrs := s.settings["target_session_attrs"]
+	if attrs == "" {
+		attrs = "primary"
 	}
 	env := []string{
 		"PGHOST=" + strings.Join(hosts, ","), "PGPORT=" + strings.Join(ports, ","),
-		"PGUSER=" + s.config.User, "PGDATABASE=" + database,
-		"PGCONNECT_TIMEOUT=" + strconv.Itoa(int(connectTimeout.Seconds())), "PGTARGETSESSIONATTRS=any",
-		"PGAPPNAME=hawser:tool",
+		"PGUSER=" + s.config.User, "PGDATABASE=" + database, "PGAPPNAME=hawser:tool",
+		"PGCONNECT_TIMEOUT=" + strconv.Itoa(int(max(s.config.ConnectTimeout, time.Second).Seconds())),
+		"PGTARGETSESSIONATTRS=" + attrs,
 	}
-	if len(hosts) > 1 {
-		env = append(env, "PGTARGETSESSIONATTRS=primary")
+	for _, key := range slices.Sorted(maps.Keys(toolVariables)) {
+		if value := s.settings[key]; value != "" {
+			env = append(env, toolVariables[key]+"="+value)
+		}
 	}
 	if s.config.Password != "" {
 		env = append(env, "PGPASSWORD="+s.config.Password)
-	}
-	if s.config.TLSConfig != nil && len(s.config.Fallbacks) == 0 {
-		env = append(env, "PGSSLMODE=require")
 	}
 	return env
 }
@@ -162,96 +193,68 @@ func (s *Server) Environ(database string) []string {
 type Info struct {
 	Version       int // as server_version_num: 150018
 	VersionText   string
-	SystemID      string
+	SystemID      string // "" where the role may not see it; so with Timeline
 	Timeline      int32
 	InRecovery    bool
 	User          string
 	Superuser     bool
-	Replication   bool
+	Replication   bool // may stream: superuser, REPLICATION, or a provider's role for it
 	DataDirectory string
-	Settings      map[string]string
+	Settings      map[string]string // as in pg_settings.setting: in the setting's own unit
 }
 
 // Info asks the server about itself.
 func (s *Server) Info(ctx context.Context) (Info, error) {
-	conn, err := s.Connect(ctx, Session{Purpose: "info"})
+	conn, err := s.Connect(ctx, Session{Purpose: "info", Settings: map[string]string{"search_path": ""}})
 	if err != nil {
 		return Info{}, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	i := Info{Settings: map[string]string{}}
+	var i Info
 	err = conn.QueryRow(ctx, `
 		SELECT current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
-		       r.rolname, r.rolsuper, r.rolreplication
+		       r.rolname, r.rolsuper,
+		       r.rolsuper OR r.rolreplication
+		       OR EXISTS (SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER'))
 		FROM pg_roles r WHERE r.rolname = current_user`).
 		Scan(&i.Version, &i.VersionText, &i.InRecovery, &i.User, &i.Superuser, &i.Replication)
 	if err != nil {
 		return Info{}, fmt.Errorf("ask server %s about itself: %w", s, err)
 	}
-	rows, err := conn.Query(ctx, `SELECT name, setting FROM pg_settings`)
-	if err != nil {
-		return Info{}, fmt.Errorf("read the settings of server %s: %w", s, err)
-	}
-	var name, setting string
-	if _, err = pgx.ForEachRow(rows, []any{&name, &setting}, func() error { i.Settings[name] = setting; return nil }); err != nil {
+	if i.Settings, err = settings(ctx, conn); err != nil {
 		return Info{}, fmt.Errorf("read the settings of server %s: %w", s, err)
 	}
 	i.DataDirectory = i.Settings["data_directory"]
-	if !i.Superuser {
-		return i, nil // what follows needs privileges that need not be there
+	// The control file's timeline is that of the last checkpoint: after a promotion
+	// it is late.
+	err = conn.QueryRow(ctx, `
+		SELECT s.system_identifier::text,
+		       CASE WHEN pg_is_in_recovery() THEN greatest(c.timeline_id, r.min_recovery_end_timeline)
+		            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END
+		FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_recovery() r`).Scan(&i.SystemID, &i.Timeline)
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) && refused.Code == "42501" {
+		return i, nil
 	}
-	err = conn.QueryRow(ctx, `SELECT system_identifier::text, timeline_id FROM pg_control_system(), pg_control_checkpoint()`).Scan(&i.SystemID, &i.Timeline)
 	if err != nil {
 		return Info{}, fmt.Errorf("read the identity of server %s: %w", s, err)
 	}
 	return i, nil
 }
 
+func settings(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
+	rows, err := conn.Query(ctx, `SELECT name, setting FROM pg_settings WHERE setting IS NOT NULL`)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]string{}
+	var name, setting string
+	_, err = pgx.ForEachRow(rows, []any{&name, &setting}, func() error {
+		all[name] = setting
+		return nil
+	})
+	return all, err
+}
+
 // QuoteIdent quotes the parts of a name: "a"."b".
 func QuoteIdent(parts ...string) string { return pgx.Identifier(parts).Sanitize() }
-
-// connectProblem names cause and remedy of a connection that could not be made.
-// The driver's text never holds the password.
-func (s *Server) connectProblem(session Session, err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return s.refused(session, pg, err)
-	}
-	object := "server " + s.String()
-	var dns *net.DNSError
-	if errors.As(err, &dns) {
-		return problem.New("host-unknown", object, "the host name "+dns.Name+" can't be resolved",
-			"mend the name in the connection string, or DNS: getent hosts "+dns.Name).Retry().Because(err)
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return problem.New("server-timeout", object, "it did not answer in time",
-			"see that it runs and that no firewall is between: pg_isready -h HOST -p PORT").Retry().Because(err)
-	}
-	return problem.New("server-unreachable", object, "no connection could be made",
-		"see that it runs and listens there: pg_isready -h HOST -p PORT").Retry().Because(err)
-}
-
-func (s *Server) refused(session Session, pg *pgconn.PgError, err error) error {
-	object := "server " + s.String()
-	user, database := QuoteIdent(s.config.User), session.Database
-	if database == "" {
-		database = s.Database()
-	}
-	switch pg.Code {
-	case "28P01":
-		return problem.New("password-wrong", object, "it refused the password of role "+user,
-			"put the right one into the connection string or the password file").Because(err)
-	case "28000":
-		return problem.New("not-admitted", object, "it does not admit role "+user+" from here",
-			"add a line to pg_hba.conf: hostssl all "+s.config.User+" ADDRESS scram-sha-256; then SELECT pg_reload_conf();").Because(err)
-	case "3D000":
-		return problem.New("no-such-database", "database "+QuoteIdent(database), "server "+s.String()+" has no database of this name",
-			"name one of those that psql --list shows").Because(err)
-	case "53300":
-		return problem.New("too-many-connections", object, "all its connections are taken",
-			"close some, or ALTER SYSTEM SET max_connections = …; and restart PostgreSQL").Retry().Because(err)
-	case "57P01", "57P02", "57P03", "57P05", "08006", "08004", "58000":
-		return problem.New("server-not-ready", object, "it starts, stops or recovers", "none: Hawser connects again").Retry().Because(err)
-	}
-	return problem.New("connection-refused", object, "it refused the connection", "mend what the server names").Because(err)
-}

@@ -1,12 +1,14 @@
 package postgres
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"time"
 
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -14,54 +16,74 @@ import (
 // binPatterns are the usual places of PostgreSQL's programs.
 var binPatterns = []string{"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql*/bin"}
 
-var versionText = regexp.MustCompile(`(\d+)(?:\.\d+)?`)
-
-// Tool returns the newest program of PostgreSQL of that name, at minMajor or
-// above, among HAWSER_PG_BIN (which alone counts when set), the usual directories and PATH.
-func Tool(name string, minMajor int) (string, error) {
-	var best string
-	var bestMajor int
-	for _, dir := range binDirs() {
-		path := filepath.Join(dir, name)
-		major, err := toolMajor(path)
-		if err == nil && major >= minMajor && major > bestMajor {
-			best, bestMajor = path, major
-		}
-	}
-	if best == "" {
+// Tool returns the program of PostgreSQL of that name, at minMajor or above: one
+// in HAWSER_PG_BIN (a list of directories) before all, otherwise the newest in
+// the usual directories and PATH.
+func Tool(name string, minMajor int) (path string, err error) {
+	path = findTool(name, func(major int) bool { return major >= minMajor })
+	if path == "" {
 		return "", problem.New("tool-missing", "program "+name,
 			fmt.Sprintf("no %s of PostgreSQL %d or later was found", name, minMajor),
-			fmt.Sprintf("apt-get install postgresql-%d postgresql-client-%d, or set HAWSER_PG_BIN to its directory", minMajor, minMajor))
+			fmt.Sprintf("apt-get install postgresql-%d, or set HAWSER_PG_BIN to its directory", minMajor))
 	}
-	return best, nil
+	return path, nil
 }
 
-func binDirs() []string {
-	if dir := os.Getenv("HAWSER_PG_BIN"); dir != "" {
-		return []string{dir}
+// findTool returns the newest program that fits, or "".
+func findTool(name string, fits func(major int) bool) string {
+	if path := newest(name, filepath.SplitList(os.Getenv("HAWSER_PG_BIN")), fits); path != "" {
+		return path
 	}
 	var dirs []string
 	for _, pattern := range binPatterns {
 		found, err := filepath.Glob(pattern)
-		if err == nil {
+		if err == nil { // the patterns are well-formed
 			dirs = append(dirs, found...)
 		}
 	}
-	return append(dirs, filepath.SplitList(os.Getenv("PATH"))...)
+	return newest(name, append(dirs, filepath.SplitList(os.Getenv("PATH"))...), fits)
 }
 
-// toolMajor asks a program for its version: "pg_dump (PostgreSQL) 15.18 (Debian …)".
-func toolMajor(path string) (int, error) {
+func newest(name string, dirs []string, fits func(major int) bool) string {
+	var best string
+	var bestMajor int
+	for _, dir := range dirs {
+		if !filepath.IsAbs(dir) {
+			continue // what runs may not depend on where the agent was started
+		}
+		v, err := toolVersion(filepath.Join(dir, name))
+		if err == nil && fits(v.major) && v.major > bestMajor {
+			best, bestMajor = filepath.Join(dir, name), v.major
+		}
+	}
+	return best
+}
+
+type version struct {
+	major int
+	text  string
+}
+
+var versionOutput = regexp.MustCompile(`\(PostgreSQL\) ((\d+)\S*)`)
+
+// toolVersion asks a program for its version: "pg_dump (PostgreSQL) 15.18 (Debian …)".
+func toolVersion(path string) (version, error) {
 	if info, err := os.Stat(path); err != nil || info.IsDir() || info.Mode()&0o111 == 0 {
-		return 0, fmt.Errorf("%s is no program", path)
+		return version{}, fmt.Errorf("%s is no program", path)
 	}
-	out, err := exec.Command(path, "--version").Output()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
 	if err != nil {
-		return 0, fmt.Errorf("ask %s for its version: %w", path, err)
+		return version{}, fmt.Errorf("ask %s for its version: %w", path, err)
 	}
-	m := versionText.FindSubmatch(out)
+	m := versionOutput.FindSubmatch(out)
 	if m == nil {
-		return 0, fmt.Errorf("%s does not tell its version", path)
+		return version{}, fmt.Errorf("%s is not of PostgreSQL: it says %.80q", path, out)
 	}
-	return strconv.Atoi(string(m[1]))
+	major, err := strconv.Atoi(string(m[2]))
+	if err != nil {
+		return version{}, fmt.Errorf("version of %s: %w", path, err)
+	}
+	return version{major: major, text: string(m[1])}, nil
 }

@@ -8,15 +8,16 @@ import (
 	"github.com/hawser/hawser/internal/frame"
 )
 
-// Progress tells how far a copy is. Totals are sizes on the primary's disk and
-// the planner's row estimates; what is done is measured in bytes of COPY's text.
+// Progress tells how far a copy is. Bytes are those of the tables on the primary's
+// disk, TOAST included, and rows are the planner's estimates until a table has all
+// of its own.
 type Progress struct {
-	Tables, TablesDone int
+	Tables, TablesDone int // done: live
 	Bytes, BytesDone   int64
 	Rows, RowsDone     int64
 	BytesPerSecond     float64       // over the last seconds
 	Elapsed            time.Duration // of this run
-	Remaining          time.Duration // an estimate; 0 when unknown
+	Remaining          time.Duration // an estimate for the rows; 0 when unknown
 	Each               []TableProgress
 }
 
@@ -26,52 +27,48 @@ type TableProgress struct {
 	State            catalog.TableState
 	Bytes, BytesDone int64
 	Rows, RowsDone   int64
+	Waits            string // why its copy can't begin; "" when nothing is in its way
 }
 
-// rateWindow is the time over which the rate is taken.
-const rateWindow = 5 * time.Second
+// rateSeconds is the time over which the rate is taken.
+const rateSeconds = 5
 
 // meter adds up what the workers report.
 type meter struct {
+	now func() time.Time
+
 	mu     sync.Mutex
 	tables map[uint32]*TableProgress
 	order  []uint32
-	copy   int // tables whose rows are still to arrive
-	all    chan struct{}
 	began  time.Time
-	moved  int64 // bytes in this run
-	marks  []markAt
+	// What was done in each of the last seconds, at the second's index, and which
+	// second that was.
+	moved  [rateSeconds + 1]int64
+	second [rateSeconds + 1]int64
 }
 
-type markAt struct {
-	at    time.Time
-	bytes int64
+func newMeter(now func() time.Time) *meter {
+	return &meter{now: now, tables: map[uint32]*TableProgress{}}
 }
 
-func newMeter() *meter { return &meter{tables: map[uint32]*TableProgress{}, all: make(chan struct{})} }
-
-func (m *meter) begin(tables []catalog.SeedTable, now time.Time) {
+// begin takes in what the catalog knows. A table that is to be copied again begins
+// at nothing.
+func (m *meter) begin(tables []catalog.SeedTable) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.began = now
+	if m.began.IsZero() {
+		m.began = m.now()
+	}
+	m.tables, m.order = make(map[uint32]*TableProgress, len(tables)), m.order[:0]
 	for _, t := range tables {
 		p := &TableProgress{Schema: t.Schema, Name: t.Name, State: t.State, Bytes: t.Bytes, Rows: max(t.Rows, 0)}
-		switch t.State {
-		case catalog.Loaded, catalog.Live:
-			p.BytesDone, p.RowsDone = t.BytesDone, t.RowsDone
-		default:
-			m.copy++
+		if t.State == catalog.Loaded || t.State == catalog.Live || t.BytesDone > 0 {
+			p.BytesDone, p.RowsDone, p.Rows = t.Bytes, t.RowsDone, t.RowsDone
 		}
 		m.tables[t.OID] = p
 		m.order = append(m.order, t.OID)
 	}
-	if m.copy == 0 {
-		close(m.all)
-	}
 }
-
-// allCopied is closed when no table waits for rows any more.
-func (m *meter) allCopied() <-chan struct{} { return m.all }
 
 func (m *meter) with(oid uint32, f func(t *TableProgress)) {
 	m.mu.Lock()
@@ -81,76 +78,111 @@ func (m *meter) with(oid uint32, f func(t *TableProgress)) {
 	}
 }
 
+// open begins a table's copy, perhaps again.
 func (m *meter) open(s frame.SeedStart) {
 	m.with(s.OID, func(t *TableProgress) {
-		t.Schema, t.Name, t.State, t.Bytes = s.Schema, s.Name, catalog.Copying, s.Bytes
-		t.Rows, t.BytesDone, t.RowsDone = max(s.Rows, 0), 0, 0
+		*t = TableProgress{Schema: s.Schema, Name: s.Name, State: catalog.Copying, Bytes: s.Bytes, Rows: max(s.Rows, 0)}
 	})
 }
 
-func (m *meter) bytes(oid uint32, n int) {
-	m.with(oid, func(t *TableProgress) {
-		t.BytesDone += int64(n)
-		m.moved += int64(n)
-	})
-}
+func (m *meter) waits(oid uint32, why string) { m.with(oid, func(t *TableProgress) { t.Waits = why }) }
 
-func (m *meter) rows(oid uint32, n int64) {
-	m.with(oid, func(t *TableProgress) { t.RowsDone += n })
-}
-
-func (m *meter) copied(oid uint32) {
+// filled says that a table has all its rows.
+func (m *meter) filled(oid uint32) {
 	m.with(oid, func(t *TableProgress) {
-		t.State, t.Rows = catalog.Loaded, t.RowsDone
-		if m.copy--; m.copy == 0 {
-			close(m.all)
-		}
+		m.move(t.Bytes - t.BytesDone)
+		t.BytesDone, t.Rows = t.Bytes, t.RowsDone
 	})
 }
 
 func (m *meter) live(oid uint32) {
-	m.with(oid, func(t *TableProgress) { t.State = catalog.Live })
+	m.with(oid, func(t *TableProgress) { t.State, t.BytesDone = catalog.Live, t.Bytes })
 }
 
-func (m *meter) read(now time.Time) Progress {
+func (m *meter) gone(oid uint32) {
+	m.with(oid, func(t *TableProgress) { *t = TableProgress{Schema: t.Schema, Name: t.Name, State: catalog.Live} })
+}
+
+// move counts bytes for the rate. m.mu is held.
+func (m *meter) move(n int64) {
+	now := m.now().Unix()
+	i := now % int64(len(m.moved))
+	if m.second[i] != now {
+		m.second[i], m.moved[i] = now, 0
+	}
+	m.moved[i] += n
+}
+
+// share is what one COPY contributes to its table: as text arrives it counts that,
+// and at the end the bytes on disk that the text stands for. So what is done never
+// exceeds the whole, and never falls. A nil share counts nothing.
+type share struct {
+	m    *meter
+	oid  uint32
+	size int64
+	seen int64
+}
+
+func (m *meter) share(oid uint32, size int64) *share { return &share{m: m, oid: oid, size: size} }
+
+func (s *share) add(data []byte) {
+	if s == nil {
+		return
+	}
+	s.m.with(s.oid, func(t *TableProgress) {
+		n := min(int64(len(data)), s.size-s.seen)
+		s.seen += n
+		t.BytesDone += n
+		t.RowsDone += newlines(data)
+		s.m.move(n)
+	})
+}
+
+func (s *share) done() {
+	s.m.with(s.oid, func(t *TableProgress) {
+		t.BytesDone += s.size - s.seen
+		s.m.move(s.size - s.seen)
+		s.seen = s.size
+	})
+}
+
+func (m *meter) read() Progress {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p := Progress{Tables: len(m.order)}
+	now := m.now()
+	p := Progress{Tables: len(m.order), BytesPerSecond: m.rate(now), Each: make([]TableProgress, 0, len(m.order))}
 	if !m.began.IsZero() {
 		p.Elapsed = now.Sub(m.began)
 	}
-	var share float64
 	for _, oid := range m.order {
 		t := *m.tables[oid]
+		t.Rows = max(t.Rows, t.RowsDone)
 		p.Bytes += t.Bytes
-		p.Rows += max(t.Rows, t.RowsDone)
+		p.BytesDone += t.BytesDone
+		p.Rows += t.Rows
 		p.RowsDone += t.RowsDone
-		switch t.State {
-		case catalog.Live:
+		if t.State == catalog.Live {
 			p.TablesDone++
-			p.BytesDone += t.Bytes
-		case catalog.Loaded:
-			p.BytesDone += t.Bytes
-		default:
-			// Text and pages differ in size; never tell more than all.
-			p.BytesDone += min(t.BytesDone, t.Bytes)
 		}
 		p.Each = append(p.Each, t)
 	}
-	m.marks = append(m.marks, markAt{now, m.moved})
-	for len(m.marks) > 1 && now.Sub(m.marks[0].at) > rateWindow {
-		m.marks = m.marks[1:]
-	}
-	if d := now.Sub(m.marks[0].at).Seconds(); d > 0 {
-		p.BytesPerSecond = float64(m.moved-m.marks[0].bytes) / d
-	} else if s := p.Elapsed.Seconds(); s > 0 {
-		p.BytesPerSecond = float64(m.moved) / s
-	}
-	if p.Bytes > 0 {
-		share = float64(p.BytesDone) / float64(p.Bytes)
-	}
-	if share > 0 && share < 1 && p.BytesPerSecond > 0 {
-		p.Remaining = time.Duration(float64(p.Bytes-p.BytesDone) / p.BytesPerSecond * float64(time.Second))
+	if left := p.Bytes - p.BytesDone; left > 0 && p.BytesPerSecond > 0 {
+		p.Remaining = time.Duration(float64(left) / p.BytesPerSecond * float64(time.Second))
 	}
 	return p
+}
+
+// rate is taken over whole seconds, and in a run's first ones over what there is.
+func (m *meter) rate(now time.Time) float64 {
+	var sum int64
+	for i, s := range m.second {
+		if now.Unix()-s <= rateSeconds {
+			sum += m.moved[i]
+		}
+	}
+	over := min(now.Sub(m.began).Seconds(), rateSeconds+float64(now.Nanosecond())/1e9)
+	if sum == 0 || over <= 0 {
+		return 0
+	}
+	return float64(sum) / over
 }

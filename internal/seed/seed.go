@@ -1,28 +1,36 @@
 // Package seed makes the initial copy of tables, beside the stream of changes.
 //
 // Each table is copied under a snapshot of its own, which is held for no longer
-// than that table needs. The applier knows the snapshot before the first row
-// arrives and takes from the stream what the snapshot does not see (package apply
-// has the rule). An interrupted copy repeats the tables that were under way.
+// than that table needs. The applier knows the snapshot before a row of it is
+// written, and takes from the stream what the snapshot does not see (package apply
+// has the rule). An interrupted copy repeats the tables whose rows were under way,
+// no others.
 //
-// The secondary drives: one stream carries tables one after another. A table that
-// is large, TOAST included, is split into ranges of heap pages, which further
-// streams copy at the same time under the same exported snapshot. This package
-// must never decide when a table is live, and never write to the primary.
+// The secondary drives, with a fixed number of workers. Each has one stream to the
+// primary and one session of the replica, and does one of three things at a time:
+//
+//   - copy a table. A large one is split into ranges of heap pages, which every
+//     worker that is free copies under the same exported snapshot;
+//   - copy a batch of small tables, whose requests travel ahead of the answers and
+//     whose rows are committed together;
+//   - build what belongs to tables that have their rows, and analyze them.
+//
+// This package must never decide when a table is live, which is the applier's to
+// say, never write to the primary, and never show the secondary a table that the
+// link does not carry.
 package seed
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/postgres"
-	"github.com/hawser/hawser/internal/problem"
 )
 
 // Stream is what seed needs of a peer's stream.
@@ -31,85 +39,78 @@ type Stream interface {
 	Recv() (frame.Frame, error)
 }
 
-// ClientStream is a stream that this side opened.
+// ClientStream is a stream that this side opened. Close unblocks Recv.
 type ClientStream interface {
 	Stream
 	Close() error
 }
 
-// textSettings make COPY's text mean the same on both sides.
+// The streams' protocol. A SeedRequest without Export opens a table and ends the
+// snapshot that the stream held. One with Export asks for rows. Requests are
+// answered in order, and up to batchTables of them may be sent ahead.
+//
+//	SeedRequest{OID, EndPage: n} -> SeedStart                        a table of more than n blocks, TOAST included
+//	                             -> SeedStart, SeedChunk…, SeedEnd   a smaller one; its Export is empty
+//	                             -> SeedStart{OID, Name}             it is locked: ask again later
+//	                             -> SeedStart{OID, LSN}              it is gone: no such table at LSN
+//	SeedRequest{OID, Export, …}  -> SeedChunk…, SeedEnd              the pages' rows under that snapshot
+//
+// The snapshot that a stream holds ends with the rows of the whole table. Where
+// parts of it are asked for, on any stream, the one that opened it holds it until
+// its next request without Export; OID 0 is no table and does nothing else.
+
+// endOfTable as EndPage: as far as the table goes.
+const endOfTable = math.MaxUint32
+
+// blockBytes is the size of a block in SeedRequest.EndPage. It need not be that of
+// the server.
+const blockBytes = 8 << 10
+
+func gone(s frame.SeedStart) bool   { return s.Name == "" }
+func locked(s frame.SeedStart) bool { return s.Name != "" && s.Snapshot.Xmax == 0 }
+
+// textSettings make COPY's text mean the same on both sides, whatever ALTER
+// DATABASE or ALTER ROLE say there, and end a session soon whose agent is gone.
 const textSettings = `
-	SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET extra_float_digits = 1; SET bytea_output = 'hex';
-	SET timezone = 'UTC'; SET client_encoding = 'UTF8'; SET lc_monetary = 'C'; SET xmloption = 'content'; SET row_security = off;
-	SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0`
+	SET client_encoding = 'UTF8'; SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC';
+	SET extra_float_digits = 1; SET bytea_output = 'hex'; SET lc_monetary = 'C'; SET xmloption = 'content'; SET array_nulls = on;
+	SET standard_conforming_strings = on; SET search_path = ''; SET row_security = off; SET client_min_messages = 'warning';
+	SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0;
+	SET default_transaction_isolation = 'read committed'; SET synchronize_seqscans = off; SET jit = off;
+	SET max_parallel_workers_per_gather = 0; SET enable_tidscan = on;
+	SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3`
 
-// carried are the tables whose rows a link carries: ordinary ones and leaf
-// partitions that are logged, and of an extension's only those that it declares
-// to hold the user's configuration.
-const carried = `
-	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-	WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-	  AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
-	  AND NOT EXISTS (
-		SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
-		WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_extension'::regclass
-		  AND d.deptype = 'e' AND NOT c.oid = ANY (coalesce(e.extconfig, '{}')))`
-
-// Tables lists the tables to copy, with their size and the planner's estimate of
-// their rows, as the caller's snapshot sees them.
-func Tables(ctx context.Context, db catalog.DB) ([]catalog.SeedTable, error) {
-	rows, err := db.Query(ctx, `SELECT c.oid, n.nspname, c.relname, pg_table_size(c.oid), c.reltuples::bigint`+carried+` ORDER BY 4 DESC, 1`)
+// session connects and makes the session fit for the copy.
+func session(ctx context.Context, connect func(context.Context) (*pgx.Conn, error), settings string) (*pgx.Conn, error) {
+	conn, err := connect(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list the tables to copy: %w", err)
+		return nil, err
 	}
-	tables, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t catalog.SeedTable, err error) {
-		t.State = catalog.Pending
-		return t, row.Scan(&t.OID, &t.Schema, &t.Name, &t.Bytes, &t.Rows)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the tables to copy: %w", err)
+	if _, err := conn.Exec(ctx, textSettings+settings); err != nil {
+		closeSession(conn)
+		return nil, fmt.Errorf("set up the copy's session: %w", err)
 	}
-	return tables, nil
+	return conn, nil
 }
 
-// Check tells, on the primary, what would hinder the copy.
-func Check(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
-	var out problem.Findings
-	rows, err := conn.Query(ctx, `
-		SELECT n.nspname, c.relname, l.pid
-		FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.granted AND c.relkind = 'r'
-		  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND n.nspname !~ '^pg_'
-		  AND l.pid <> pg_backend_pid() LIMIT 10`)
-	if err != nil {
-		return nil, fmt.Errorf("look for locked tables: %w", err)
+// columnList writes the columns of a COPY or SELECT.
+func columnList(columns []string) string {
+	quoted := make([]string, len(columns))
+	for i, c := range columns {
+		quoted[i] = postgres.QuoteIdent(c)
 	}
-	var schema, name string
-	var pid int32
-	_, err = pgx.ForEachRow(rows, []any{&schema, &name, &pid}, func() error {
-		out = append(out, problem.Warn("table-locked", "table "+postgres.QuoteIdent(schema, name),
-			fmt.Sprintf("backend %d holds it in ACCESS EXCLUSIVE mode; its copy waits for that", pid),
-			fmt.Sprintf("let it end, or SELECT pg_terminate_backend(%d);", pid)))
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("look for locked tables: %w", err)
-	}
-	var tables int
-	var size string
-	if err := conn.QueryRow(ctx, `SELECT count(*), pg_size_pretty(coalesce(sum(pg_table_size(c.oid)), 0))`+carried).Scan(&tables, &size); err != nil {
-		return nil, fmt.Errorf("add up the size of the tables: %w", err)
-	}
-	return append(out, problem.Noted("size", "the copy", fmt.Sprintf("%d tables, %s without indexes", tables, size))), nil
+	return strings.Join(quoted, ", ")
 }
 
-// errGone says that a table no longer exists on the primary.
+// copyInto is the COPY that takes a table's rows. A table without columns has no list.
+func copyInto(t frame.SeedStart) string {
+	list := ""
+	if len(t.Columns) > 0 {
+		list = " (" + columnList(t.Columns) + ")"
+	}
+	return "COPY " + quoted(t) + list + " FROM STDIN"
+}
+
+func quoted(t frame.SeedStart) string { return postgres.QuoteIdent(t.Schema, t.Name) }
+
 var errGone = errors.New("the table was dropped")
-
-func sqlState(err error) string {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return pg.Code
-	}
-	return ""
-}

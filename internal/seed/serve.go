@@ -5,43 +5,42 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/frame"
-	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
 )
 
-const (
-	// chunkBytes is how much of COPY's output travels in one frame.
-	chunkBytes = 192 << 10
-	// partBytes is the size, TOAST included, of the parts of a large table.
-	partBytes = 96 << 20
-	// WholeTable as EndPage asks for all rows, in the transaction that holds the snapshot.
-	WholeTable = math.MaxUint32
-)
+// sizes say how tables are cut.
+type sizes struct {
+	split int64 // a table of more bytes, TOAST included, is split
+	part  int64 // into parts of about this size
+}
 
-// Serve answers one seeding stream of a secondary, until it ends:
-//
-//	SeedRequest{OID}                       -> SeedStart; opens the table's snapshot
-//	SeedRequest{OID, EndPage: WholeTable}  -> SeedChunk…, SeedEnd; all rows, under it
-//	SeedRequest{OID, Export, pages}        -> SeedChunk…, SeedEnd; a part, under the
-//	                                          snapshot that another stream exported
-//
-// Opening a table, and asking for a part, closes the snapshot that was open.
+// A part should be large against the round trip that it costs, and small against
+// the table, so that all workers end at about the same time. A table that is not
+// split is written frozen.
+var defaultSizes = sizes{split: 64 << 20, part: 32 << 20}
+
+// lockWait bounds how long the lock on a table is waited for. While we wait behind
+// an ACCESS EXCLUSIVE lock, others of its kind wait behind us.
+const lockWait = "250ms"
+
+// Serve answers one seeding stream of a secondary until it ends. It uses one
+// connection, and holds a transaction only while a snapshot is needed.
 func Serve(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn, error), s Stream) error {
-	conn, err := connect(ctx)
+	return serve(ctx, connect, s, defaultSizes)
+}
+
+func serve(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn, error), s Stream, cut sizes) error {
+	conn, err := session(ctx, connect, "")
 	if err != nil {
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, textSettings); err != nil {
-		return fmt.Errorf("set up the copy: %w", err)
-	}
-	v := server{conn: conn, s: s, part: partBytes}
+	defer closeSession(conn)
+	v := server{conn: conn, s: s, cut: cut, out: chunks{s: s}}
 	for {
 		f, err := s.Recv()
 		if errors.Is(err, io.EOF) {
@@ -63,211 +62,309 @@ func Serve(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn, er
 type server struct {
 	conn *pgx.Conn
 	s    Stream
-	part int64
-	open frame.SeedStart // the table whose snapshot the transaction holds
+	cut  sizes
+	out  chunks
+	open frame.SeedStart // the table whose snapshot the transaction at hand is; its Export is "" when there is none
 }
 
 func (v *server) answer(ctx context.Context, r frame.SeedRequest) error {
 	switch {
-	case r.Export == "" && r.EndPage == 0:
-		return v.openTable(ctx, r.OID)
 	case r.Export == "":
-		if v.open.OID != r.OID {
-			return fmt.Errorf("rows of table %d were asked for before its snapshot", r.OID)
-		}
-		return v.copy(ctx, v.open.Schema, v.open.Name, v.open.Columns, "")
+		return v.openTable(ctx, r)
+	case r.Export == v.open.Export && r.OID == v.open.OID:
+		return v.ownRows(ctx, r)
 	}
-	return v.copyPart(ctx, r)
+	return v.importedRows(ctx, r)
 }
 
-const (
-	// lockTries and lockWait bound how long a table that is being rewritten is
-	// waited for. Waiting behind ACCESS EXCLUSIVE holds nobody up; the pauses let
-	// others, who queue behind us, go first.
-	lockTries = 600
-	lockWait  = "1s"
-)
+// openTable answers with the table's definition and snapshot, and with the rows
+// too when the table is small.
+func (v *server) openTable(ctx context.Context, r frame.SeedRequest) error {
+	if err := v.end(ctx); err != nil {
+		return err
+	}
+	t, err := v.snapshot(ctx, r.OID)
+	switch {
+	case errors.Is(err, errGone):
+		return v.sendGone(ctx, r.OID)
+	case errors.Is(err, errLocked):
+		return v.s.Send(t)
+	case err != nil:
+		return v.problem(ctx, "open", t, err)
+	}
+	if t.Bytes > int64(r.EndPage)*blockBytes {
+		if err := v.conn.QueryRow(ctx, `SELECT pg_export_snapshot()`).Scan(&t.Export); err != nil {
+			return v.problem(ctx, "export the snapshot of", t, err)
+		}
+		v.open = t
+		return v.s.Send(t)
+	}
+	if err := v.s.Send(t); err != nil {
+		return err
+	}
+	return v.wholeTable(ctx, t)
+}
 
-// openTable locks the table and takes its snapshot, in this order: TRUNCATE and
-// ALTER TABLE that rewrites are not MVCC-safe, and would show an older snapshot an
-// empty table. With the lock held, the snapshot sees what the table is.
-func (v *server) openTable(ctx context.Context, oid uint32) error {
-	var err error
-	for range lockTries {
-		err = v.lock(ctx, oid)
-		if err == nil || errors.Is(err, errGone) || sqlState(err) != "55P03" { // lock_not_available
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	if errors.Is(err, errGone) {
-		return v.s.Send(frame.SeedStart{OID: oid})
-	}
+// sendGone tells from where on the table is missing in the stream of changes too.
+func (v *server) sendGone(ctx context.Context, oid uint32) error {
+	var text string
+	err := v.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&text)
 	if err != nil {
-		return fmt.Errorf("lock table %d to copy it: %w", oid, err)
+		return lost("the primary's PostgreSQL was lost during the copy", err)
 	}
-	if err := v.describe(ctx, oid); err != nil {
-		return err
-	}
-	return v.s.Send(v.open)
-}
-
-// begin ends the transaction at hand and begins one under an exported snapshot.
-func (v *server) begin(ctx context.Context, export string) error {
-	v.open = frame.SeedStart{}
-	sql := `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '` + strings.ReplaceAll(export, "'", "''") + `'`
-	if v.conn.PgConn().TxStatus() != 'I' {
-		sql = `ROLLBACK; ` + sql
-	}
-	if _, err := v.conn.Exec(ctx, sql); err != nil {
-		return fmt.Errorf("begin the copy's transaction: %w", err)
-	}
-	return nil
-}
-
-// lock finds the table's name without taking the transaction's snapshot: that of
-// a REPEATABLE READ transaction is taken by its first query, so the look-up is
-// another's. A rename in between is found by looking again under the lock.
-func (v *server) lock(ctx context.Context, oid uint32) error {
-	v.open = frame.SeedStart{}
-	if _, err := v.conn.Exec(ctx, `ROLLBACK`); err != nil {
-		return err
-	}
-	name, err := v.name(ctx, oid)
+	lsn, err := frame.ParseLSN(text)
 	if err != nil {
 		return err
 	}
-	_, err = v.conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '`+lockWait+`'; LOCK TABLE ONLY `+name+` IN ACCESS SHARE MODE`)
-	switch sqlState(err) {
-	case "42P01", "3F000": // dropped or renamed meanwhile
-		if _, err := v.conn.Exec(ctx, `ROLLBACK`); err != nil {
-			return err
+	return v.s.Send(frame.SeedStart{OID: oid, LSN: lsn})
+}
+
+var errLocked = errors.New("the table is locked")
+
+// snapshot locks the table and takes the snapshot, in this order: TRUNCATE, and
+// ALTER TABLE where it rewrites, are not MVCC-safe, and would show an older
+// snapshot an empty table. LOCK TABLE knows names alone, so it is asked afterwards
+// whether it was this table that it locked; a rename in between repeats it.
+func (v *server) snapshot(ctx context.Context, oid uint32) (frame.SeedStart, error) {
+	for {
+		t, err := v.name(ctx, oid)
+		if err != nil {
+			return t, err
 		}
-		return v.lock(ctx, oid)
+		held := false
+		if err = v.lock(ctx, t); err == nil {
+			t, held, err = v.describe(ctx, t)
+		}
+		if err == nil && held {
+			return t, nil
+		}
+		state := sqlState(err)
+		if err != nil && v.conn.IsClosed() {
+			return t, err
+		}
+		if err := v.end(ctx); err != nil {
+			return t, err
+		}
+		switch {
+		case state == "55P03": // lock_not_available
+			return t, errLocked
+		case err == nil, errors.Is(err, pgx.ErrNoRows), state == "42P01", state == "3F000": // another name by now
+		default:
+			return t, err
+		}
 	}
+}
+
+// name looks the table up outside of a transaction, whose snapshot it would be.
+// A table that the link does not carry is as good as none.
+func (v *server) name(ctx context.Context, oid uint32) (frame.SeedStart, error) {
+	t := frame.SeedStart{OID: oid}
+	if oid == 0 {
+		return t, errGone
+	}
+	err := v.conn.QueryRow(ctx, `SELECT n.nspname, c.relname`+carried+` AND c.oid = $1`, oid).Scan(&t.Schema, &t.Name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return t, errGone
+	}
+	return t, err
+}
+
+func (v *server) lock(ctx context.Context, t frame.SeedStart) error {
+	_, err := v.conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '`+lockWait+`';
+		LOCK TABLE ONLY `+quoted(t)+` IN ACCESS SHARE MODE`)
 	return err
 }
 
-func (v *server) name(ctx context.Context, oid uint32) (string, error) {
-	var schema, name string
-	err := v.conn.QueryRow(ctx, `
-		SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.oid = $1 AND c.relkind = 'r'`, oid).Scan(&schema, &name)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return "", errGone
-	}
-	return postgres.QuoteIdent(schema, name), err
-}
-
-// describe takes the snapshot, by its first query, and what goes with it. The
-// position is read behind the snapshot: what the snapshot sees lies before it.
-func (v *server) describe(ctx context.Context, oid uint32) error {
-	var snapshot, lsn, export string
-	t := frame.SeedStart{OID: oid}
-	err := v.conn.QueryRow(ctx, `
-		SELECT pg_current_snapshot()::text, n.nspname, c.relname, pg_table_size(c.oid), c.reltuples::bigint,
-		       pg_relation_size(c.oid) / current_setting('block_size')::bigint,
-		       coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
-		        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''), '{}')
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, oid).
-		Scan(&snapshot, &t.Schema, &t.Name, &t.Bytes, &t.Rows, &t.Pages, &t.Columns)
-	if err == nil {
-		err = v.conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text, pg_export_snapshot()`).Scan(&lsn, &export)
-	}
+// describe takes the snapshot, by its query, with what is to be known of the table
+// under it. The functions run behind the snapshot: whatever it sees was committed
+// before that position, and all rows that it sees lie within those pages.
+func (v *server) describe(ctx context.Context, t frame.SeedStart) (_ frame.SeedStart, held bool, err error) {
+	var snapshot, lsn, noTimeout string
+	var heap bool
+	err = v.conn.QueryRow(ctx, `
+		SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, n.nspname, c.relname, c.reltuples::bigint,
+		       pg_table_size(c.oid), pg_relation_size(c.oid) / current_setting('block_size')::bigint, `+sqlColumns+`,
+		       EXISTS (SELECT FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.relation = c.oid AND l.granted),
+		       c.relam = (SELECT oid FROM pg_am WHERE amname = 'heap'), set_config('lock_timeout', '0', true)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, t.OID).
+		Scan(&snapshot, &lsn, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.Pages, &t.Columns, &held, &heap, &noTimeout)
 	if err != nil {
-		return fmt.Errorf("describe table %d: %w", oid, err)
+		return t, false, err
 	}
 	if t.Snapshot, err = frame.ParseSnapshot(snapshot); err != nil {
-		return err
+		return t, false, err
 	}
-	if t.LSN, err = frame.ParseLSN(lsn); err != nil {
-		return err
+	t.LSN, err = frame.ParseLSN(lsn)
+	if t.ChunkPages = t.Pages; heap { // others may not find rows by their page
+		t.ChunkPages = v.cut.chunkPages(t.Pages, t.Bytes)
 	}
-	t.Export = export
-	t.ChunkPages = chunkPages(t.Pages, t.Bytes, v.part)
-	v.open = t
-	return nil
+	return t, held, err
 }
 
+// sqlColumns are the columns of c that hold values of their own.
+const sqlColumns = `ARRAY(SELECT a.attname::text FROM pg_attribute a
+	WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum)`
+
 // chunkPages spreads the bytes of a table, TOAST included, evenly over its heap.
-func chunkPages(pages uint32, bytes, part int64) uint32 {
-	parts := max(1, (bytes+part/2)/part)
+func (z sizes) chunkPages(pages uint32, bytes int64) uint32 {
+	if bytes <= z.split {
+		return max(pages, 1)
+	}
+	parts := (bytes + z.part - 1) / z.part
 	return uint32(max(1, (int64(pages)+parts-1)/parts))
 }
 
-// copyPart copies the pages of a part. The last part of a table is asked for with
-// an open end: rows that the snapshot sees may not lie behind it, but it costs nothing.
-func (v *server) copyPart(ctx context.Context, r frame.SeedRequest) error {
-	if err := v.begin(ctx, r.Export); err != nil {
+// ownRows sends rows under the snapshot that this stream holds.
+func (v *server) ownRows(ctx context.Context, r frame.SeedRequest) error {
+	t := v.open
+	if r.FirstPage == 0 && r.EndPage == endOfTable {
+		return v.wholeTable(ctx, t)
+	}
+	rows, err := v.send(ctx, t, copyPages(quoted(t), t.Columns, r))
+	if err != nil {
 		return err
 	}
+	return v.s.Send(frame.SeedEnd{Rows: rows})
+}
+
+// wholeTable sends all rows and ends the snapshot. COPY of a table is faster than
+// COPY of a query; neither has the rows of tables that inherit from it.
+func (v *server) wholeTable(ctx context.Context, t frame.SeedStart) error {
+	sql := "COPY " + quoted(t) + " (" + columnList(t.Columns) + ") TO STDOUT"
+	if len(t.Columns) == 0 {
+		sql = copyPages(quoted(t), nil, frame.SeedRequest{EndPage: endOfTable})
+	}
+	return v.sendLast(ctx, t, sql)
+}
+
+// importedRows sends a part of a table whose snapshot another stream holds. The
+// table is named as it is called now: its schema may have another name since.
+func (v *server) importedRows(ctx context.Context, r frame.SeedRequest) error {
 	t := frame.SeedStart{OID: r.OID}
-	err := v.conn.QueryRow(ctx, `
-		SELECT n.nspname, c.relname,
-		       coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
-		        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''), '{}')
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, r.OID).
-		Scan(&t.Schema, &t.Name, &t.Columns)
+	if strings.Trim(r.Export, "0123456789ABCDEFabcdef-") != "" {
+		return fmt.Errorf("%q is no snapshot", r.Export)
+	}
+	if err := v.end(ctx); err != nil {
+		return err
+	}
+	_, err := v.conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '`+r.Export+`'`)
 	if err != nil {
-		return fmt.Errorf("find table %d for a part of it: %w", r.OID, err)
+		// Its holder is gone, and with it the copy of this table.
+		return lost("the snapshot of a table ended before its rows were copied", err)
 	}
-	where := fmt.Sprintf(" WHERE ctid >= '(%d,0)'::tid", r.FirstPage)
-	if r.EndPage != WholeTable {
-		where += fmt.Sprintf(" AND ctid < '(%d,0)'::tid", r.EndPage)
+	var now string
+	err = v.conn.QueryRow(ctx, `SELECT c.oid::regclass::text, n.nspname, c.relname, `+sqlColumns+carried+` AND c.oid = $1`, r.OID).
+		Scan(&now, &t.Schema, &t.Name, &t.Columns)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("rows of table %d were asked for, which is not in the snapshot", r.OID)
 	}
-	return v.copy(ctx, t.Schema, t.Name, t.Columns, where)
+	if err != nil {
+		return v.problem(ctx, "find", t, err)
+	}
+	return v.sendLast(ctx, t, copyPages(now, t.Columns, r))
 }
 
-// copy sends rows. A whole table goes without a query around it, which is faster.
-func (v *server) copy(ctx context.Context, schema, name string, columns []string, where string) error {
-	quoted := make([]string, len(columns))
-	for i, c := range columns {
-		quoted[i] = postgres.QuoteIdent(c)
+func copyPages(table string, columns []string, r frame.SeedRequest) string {
+	where := fmt.Sprintf("ctid >= '(%d,0)'", r.FirstPage)
+	if r.EndPage != endOfTable {
+		where += fmt.Sprintf(" AND ctid < '(%d,0)'", r.EndPage)
 	}
-	list := strings.Join(quoted, ", ")
-	sql := "COPY " + postgres.QuoteIdent(schema, name) + " (" + list + ") TO STDOUT"
-	if where != "" || len(columns) == 0 {
-		sql = "COPY (SELECT " + list + " FROM ONLY " + postgres.QuoteIdent(schema, name) + where + ") TO STDOUT"
-	}
-	w := &chunks{s: v.s, buf: make([]byte, 0, chunkBytes)}
-	tag, err := v.conn.PgConn().CopyTo(ctx, w, sql)
+	return "COPY (SELECT " + columnList(columns) + " FROM ONLY " + table + " WHERE " + where + ") TO STDOUT"
+}
+
+// sendLast sends rows behind which the snapshot is not needed here. It ends before
+// the secondary hears of their end.
+func (v *server) sendLast(ctx context.Context, t frame.SeedStart, sql string) error {
+	rows, err := v.send(ctx, t, sql)
 	if err == nil {
-		err = w.flush()
+		err = v.end(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("copy table %s: %w", postgres.QuoteIdent(schema, name), err)
+		return err
 	}
-	return v.s.Send(frame.SeedEnd{Rows: tag.RowsAffected()})
+	return v.s.Send(frame.SeedEnd{Rows: rows})
 }
 
-// chunks gathers COPY's rows into frames.
+func (v *server) send(ctx context.Context, t frame.SeedStart, sql string) (rows int64, err error) {
+	tag, err := v.conn.PgConn().CopyTo(ctx, &v.out, sql)
+	if err == nil {
+		err = v.out.flush()
+	}
+	switch {
+	case v.out.err != nil:
+		return 0, v.out.err
+	case err != nil:
+		return 0, v.problem(ctx, "copy", t, err)
+	}
+	return tag.RowsAffected(), nil
+}
+
+// end ends the transaction at hand, and its snapshot.
+func (v *server) end(ctx context.Context) error {
+	v.open = frame.SeedStart{}
+	if v.conn.PgConn().TxStatus() == 'I' {
+		return nil
+	}
+	if _, err := v.conn.Exec(ctx, `ROLLBACK`); err != nil {
+		return lost("the primary's PostgreSQL was lost during the copy", err)
+	}
+	return nil
+}
+
+// problem says what is wrong with a table that the primary's PostgreSQL could not
+// open, find or copy.
+func (v *server) problem(ctx context.Context, doing string, t frame.SeedStart, err error) error {
+	object := "table " + quoted(t)
+	if passes(err) {
+		return lost("the primary's PostgreSQL could not "+doing+" "+object, err)
+	}
+	if sqlState(err) == "42501" && v.end(ctx) == nil { // insufficient_privilege
+		if found, lookErr := unreadable(ctx, v.conn, t.OID); lookErr == nil && len(found) > 0 {
+			return found[0].Because(err)
+		}
+	}
+	return problem.New("copy-failed", object, "the primary's PostgreSQL could not "+doing+" it",
+		"mend what it names, then hawser link resume LINK").Because(err)
+}
+
+// chunkBytes is how much of COPY's output travels in one frame.
+const chunkBytes = 192 << 10
+
+// chunks cuts COPY's output into frames.
 type chunks struct {
 	s   Stream
 	buf []byte
+	err error // of the stream
 }
 
 func (c *chunks) Write(p []byte) (int, error) {
-	if len(c.buf)+len(p) > chunkBytes {
-		if err := c.flush(); err != nil {
-			return 0, err
+	n := len(p)
+	for len(p) > 0 {
+		if len(c.buf) == 0 && len(p) >= chunkBytes { // of a large row
+			if c.err = c.s.Send(frame.SeedChunk{Data: p[:chunkBytes]}); c.err != nil {
+				return 0, c.err
+			}
+			p = p[chunkBytes:]
+			continue
+		}
+		if c.buf == nil {
+			c.buf = make([]byte, 0, chunkBytes)
+		}
+		k := min(len(p), chunkBytes-len(c.buf))
+		c.buf, p = append(c.buf, p[:k]...), p[k:]
+		if len(c.buf) == chunkBytes {
+			if err := c.flush(); err != nil {
+				return 0, err
+			}
 		}
 	}
-	if len(p) >= chunkBytes {
-		return len(p), c.s.Send(frame.SeedChunk{Data: p})
-	}
-	c.buf = append(c.buf, p...)
-	return len(p), nil
+	return n, nil
 }
 
 func (c *chunks) flush() error {
-	if len(c.buf) == 0 {
-		return nil
+	if len(c.buf) > 0 {
+		c.err = c.s.Send(frame.SeedChunk{Data: c.buf})
+		c.buf = c.buf[:0]
 	}
-	err := c.s.Send(frame.SeedChunk{Data: c.buf})
-	c.buf = c.buf[:0]
-	return err
+	return c.err
 }

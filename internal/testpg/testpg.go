@@ -3,15 +3,18 @@
 // A cluster listens on loopback and a free port, lives in a temporary directory,
 // and ends with its test; a watchdog ends it even when the test binary is killed.
 // Starting one is the slow part, so tests of one binary share a cluster where
-// that is safe and take a database of their own. This package is for tests alone
-// and must never be imported by shipped code.
+// that is safe and take a database of their own. HAWSER_TEST_PG_BIN names the
+// directory of another PostgreSQL's programs. This package is for tests alone and
+// must never be imported by shipped code.
 package testpg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -27,9 +30,11 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
 )
 
-// Cluster is a running cluster. Its superuser is postgres.
+// Cluster is a running cluster. Its superuser is postgres, and it trusts whoever
+// comes over loopback.
 type Cluster struct {
 	pg     *postgres.Cluster
 	server *postgres.Server
@@ -37,9 +42,10 @@ type Cluster struct {
 	data   string
 	port   int
 	names  atomic.Int64
-	guard  io.Closer
+	guard  io.Closer // the watchdog's standard input
 }
 
+// settings make a cluster quick and small; a test's own come on top.
 var settings = map[string]string{
 	"fsync":                     "off",
 	"full_page_writes":          "off",
@@ -52,12 +58,17 @@ var settings = map[string]string{
 	"autovacuum_naptime":        "10s",
 }
 
+// within bounds what a cluster may take to start or stop on a busy machine.
+const within = 2 * time.Minute
+
 var shared struct {
 	sync.Mutex
 	cluster *Cluster
+	err     error // of the first try; the next test would fail as it did
 }
 
-// Main runs a binary's tests and ends what they shared. Use it in TestMain.
+// Main runs a binary's tests and ends what they shared. Use it in TestMain:
+// os.Exit(testpg.Main(m)).
 func Main(m *testing.M) int {
 	code := m.Run()
 	shared.Lock()
@@ -68,25 +79,25 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Shared returns the cluster that the tests of this binary share.
+// Shared returns the cluster that the tests of this binary share. A test may not
+// stop it, nor change what is the cluster's and not its database's.
 func Shared(t testing.TB) *Cluster {
 	t.Helper()
 	shared.Lock()
 	defer shared.Unlock()
-	if shared.cluster == nil {
-		c, err := create(nil)
-		if err != nil {
-			t.Fatalf("start the shared cluster: %v", err)
-		}
-		shared.cluster = c
+	if shared.cluster == nil && shared.err == nil {
+		shared.cluster, shared.err = create(nil)
+	}
+	if shared.err != nil {
+		t.Fatalf("start the shared cluster: %v", shared.err)
 	}
 	return shared.cluster
 }
 
-// Start returns a cluster for this test alone.
-func Start(t testing.TB, more map[string]string) *Cluster {
+// Start returns a cluster for this test alone, with settings of its own.
+func Start(t testing.TB, settings map[string]string) *Cluster {
 	t.Helper()
-	c, err := create(more)
+	c, err := create(settings)
 	if err != nil {
 		t.Fatalf("start a cluster: %v", err)
 	}
@@ -95,146 +106,208 @@ func Start(t testing.TB, more map[string]string) *Cluster {
 }
 
 func create(more map[string]string) (*Cluster, error) {
+	for {
+		c, err := createOnce(more)
+		if p, ok := problem.As(err); ok && p.Code == "port-in-use" {
+			continue // another took the port that was free
+		}
+		return c, err
+	}
+}
+
+func createOnce(more map[string]string) (*Cluster, error) {
 	dir, err := os.MkdirTemp("", "hawser-test-")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make a directory for the cluster: %w", err)
 	}
-	// The server's user has to pass.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return nil, err
-	}
-	port, err := FreePort()
-	if err != nil {
-		return nil, err
-	}
-	c := &Cluster{dir: dir, data: filepath.Join(dir, "data"), port: port}
-	all := map[string]string{}
-	for _, m := range []map[string]string{settings, more} {
-		for k, v := range m {
-			all[k] = v
-		}
-	}
-	c.pg, err = postgres.NewCluster(postgres.ClusterConfig{
-		DataDir: c.data, SocketDir: filepath.Join(dir, "s"), Port: port, ListenAddresses: "127.0.0.1",
-		BinDir: os.Getenv("HAWSER_TEST_PG_BIN"), Settings: all, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		return nil, err
-	}
+	c := &Cluster{dir: dir, data: filepath.Join(dir, "data")}
 	if c.guard, err = watchdog(dir, c.data); err != nil {
 		return nil, err
 	}
-	if err := c.pg.Ensure(context.Background()); err != nil {
+	if err := c.start(more); err != nil {
 		c.remove()
 		return nil, err
 	}
-	if err := c.trustLoopback(); err != nil {
-		c.remove()
-		return nil, err
-	}
-	c.server, err = postgres.Open(c.DSN("postgres"))
-	return c, err
+	return c, nil
 }
 
-// watchdog ends the cluster when this process is gone: its read ends then.
-func watchdog(dir, data string) (io.Closer, error) {
-	cmd := exec.Command("/bin/sh", "-c", `read _; p=$(head -n 1 "$2/postmaster.pid" 2>/dev/null) && kill -QUIT "$p" 2>/dev/null; sleep 1; rm -rf "$1"`, "sh", dir, data)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
+func (c *Cluster) start(more map[string]string) (err error) {
+	// PostgreSQL's user has to pass.
+	if err := os.Chmod(c.dir, 0o755); err != nil {
+		return fmt.Errorf("open the cluster's directory: %w", err)
 	}
-	return in, cmd.Start()
+	hba := filepath.Join(c.dir, "pg_hba.conf")
+	if err := os.WriteFile(hba, []byte(trustLoopback), 0o644); err != nil {
+		return fmt.Errorf("write pg_hba.conf: %w", err)
+	}
+	if c.port, err = FreePort(); err != nil {
+		return err
+	}
+	all := maps.Clone(settings)
+	maps.Copy(all, map[string]string{"hba_file": hba})
+	maps.Copy(all, more)
+	c.pg, err = postgres.NewCluster(postgres.ClusterConfig{
+		DataDir: c.data, SocketDir: filepath.Join(c.dir, "socket"), Port: c.port, ListenAddresses: "127.0.0.1",
+		BinDir: os.Getenv("HAWSER_TEST_PG_BIN"), Settings: all, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return err
+	}
+	if c.server, err = postgres.Open(c.DSN("postgres")); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	return c.pg.Ensure(ctx)
+}
+
+const trustLoopback = `local all all peer map=hawser
+host all all 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 trust
+`
+
+// watchdog ends the cluster when this process is gone, however it ended: its read
+// returns then. It waits for the server's end before it removes the directory.
+func watchdog(dir, data string) (io.Closer, error) {
+	cmd := exec.Command("/bin/sh", "-c", `
+		read _
+		pid=$(head -n 1 "$2/postmaster.pid" 2>/dev/null)
+		test -n "$pid" && kill -QUIT "$pid" 2>/dev/null
+		n=0
+		while test -n "$pid" && kill -0 "$pid" 2>/dev/null && test $n -lt 100; do n=$((n+1)); sleep 0.1; done
+		rm -rf "$1"`, "sh", dir, data)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	in, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start the cluster's watchdog: %w", err)
+	}
+	go func() { _ = cmd.Wait() }()
+	return in, nil
 }
 
 // FreePort returns a TCP port of loopback that was free a moment ago.
 func FreePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("find a free port: %w", err)
 	}
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-func (c *Cluster) trustLoopback() error {
-	hba := filepath.Join(c.data, "pg_hba.conf")
-	text, err := os.ReadFile(hba)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(hba, []byte(strings.ReplaceAll(string(text), "scram-sha-256", "trust")), 0o600); err != nil {
-		return err
-	}
-	s, err := c.pg.Server()
-	if err != nil {
-		return err
-	}
-	ctx := context.Background()
-	conn, err := s.Connect(ctx, postgres.Session{Purpose: "test"})
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	_, err = conn.Exec(ctx, `SELECT pg_reload_conf()`)
-	return err
-}
-
+// remove ends the cluster at once: nobody reads its data again.
 func (c *Cluster) remove() {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	c.signal(syscall.SIGQUIT)
-	_ = c.pg.Stop(ctx)
+	if c.pg != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = c.pg.Stop(ctx) // the watchdog tries it again
+	}
 	_ = c.guard.Close()
 	_ = os.RemoveAll(c.dir)
 }
 
-// DSN is a connection string for a database, over loopback.
-func (c *Cluster) DSN(database string) string {
-	return fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname='%s' sslmode=disable", c.port, strings.ReplaceAll(database, "'", `\'`))
-}
+// Server is the cluster as shipped code sees it.
+func (c *Cluster) Server() *postgres.Server { return c.server }
 
 // Port is where the cluster listens.
 func (c *Cluster) Port() int { return c.port }
 
-// Server is the cluster as shipped code sees it.
-func (c *Cluster) Server() *postgres.Server { return c.server }
-
 // DataDir is the cluster's data directory.
 func (c *Cluster) DataDir() string { return c.data }
+
+// DSN is a connection string for a database: as superuser, over loopback.
+func (c *Cluster) DSN(database string) string {
+	return fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname='%s' sslmode=disable",
+		c.port, strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(database))
+}
 
 // CreateDatabase makes an empty database that goes with the test.
 func (c *Cluster) CreateDatabase(t testing.TB) string {
 	t.Helper()
-	name := "test_" + strconv.FormatInt(c.names.Add(1), 10) + "_" + strconv.Itoa(os.Getpid())
-	c.Exec(t, "postgres", "CREATE DATABASE "+name)
-	t.Cleanup(func() { c.DropDatabase(name) })
+	name := fmt.Sprintf("test_%d_%d", c.names.Add(1), os.Getpid())
+	c.Exec(t, "postgres", "CREATE DATABASE "+postgres.QuoteIdent(name))
+	t.Cleanup(func() {
+		if err := c.DropDatabase(name); err != nil {
+			t.Errorf("clean up: %v", err)
+		}
+	})
 	return name
 }
 
-// DropDatabase removes a database with its slots and sessions, if it is there.
-func (c *Cluster) DropDatabase(name string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+// dropWithin bounds how long a database that is still in use is waited for.
+const dropWithin = 20 * time.Second
+
+// DropDatabase removes a database, if it is there, with its sessions, slots,
+// subscriptions and prepared transactions. A cluster that is down has none.
+func (c *Cluster) DropDatabase(name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), dropWithin)
 	defer cancel()
 	conn, err := c.server.Connect(ctx, postgres.Session{Database: "postgres", Purpose: "test"})
-	if err != nil {
-		return
+	if p, ok := problem.As(err); ok && p.Code == "server-unreachable" {
+		return nil
 	}
-	defer conn.Close(ctx)
-	for range 50 {
-		_, err = conn.Exec(ctx, `
-			SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active`, name)
-		if err == nil {
-			_, err = conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1`, name)
-		}
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	err = poll(ctx, func() (bool, error) {
+		err := c.empty(ctx, conn, name)
 		if err == nil {
 			_, err = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+postgres.QuoteIdent(name)+" WITH (FORCE)")
 		}
-		if err == nil {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
+		return err == nil, err
+	})
+	if err != nil {
+		return fmt.Errorf("drop database %s: %w", name, err)
 	}
+	return nil
+}
+
+// empty takes away what keeps a database from being dropped.
+func (c *Cluster) empty(ctx context.Context, conn *pgx.Conn, name string) error {
+	_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active`, name)
+	if err == nil {
+		_, err = conn.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1`, name)
+	}
+	if err != nil {
+		return err
+	}
+	var rest int
+	err = conn.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM pg_prepared_xacts WHERE database = $1)
+		     + (SELECT count(*) FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = $1)`, name).Scan(&rest)
+	if err != nil || rest == 0 {
+		return err
+	}
+	return c.emptyInside(ctx, name)
+}
+
+// emptyInside ends what only a session in the database can end.
+func (c *Cluster) emptyInside(ctx context.Context, name string) error {
+	conn, err := c.server.Connect(ctx, postgres.Session{Database: name, Purpose: "test", Settings: map[string]string{"default_transaction_read_only": "off"}})
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	rows, err := conn.Query(ctx, `
+		SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE database = current_database()
+		UNION ALL
+		SELECT unnest(ARRAY[format('ALTER SUBSCRIPTION %I DISABLE', subname), format('ALTER SUBSCRIPTION %I SET (slot_name = NONE)', subname),
+		                    format('DROP SUBSCRIPTION %I', subname)])
+		FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = current_database()`)
+	if err != nil {
+		return err
+	}
+	statements, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	for _, sql := range statements {
+		if err == nil {
+			_, err = conn.Exec(ctx, sql)
+		}
+	}
+	return err
 }
 
 // Connect opens a session that goes with the test.
@@ -252,7 +325,8 @@ func (c *Cluster) Connect(t testing.TB, database string) *pgx.Conn {
 	return conn
 }
 
-// Exec runs statements in a session of their own.
+// Exec runs statements in a session of their own. A string with several of them
+// is one transaction.
 func (c *Cluster) Exec(t testing.TB, database string, sql ...string) {
 	t.Helper()
 	ctx := context.Background()
@@ -268,7 +342,7 @@ func (c *Cluster) Exec(t testing.TB, database string, sql ...string) {
 	}
 }
 
-// Rows returns each row of a query as text, its columns joined by |.
+// Rows returns each row of a query as its text: columns joined by |, null as NULL.
 func Rows(t testing.TB, conn *pgx.Conn, sql string, args ...any) []string {
 	t.Helper()
 	rows, err := conn.Query(context.Background(), sql, append([]any{pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
@@ -299,16 +373,20 @@ func Rows(t testing.TB, conn *pgx.Conn, sql string, args ...any) []string {
 // Stop shuts the server down in order.
 func (c *Cluster) Stop(t testing.TB) {
 	t.Helper()
-	if err := c.pg.Stop(context.Background()); err != nil {
-		t.Fatal(err)
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	if err := c.pg.Stop(ctx); err != nil {
+		t.Fatalf("stop the cluster: %v", err)
 	}
 }
 
-// Start starts the server again.
+// Start starts the server again, after Stop or Kill.
 func (c *Cluster) Start(t testing.TB) {
 	t.Helper()
-	if err := c.pg.Ensure(context.Background()); err != nil {
-		t.Fatal(err)
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	if err := c.pg.Ensure(ctx); err != nil {
+		t.Fatalf("start the cluster: %v", err)
 	}
 }
 
@@ -319,39 +397,83 @@ func (c *Cluster) Restart(t testing.TB) {
 	c.Start(t)
 }
 
-// Kill ends the server as a crash does, without a checkpoint.
+// Kill ends every process of the server with SIGKILL, as the end of a machine
+// would: no checkpoint, no goodbye, the lock file stays.
 func (c *Cluster) Kill(t testing.TB) {
 	t.Helper()
-	c.signal(syscall.SIGQUIT)
-	Eventually(t, 20*time.Second, "the server is gone", func() (bool, error) {
-		_, err := os.Stat(filepath.Join(c.data, "postmaster.pid"))
-		return os.IsNotExist(err), nil
+	pid := c.pg.Status().PID
+	if pid == 0 {
+		t.Fatal("kill the cluster: it does not run")
+	}
+	pids := append([]int{pid}, children(t, pid)...)
+	for _, p := range pids {
+		if err := syscall.Kill(p, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Fatalf("kill the cluster: %v", err)
+		}
+	}
+	Eventually(t, within, "the server is gone", func() (bool, error) {
+		for _, p := range pids {
+			if lives(p) {
+				return false, fmt.Errorf("process %d lives", p)
+			}
+		}
+		return true, nil
 	})
 }
 
-func (c *Cluster) signal(s syscall.Signal) {
-	data, err := os.ReadFile(filepath.Join(c.data, "postmaster.pid"))
+func children(t testing.TB, pid int) []int {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
-		return
+		t.Fatalf("find the server's processes: %v", err)
 	}
-	first, _, _ := strings.Cut(string(data), "\n")
-	if pid, err := strconv.Atoi(first); err == nil {
-		_ = syscall.Kill(pid, s)
+	var pids []int
+	for _, field := range strings.Fields(string(data)) {
+		if child, err := strconv.Atoi(field); err == nil {
+			pids = append(pids, child)
+		}
+	}
+	return pids
+}
+
+// lives is false for a process that ended and was not waited for, too.
+func lives(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
+}
+
+// Eventually waits until cond holds, and fails the test when it does not in time;
+// an error of cond is told then, and until then is a reason to ask again. It is
+// the one way in which this project's tests wait.
+func Eventually(t testing.TB, within time.Duration, what string, cond func() (bool, error)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	if err := poll(ctx, cond); err != nil {
+		t.Fatalf("%s: not within %s: %v", what, within, err)
 	}
 }
 
-// Eventually waits until cond holds. It is the one way in which tests wait.
-func Eventually(t testing.TB, within time.Duration, what string, cond func() (bool, error)) {
-	t.Helper()
-	deadline := time.Now().Add(within)
+var errNotYet = errors.New("the condition does not hold")
+
+// poll asks until cond holds, at least once, with growing pauses.
+func poll(ctx context.Context, cond func() (bool, error)) error {
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		ok, err := cond()
 		if ok && err == nil {
-			return
+			return nil
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %s (%v)", what, within, err)
+		if err == nil {
+			err = errNotYet
 		}
-		time.Sleep(wait)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+		}
 	}
 }

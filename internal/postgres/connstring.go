@@ -1,0 +1,225 @@
+package postgres
+
+import (
+	"errors"
+	"io/fs"
+	"maps"
+	"net/url"
+	"os"
+	"regexp"
+	"strings"
+
+	"github.com/jackc/pgservicefile"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// unreadable is the problem of a connection string. It repeats nothing of it: in
+// one that is malformed the password may stand anywhere.
+func unreadable(why string) error {
+	return problem.New("bad-connection-string", "connection string", "it can't be read: "+why,
+		"postgresql://USER:PASSWORD@HOST:5432,HOST2:5432/DATABASE, or host=HOST,HOST2 port=5432 user=USER password='PASSWORD' dbname=DATABASE")
+}
+
+const mislaid = "in a URL, the characters @ : / ? # % & = of a password are written %40 %3A %2F %3F %23 %25 %26 %3D"
+
+// reason is why pgconn refused a string, as far as it can't hold a part of it.
+func reason(err error) string {
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		return file.Error()
+	}
+	// The text is: cannot parse `STRING`: message (detail).
+	text := err.Error()
+	i := strings.LastIndex(text, "`: ")
+	if i < 0 {
+		return "wrong syntax"
+	}
+	message := text[i+len("`: "):]
+	if strings.HasPrefix(message, "failed to configure TLS") || strings.HasPrefix(message, "failed to read service") {
+		return message
+	}
+	message, _, _ = strings.Cut(message, " (")
+	return message
+}
+
+// checkSecrets refuses a URL from whose password a part would be taken for the
+// host or the database, and so be shown.
+func checkSecrets(connString string) error {
+	rest, isURL := cutScheme(connString)
+	if !isURL {
+		return nil
+	}
+	authority, rest, _ := strings.Cut(rest, "/")
+	authority, _, _ = strings.Cut(authority, "?")
+	path, _, _ := strings.Cut(rest, "?")
+	if strings.Count(authority, "@") > 1 || strings.Contains(path, "@") {
+		return unreadable(mislaid)
+	}
+	return nil
+}
+
+var parameterName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
+
+// checkParts refuses what pgconn takes for a host or a parameter's name, and so
+// would show, though it can't be one.
+func (s *Server) checkParts() error {
+	for _, n := range s.nodes() {
+		if !strings.HasPrefix(n.host, "/") && strings.ContainsAny(n.host, "@/?#= ") {
+			return unreadable("a host name holds a character that none can have; " + mislaid)
+		}
+	}
+	if strings.Contains(s.config.Database, "://") {
+		return unreadable("its database is a URL; give the URL alone")
+	}
+	for key := range s.settings {
+		if !parameterName.MatchString(key) {
+			return unreadable("one of its parameters has a name that none can have; is the URL's scheme postgresql:// ?")
+		}
+	}
+	return nil
+}
+
+func cutScheme(s string) (rest string, isURL bool) {
+	for _, scheme := range []string{"postgresql://", "postgres://"} {
+		if rest, ok := strings.CutPrefix(s, scheme); ok {
+			return rest, true
+		}
+	}
+	return s, false
+}
+
+// settingsOf reads the parameters of a string that pgconn could read, in pgconn's
+// order: the environment, then the service, then the string.
+func settingsOf(connString string) map[string]string {
+	own := keywordValues(connString)
+	if rest, isURL := cutScheme(connString); isURL {
+		own = queryValues(rest)
+	}
+	all := map[string]string{
+		"service": os.Getenv("PGSERVICE"), "target_session_attrs": os.Getenv("PGTARGETSESSIONATTRS"),
+	}
+	for key, variable := range toolVariables {
+		all[key] = os.Getenv(variable)
+	}
+	service, file := own["service"], own["servicefile"]
+	if service == "" {
+		service = all["service"]
+	}
+	if file == "" {
+		file = defaultServiceFile()
+	}
+	if found, err := pgservicefile.ReadServicefile(file); err == nil && service != "" {
+		if s, err := found.GetService(service); err == nil {
+			maps.Copy(all, s.Settings)
+		}
+	}
+	maps.Copy(all, own)
+	return all
+}
+
+func defaultServiceFile() string {
+	if file := os.Getenv("PGSERVICEFILE"); file != "" {
+		return file
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	return home + "/.pg_service.conf"
+}
+
+// queryValues reads the parameters behind the ? of a URL.
+func queryValues(rest string) map[string]string {
+	values := map[string]string{}
+	_, query, _ := strings.Cut(rest, "?")
+	for pair := range strings.SplitSeq(query, "&") {
+		rawKey, rawValue, ok := strings.Cut(pair, "=")
+		if !ok {
+			continue
+		}
+		key, err := url.PathUnescape(rawKey)
+		if err != nil {
+			continue
+		}
+		if value, err := url.PathUnescape(rawValue); err == nil {
+			values[strings.TrimSpace(key)] = strings.TrimSpace(value)
+		}
+	}
+	if values["ssl"] == "true" { // JDBC's spelling
+		delete(values, "ssl")
+		if values["sslmode"] == "" {
+			values["sslmode"] = "require"
+		}
+	}
+	return values
+}
+
+// keywordValues reads key = 'value' pairs, in which a backslash takes the next
+// character as it is.
+func keywordValues(s string) map[string]string {
+	values := map[string]string{}
+	const space = " \t\n\r\v\f"
+	for {
+		key, rest, ok := strings.Cut(strings.TrimLeft(s, space), "=")
+		if !ok {
+			return values
+		}
+		var value strings.Builder
+		rest = strings.TrimLeft(rest, space)
+		end := space
+		if strings.HasPrefix(rest, "'") {
+			rest, end = rest[1:], "'"
+		}
+		i := 0
+		for ; i < len(rest) && strings.IndexByte(end, rest[i]) < 0; i++ {
+			if rest[i] == '\\' {
+				i++
+			}
+			if i < len(rest) {
+				value.WriteByte(rest[i])
+			}
+		}
+		values[strings.Trim(key, space)] = value.String()
+		s = rest[min(i+1, len(rest)):]
+	}
+}
+
+// quoteValue writes a value for a connection string of keywords.
+func quoteValue(v string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(v) + "'"
+}
+
+// attempts are the errors of all addresses that were tried, without pgconn's
+// ConnectError, which carries the password.
+type attempts []error
+
+func attemptsOf(err error) error {
+	if refused := (*pgconn.ConnectError)(nil); errors.As(err, &refused) {
+		err = errors.Unwrap(refused)
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	var all attempts
+	seen := map[string]bool{} // sslmode=prefer tries each address twice
+	for _, e := range joined.Unwrap() {
+		if !seen[e.Error()] {
+			seen[e.Error()] = true
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+func (a attempts) Error() string {
+	texts := make([]string, len(a))
+	for i, e := range a {
+		texts[i] = e.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (a attempts) Unwrap() []error { return a }

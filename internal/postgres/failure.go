@@ -1,0 +1,178 @@
+package postgres
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// connectProblem names cause and remedy of a connection that could not be made.
+func (s *Server) connectProblem(ctx context.Context, config *pgconn.Config, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("connect to server %s: %w", s, ctx.Err())
+	}
+	err = attemptsOf(err)
+	// What a server said weighs more than the silence of another.
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return (&refusal{server: s, config: config, pg: pg}).problem().Because(err)
+	}
+	if p := s.wrongNode(err); p != nil {
+		return p.Because(err)
+	}
+	return s.unreached(err).Because(err)
+}
+
+// wrongNode is about servers that answered and are not the one asked for.
+func (s *Server) wrongNode(err error) *problem.Problem {
+	object := "server " + s.String()
+	switch {
+	case errors.Is(err, pgconn.ErrStandbyConnection):
+		return problem.New("no-primary", object, "none of the nodes that answer is the primary: all are in recovery",
+			"name every node of the group in the connection string: host=NODE1,NODE2").Retry()
+	case errors.Is(err, pgconn.ErrPrimaryConnection):
+		return problem.New("no-standby", object, "no standby answers, and the connection string asks for one",
+			"leave target_session_attrs out of the connection string").Retry()
+	case errors.Is(err, pgconn.ErrReadOnlyConnection):
+		return problem.New("server-read-only", object, "its sessions are read-only, which is so on a standby and in a fenced database",
+			"leave target_session_attrs out of the connection string").Retry()
+	case errors.Is(err, pgconn.ErrReadWriteConnection):
+		return problem.New("server-read-write", object, "its sessions are read-write, and the connection string asks for a read-only one",
+			"leave target_session_attrs out of the connection string").Retry()
+	}
+	return nil
+}
+
+// unreached is about servers that did not come as far as an answer.
+func (s *Server) unreached(err error) *problem.Problem {
+	object, first := "server "+s.String(), s.nodes()[0]
+	look := fmt.Sprintf("pg_isready -h %s -p %s", first.host, first.port)
+	var dns *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &dns):
+		return problem.New("host-unknown", object, "the host name "+dns.Name+" can't be resolved",
+			"getent hosts "+dns.Name+", then mend DNS or the name in the connection string").Retry()
+	case errors.As(err, &certificate):
+		return problem.New("server-certificate", object, "its certificate is not one that sslmode and sslrootcert accept",
+			"name the certificate of the authority that signed it in the connection string: sslrootcert=FILE, and the host as the certificate does")
+	case strings.Contains(err.Error(), "server refused TLS connection"): // pgconn has no type for it
+		return problem.New("server-without-tls", object, "it does not speak TLS, and the connection string asks for it",
+			"ALTER SYSTEM SET ssl = on; with a certificate in its data directory, or sslmode=prefer where the network is trusted")
+	case pgconn.Timeout(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return problem.New("server-timeout", object, "it did not answer in time; a firewall that drops packets looks like this", look).Retry()
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return problem.New("server-unreachable", object, "nothing listens there: PostgreSQL is down, or listen_addresses or port are others", look).Retry()
+	case errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(first.host, "/"):
+		return problem.New("server-unreachable", object, "there is no such socket: PostgreSQL is down, or unix_socket_directories or port are others", look).Retry()
+	case errors.Is(err, fs.ErrPermission):
+		return problem.New("server-unreachable", object, "the agent's user may not use this socket",
+			"run the agent as a user who may, or connect over TCP: host=localhost")
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return problem.New("server-unreachable", object, "it closed the connection before it was made: it ended just then, or is no PostgreSQL", look).Retry()
+	}
+	return problem.New("server-unreachable", object, "no connection could be made", look).Retry()
+}
+
+// refusal is a server's answer to a try to connect.
+type refusal struct {
+	server *Server
+	config *pgconn.Config
+	pg     *pgconn.PgError
+}
+
+// SQLSTATEs say too little: 28000 is a missing role as well as pg_hba.conf. The
+// function of the server that refused tells them apart in every language.
+const (
+	inAuthentication = "ClientAuthentication"
+	inRole           = "InitializeSessionUserId"
+	inDatabase       = "CheckMyDatabase"
+	inWalSender      = "InitWalSenderSlot"
+)
+
+func (r *refusal) database() string {
+	if r.config.Database == "" {
+		return r.config.User
+	}
+	return r.config.Database
+}
+
+func (r *refusal) problem() *problem.Problem {
+	object := "server " + r.server.String()
+	role, database := QuoteIdent(r.config.User), QuoteIdent(r.database())
+	switch r.pg.Code {
+	case "28P01":
+		return problem.New("password-wrong", object,
+			"it refused the password of role "+role+"; where there is no such role it says the same",
+			"ALTER ROLE "+role+" LOGIN PASSWORD '…'; on the server, and the same password in the connection string or the password file")
+	case "28000":
+		return r.notAdmitted(object, role, database)
+	case "3D000", "57P04":
+		return problem.New("no-such-database", "database "+database, "server "+r.server.String()+" has no database of this name",
+			"psql --list shows those there are; CREATE DATABASE "+database+"; makes it")
+	case "55000":
+		return problem.New("database-closed", "database "+database, "it takes no connections",
+			"ALTER DATABASE "+database+" ALLOW_CONNECTIONS true;")
+	case "42501":
+		return r.noPrivilege(object, role, database)
+	case "53300":
+		return r.tooMany(object, role, database).Retry()
+	case "57P01", "57P02", "57P03":
+		return problem.New("server-not-ready", object, "it starts, stops or recovers", "wait: Hawser tries again by itself").Retry()
+	case "22023", "42704":
+		return problem.New("connection-refused", object, "it does not know a parameter of the connection string, or its value",
+			"remove the parameter that it names from the connection string")
+	}
+	return problem.New("connection-refused", object, "it refused the connection", "mend what it names, with the help of its log")
+}
+
+func (r *refusal) notAdmitted(object, role, database string) *problem.Problem {
+	switch r.pg.Routine {
+	case inRole:
+		return problem.New("no-such-role", "role "+role, "server "+r.server.String()+" has no such role, or one that may not log in",
+			"CREATE ROLE "+role+" LOGIN REPLICATION PASSWORD '…'; or ALTER ROLE "+role+" LOGIN;")
+	case inAuthentication:
+		return problem.New("not-admitted", object, "its pg_hba.conf has no line that admits role "+role+" to database "+database+" from the address that it names",
+			fmt.Sprintf("add to pg_hba.conf: host %s %s ADDRESS/32 scram-sha-256, then SELECT pg_reload_conf();", database, role))
+	}
+	return problem.New("authentication-failed", object, "it does not believe that this is role "+role+": pg_hba.conf asks for a proof (peer, cert, gss …) that was not given",
+		"name the role in the connection string that belongs to this user or certificate, or let pg_hba.conf ask for scram-sha-256")
+}
+
+func (r *refusal) noPrivilege(object, role, database string) *problem.Problem {
+	if r.config.RuntimeParams["replication"] != "" && r.pg.Routine != inDatabase {
+		return problem.New("no-replication-privilege", "role "+role, "it may not stream from server "+r.server.String(),
+			"ALTER ROLE "+role+" REPLICATION;")
+	}
+	if r.pg.Routine == inDatabase {
+		return problem.New("no-connect-privilege", "database "+database, "role "+role+" may not connect to it",
+			"GRANT CONNECT ON DATABASE "+database+" TO "+role+";")
+	}
+	return problem.New("connection-refused", object, "role "+role+" lacks a privilege", "grant the one that the server names")
+}
+
+func (r *refusal) tooMany(object, role, database string) *problem.Problem {
+	const code = "too-many-connections"
+	switch r.pg.Routine {
+	case inDatabase:
+		return problem.New(code, "database "+database, "all connections that its limit allows are taken", "ALTER DATABASE "+database+" CONNECTION LIMIT -1;")
+	case inRole:
+		return problem.New(code, "role "+role, "all connections that its limit allows are taken", "ALTER ROLE "+role+" CONNECTION LIMIT -1;")
+	case inWalSender:
+		return problem.New(code, object, "all its replication connections are taken",
+			"ALTER SYSTEM SET max_wal_senders = 100; then restart PostgreSQL")
+	}
+	return problem.New(code, object, "all its connections are taken",
+		"end some that pg_stat_activity shows, or ALTER SYSTEM SET max_connections = 500; then restart PostgreSQL")
+}
