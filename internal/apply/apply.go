@@ -233,8 +233,7 @@ func (a *Applier) start(ctx context.Context) error {
 // takeOrigin binds the origin to the session, which keeps any second applier out.
 func takeOrigin(ctx context.Context, conn *pgx.Conn, name string) error {
 	_, err := conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "55006" { // object_in_use
+	if inUse(err) {
 		return problem.New("origin-in-use", "replication origin "+name,
 			"another session still applies this link", "wait until it has ended").Retry().Because(err)
 	}
@@ -264,15 +263,33 @@ func BeginAt(ctx context.Context, conn *pgx.Conn, origin string, from frame.LSN)
 	return nil
 }
 
+// originWait is how long a closed session may keep its origin: its backend notices
+// the end when it has rolled back.
+const originWait = 10 * time.Second
+
 // DropOrigins forgets the positions of a link, but for the origin named keep.
 func DropOrigins(ctx context.Context, db catalog.DB, id, keep string) error {
-	_, err := db.Exec(ctx, `
-		SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin
-		WHERE starts_with(roname, $1) AND roname <> $2`, "hawser_"+id+"_", keep)
-	if err != nil {
-		return fmt.Errorf("drop the replication origins of link %s: %w", id, err)
+	for deadline := time.Now().Add(originWait); ; {
+		_, err := db.Exec(ctx, `
+			SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin
+			WHERE starts_with(roname, $1) AND roname <> $2`, "hawser_"+id+"_", keep)
+		if err == nil {
+			return nil
+		}
+		if !inUse(err) || time.Now().After(deadline) {
+			return fmt.Errorf("drop the replication origins of link %s: %w", id, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
-	return nil
+}
+
+func inUse(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "55006" // object_in_use
 }
 
 // Close ends the connection; an open target transaction is rolled back by that.
