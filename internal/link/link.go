@@ -66,9 +66,11 @@ type link struct {
 }
 
 // happened is an event and, when somebody waits for the step, a way to say so.
+// The answer to an action has that action's context: it is void once that ended.
 type happened struct {
-	event role.Event
-	done  chan role.State
+	event  role.Event
+	answer context.Context
+	done   chan role.State
 }
 
 func newLink(m *Manager, rec catalog.Link, side role.State) *link {
@@ -185,6 +187,9 @@ func (l *link) steward() {
 			return
 		case h = <-l.events:
 		}
+		if h.answer != nil && h.answer.Err() != nil {
+			continue
+		}
 		old, _ := l.now()
 		next, actions := role.Step(old, h.event)
 		if len(actions) > 0 {
@@ -281,7 +286,7 @@ func (l *link) answer(ctx context.Context, ok role.Event, err error) {
 		e = role.Failed{Cause: err}
 	}
 	select {
-	case l.events <- happened{event: e}:
+	case l.events <- happened{event: e, answer: ctx}:
 	case <-ctx.Done():
 	}
 }

@@ -23,7 +23,6 @@ package seed
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"strings"
 
@@ -88,7 +87,7 @@ func session(ctx context.Context, connect func(context.Context) (*pgx.Conn, erro
 	}
 	if _, err := conn.Exec(ctx, textSettings+settings); err != nil {
 		closeSession(conn)
-		return nil, fmt.Errorf("set up the copy's session: %w", err)
+		return nil, lost("a PostgreSQL was lost while a session of the copy was set up", err)
 	}
 	return conn, nil
 }

@@ -11,6 +11,10 @@
 //	               that this is stored, opens, and tells A
 //	A  Steady      A is secondary of term t+1 and follows B
 //
+// In a forced failover B decides alone, while A is away: it is primary of a later
+// term from the moment that this is stored. A, which may have gone on writing,
+// closes when it hears of it, and is Diverged until it is asked to rejoin.
+//
 // Until A is Handing it may go back alone. From then on only B knows whether it
 // took over, so A stays fenced and asks: B either answers that it did, or
 // promises, stored first, to refuse that term for ever. Whichever of the two B
@@ -39,7 +43,7 @@ const (
 // Phase is how far a side is in a change of roles.
 type Phase string
 
-// Phases. All but Steady and Diverged are passed within a failover.
+// Phases. All but Steady and Diverged pass by themselves.
 const (
 	Steady    Phase = "steady"
 	Preparing Phase = "preparing" // primary: getting ready, still open
@@ -47,7 +51,8 @@ const (
 	Handing   Phase = "handing"   // primary: closed; the other side may have taken over
 	Aborting  Phase = "aborting"  // primary: closed; the other side was asked to refuse
 	Promoting Phase = "promoting" // the new primary: decided, not open yet
-	Diverged  Phase = "diverged"  // a primary of an older term than the other side's
+	Expelled  Phase = "expelled"  // a primary of an older term than the other side's, not closed yet
+	Diverged  Phase = "diverged"  // the same, closed
 )
 
 // State is one side's part in a link. It is stored as JSON.
@@ -64,6 +69,11 @@ type State struct {
 	Position frame.LSN `json:"position,omitempty"`
 	// From is where in the other side's WAL this side began to follow it in Term.
 	From frame.LSN `json:"from,omitempty"`
+	// Forced tells that this side became primary without the other. Since is then
+	// how far in the other side's WAL it had followed: what lies behind is lost to it.
+	// On a diverged side it is where the transactions begin that only it has.
+	Forced bool      `json:"forced,omitempty"`
+	Since  frame.LSN `json:"since,omitempty"`
 }
 
 // Initial is the state of a side of a new link; from is where the primary's slot
@@ -107,6 +117,12 @@ type (
 	Refused struct{ Term frame.Term }
 	// PeerSeen: the other side told its state.
 	PeerSeen struct{ Peer State }
+	// ForceAsked: a person wants this side, the secondary, to take over without the
+	// other. Position is where its own WAL stands, or 0 when the other side will not
+	// be able to follow from there; Since is how far it followed the other side.
+	ForceAsked struct{ Position, Since frame.LSN }
+	// RejoinAsked: this side, diverged, is ready to follow Peer.
+	RejoinAsked struct{ Peer State }
 )
 
 func (Restarted) event()      {}
@@ -120,6 +136,8 @@ func (Opened) event()         {}
 func (RefusalAsked) event()   {}
 func (Refused) event()        {}
 func (PeerSeen) event()       {}
+func (ForceAsked) event()     {}
+func (RejoinAsked) event()    {}
 
 // Action is what the host has to do. One of the types below.
 type Action interface{ action() }
@@ -147,6 +165,8 @@ type (
 	// Follow applies the other side's stream, from the position that is stored with
 	// the data for this term; in a new term that is the state's From.
 	Follow struct{}
+	// Account writes down the transactions that only this, diverged, side has.
+	Account struct{}
 	// Report ends a failover for whoever asked for it; nil is success.
 	Report struct{ Cause error }
 )
@@ -161,6 +181,7 @@ func (AskRefusal) action() {}
 func (Tell) action()       {}
 func (Serve) action()      {}
 func (Follow) action()     {}
+func (Account) action()    {}
 func (Report) action()     {}
 
 // Step returns the state after an event and what has to be done. An event that
@@ -179,9 +200,13 @@ func Step(s State, e Event) (State, []Action) {
 			return s, []Action{Persist{}, Close{}}
 		}
 	case Fenced:
-		if s.Phase == Fencing {
+		switch s.Phase {
+		case Fencing:
 			s.Phase = Handing
 			return s, []Action{Persist{}, Hand{s.Next}}
+		case Expelled:
+			s.Phase = Diverged
+			return s, []Action{Persist{}, Account{}}
 		}
 	case Failed:
 		return back(s, e.Cause)
@@ -204,8 +229,31 @@ func Step(s State, e Event) (State, []Action) {
 		}
 	case PeerSeen:
 		return peerSeen(s, e.Peer)
+	case ForceAsked:
+		return force(s, e)
+	case RejoinAsked:
+		return rejoin(s, e.Peer)
 	}
 	return s, nil
+}
+
+// force makes the secondary the primary without the other side. It may bring a
+// term that the other side has just handed over, so Forced tells the two apart.
+func force(s State, e ForceAsked) (State, []Action) {
+	if s.Role != Secondary || s.Phase != Steady {
+		return s, nil
+	}
+	s = State{Role: Primary, Term: max(s.Term, s.Floor) + 1, Phase: Promoting, Floor: s.Floor, Position: e.Position, Forced: true, Since: e.Since}
+	return s, []Action{Persist{}, Open{}}
+}
+
+// rejoin makes a diverged side the secondary of the one that took over.
+func rejoin(s State, p State) (State, []Action) {
+	if s.Phase != Diverged || p.Role != Primary || p.Phase != Steady || p.Term <= s.Term {
+		return s, nil
+	}
+	s = State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position}
+	return s, []Action{Persist{}, Follow{}}
 }
 
 // asked begins a failover, of a steady primary alone. The term must pass every one
@@ -259,12 +307,12 @@ func refuse(s State, term frame.Term) (State, []Action) {
 // peerSeen compares with the other side. The higher term is right.
 func peerSeen(s State, p State) (State, []Action) {
 	switch {
-	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Next == p.Term && closed(s):
+	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Next == p.Term && closed(s) && !p.Forced:
 		next := State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position}
 		return next, []Action{Persist{}, Follow{}, Report{nil}}
-	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Phase != Diverged:
+	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Phase != Expelled && s.Phase != Diverged:
 		// It took over without this side, which may hold what it never received.
-		s.Phase, s.Next = Diverged, 0
+		s.Phase, s.Next, s.Since = Expelled, 0, p.Since
 		return s, []Action{Persist{}, Close{}}
 	case closed(s) && s.Role == Primary && p.Role == Secondary && p.Floor >= s.Next && s.Next > 0:
 		return Step(s, Refused{s.Next})
@@ -294,8 +342,10 @@ func restarted(s State) (State, []Action) {
 		return s, []Action{Close{}, Serve{}, AskRefusal{s.Next}}
 	case s.Phase == Promoting:
 		return s, []Action{Open{}}
-	case s.Phase == Diverged:
+	case s.Phase == Expelled:
 		return s, []Action{Close{}}
+	case s.Phase == Diverged:
+		return s, []Action{Close{}, Account{}}
 	}
 	return s, []Action{Open{}, Serve{}, Tell{}}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -114,6 +115,10 @@ func event(t *testing.T, sides map[string]role.State, words []string) role.Event
 		return role.Refused{Term: frame.Term(number())}
 	case "PeerSeen":
 		return role.PeerSeen{Peer: sides[words[1]]}
+	case "ForceAsked":
+		return role.ForceAsked{Position: 0x700, Since: 0x300}
+	case "RejoinAsked":
+		return role.RejoinAsked{Peer: sides[words[1]]}
 	}
 	t.Fatalf("unknown event %q", words[0])
 	return nil
@@ -122,7 +127,8 @@ func event(t *testing.T, sides map[string]role.State, words []string) role.Event
 // world is both sides with what their agents would do: a database that is open or
 // not, a store that survives a crash, and a stream that carries handoffs.
 type world struct {
-	a, b side
+	a, b   side
+	forced bool
 }
 
 type side struct {
@@ -131,10 +137,17 @@ type side struct {
 	state   role.State
 	open    bool
 	todo    []role.Action
-	events  []role.Event // what this side will be told, in order
+	events  []queued     // what this side will be told, in order
 	stream  []frame.Term // handoffs on their way to the other side
 	reports []error
 }
+
+type queued struct {
+	event  role.Event
+	answer bool // to an action; void when another list of actions has taken its place
+}
+
+func (s *side) answer(e role.Event) { s.events = append(s.events, queued{e, true}) }
 
 func newWorld() *world {
 	w := &world{}
@@ -161,6 +174,7 @@ func (s *side) tell(e role.Event) {
 		return
 	}
 	s.todo = actions
+	s.events = slices.DeleteFunc(s.events, func(q queued) bool { return q.answer })
 	if _, ok := actions[0].(role.Persist); ok {
 		s.stored, s.todo = next, actions[1:] // the host stores before it does anything else
 	}
@@ -174,26 +188,30 @@ func (w *world) act(s *side, lose bool) {
 	o := w.other(s)
 	switch a := a.(type) {
 	case role.Prepare:
-		s.events = append(s.events, role.Prepared{})
+		if lose || o.state.Role != role.Secondary {
+			s.answer(role.Failed{Cause: errors.New("not ready")})
+			return
+		}
+		s.answer(role.Prepared{})
 	case role.Close:
 		s.open = false
-		s.events = append(s.events, role.Fenced{})
+		s.answer(role.Fenced{})
 	case role.Hand:
 		s.stream = append(s.stream, a.Term)
 	case role.Open:
 		s.open = true
-		s.events = append(s.events, role.Opened{})
+		s.answer(role.Opened{})
 	case role.AskRefusal:
 		if lose {
 			s.todo = append([]role.Action{a}, s.todo...) // asked again until answered
 			return
 		}
 		o.tell(role.RefusalAsked(a))
-		s.events = append(s.events, role.PeerSeen{Peer: o.state})
+		s.answer(role.PeerSeen{Peer: o.state})
 	case role.Tell:
 		if !lose {
-			o.events = append(o.events, role.PeerSeen{Peer: s.state})
-			s.events = append(s.events, role.PeerSeen{Peer: o.state})
+			o.events = append(o.events, queued{role.PeerSeen{Peer: s.state}, false})
+			s.answer(role.PeerSeen{Peer: o.state})
 		}
 	case role.Report:
 		s.reports = append(s.reports, a.Cause)
@@ -222,11 +240,12 @@ func (w *world) receive(s *side) {
 func (s *side) nextEvent() {
 	e := s.events[0]
 	s.events = s.events[1:]
-	s.tell(e)
+	s.tell(e.event)
 }
 
+// check: both sides are open only while one that was forced out has not heard of it.
 func (w *world) check(t *rapid.T) {
-	if w.a.open && w.b.open {
+	if w.a.open && w.b.open && (!w.forced || w.a.state.Term == w.b.state.Term) {
 		t.Fatalf("both sides are open: %+v %+v", w.a.state, w.b.state)
 	}
 }
@@ -249,7 +268,7 @@ func (w *world) settle(t *rapid.T) {
 			w.receive(s)
 			moved = moved || before != s.state
 		}
-		if !moved && !w.exchange() {
+		if !moved && !w.exchange() && !w.rejoin() {
 			return
 		}
 	}
@@ -264,8 +283,20 @@ func (w *world) exchange() (moved bool) {
 	return w.a.state != a || w.b.state != b || len(w.a.todo)+len(w.b.todo) > 0
 }
 
-// TestNeverTwoWritableSides plays failovers with crashes after any action, lost
-// messages, time-outs and reconnects, in every order that rapid can think of.
+// rejoin is what a person does with a diverged side.
+func (w *world) rejoin() (moved bool) {
+	for _, s := range []*side{&w.a, &w.b} {
+		if s.state.Phase == role.Diverged {
+			s.tell(role.RejoinAsked{Peer: w.other(s).state})
+			moved = moved || s.state.Phase != role.Diverged
+		}
+	}
+	return moved
+}
+
+// TestNeverTwoWritableSides plays failovers, forced ones among them, with crashes
+// after any action, lost messages, time-outs and reconnects, in every order that
+// rapid can think of.
 func TestNeverTwoWritableSides(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -275,7 +306,7 @@ func TestNeverTwoWritableSides(t *testing.T) {
 			if rapid.Bool().Draw(t, "side B") {
 				s = &w.b
 			}
-			switch rapid.SampledFrom([]string{"act", "act", "act", "event", "event", "receive", "receive", "ask", "crash", "timeout", "exchange", "fail"}).Draw(t, "what") {
+			switch rapid.SampledFrom([]string{"act", "act", "act", "event", "event", "receive", "receive", "ask", "crash", "timeout", "exchange", "fail", "force", "rejoin"}).Draw(t, "what") {
 			case "act":
 				if len(s.todo) > 0 {
 					w.act(s, rapid.Bool().Draw(t, "lost"))
@@ -294,6 +325,13 @@ func TestNeverTwoWritableSides(t *testing.T) {
 				s.crash()
 			case "timeout":
 				s.tell(role.TimedOut{})
+			case "force":
+				if s.state.Role == role.Secondary {
+					w.forced = true
+					s.tell(role.ForceAsked{Position: 1})
+				}
+			case "rejoin":
+				w.rejoin()
 			case "fail":
 				s.tell(role.Failed{Cause: errors.New("injected")})
 			case "exchange":
