@@ -14,7 +14,7 @@ import (
 
 func (a *app) link() *cobra.Command {
 	return group("link", "Links: one database tied to another instance",
-		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkDrop())
+		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkRejoin(), a.linkDrop())
 }
 
 // specFlags adds the flags that describe a link.
@@ -243,6 +243,15 @@ func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Cl
 			return nil
 		}),
 	}
+}
+
+func (a *app) linkRejoin() *cobra.Command {
+	return a.linkStep("rejoin", "Follow the side that took over by force",
+		`Makes this instance, which was the primary until the other side took over with
+hawser link failover --force, the secondary. Its transactions that the other side
+never received are written to a report first: hawser link show NAME tells where.
+The rows that they touched are fetched from the new primary; nothing else is copied.`,
+		func(ctx context.Context, c *api.Client, name string) error { return c.RejoinLink(ctx, name) })
 }
 
 func (a *app) linkDrop() *cobra.Command {

@@ -114,6 +114,8 @@ func (f *fake) CreateLink(_ context.Context, s api.LinkSpec) (api.Link, error) {
 }
 func (f *fake) PauseLink(_ context.Context, name string) error  { return f.ask(name) }
 func (f *fake) ResumeLink(_ context.Context, name string) error { return f.ask(name) }
+func (f *fake) RejoinLink(context.Context, string) error        { return nil }
+
 func (f *fake) FailoverLink(_ context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
 	return failover(), f.ask(o)
 }

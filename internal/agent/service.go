@@ -183,20 +183,20 @@ func (s *service) ResumeLink(ctx context.Context, name string) error {
 }
 
 func (s *service) FailoverLink(ctx context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
-	if o.Force {
-		return api.FailoverResult{}, problem.New("forced-failover-missing", "link "+name, "this version can't yet make a secondary writable without its primary",
-			"hawser link failover "+name+" when the primary is back, or hawser link drop "+name+" --force on the secondary, which keeps it as an independent database")
-	}
-	r, err := s.links.Failover(ctx, name, link.FailoverOptions{Timeout: o.Timeout})
+	r, err := s.links.Failover(ctx, name, link.FailoverOptions{Timeout: o.Timeout, Force: o.Force})
 	if err != nil {
 		return api.FailoverResult{}, err
 	}
 	return failoverOf(r), nil
 }
 
+func (s *service) RejoinLink(ctx context.Context, name string) error {
+	return s.links.Rejoin(ctx, name)
+}
+
 func failoverOf(r link.FailoverResult) api.FailoverResult {
 	out := api.FailoverResult{
-		Link: r.Link, OldPrimary: r.OldPrimary, NewPrimary: r.NewPrimary, Term: r.Term,
+		Link: r.Link, Forced: r.Forced, OldPrimary: r.OldPrimary, NewPrimary: r.NewPrimary, Term: r.Term,
 		WriteOutageSeconds: r.Closed, TotalSeconds: r.Total,
 		StartedAt: r.At.Add(-time.Duration(r.Total * float64(time.Second))), FinishedAt: &r.At,
 	}
@@ -278,7 +278,7 @@ func (s *service) Databases(ctx context.Context) ([]api.Database, error) {
 	for i := range out {
 		if l, ok := byDatabase[out[i].Name]; ok {
 			out[i].Link, out[i].Role, out[i].State = l.Name, api.Role(l.Role), api.State(l.State)
-			out[i].ReadOnly = l.Role == role.Secondary || l.Phase == role.Diverged
+			out[i].ReadOnly = l.Role == role.Secondary || l.State == link.Diverged
 		}
 	}
 	return out, err

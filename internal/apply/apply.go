@@ -122,6 +122,7 @@ type Applier struct {
 	waiting   []waiter
 	handoff   *Handoff
 	barrier   *barrier
+	repair    repair
 	reseed    bool // tables were put down to be copied again
 
 	commands chan command
@@ -226,6 +227,9 @@ func (a *Applier) start(ctx context.Context) error {
 		return err
 	}
 	a.seeds.forceDDL = a.cfg.AllowDDL
+	if err := a.repair.load(ctx, a.conn, a.cfg.ID); err != nil {
+		return err
+	}
 	a.out = newWriter(a.conn.PgConn())
 	return nil
 }

@@ -19,6 +19,7 @@ type barrier struct {
 	snapshot frame.Snapshot
 	until    frame.LSN // everything that the snapshot sees was committed before
 	take     func(ctx context.Context) error
+	exact    bool // take must not be undone: it is called when the state is sure
 	taken    bool
 	done     chan error
 }
@@ -27,10 +28,14 @@ type barrier struct {
 // the primary's snapshot. until is a position of the primary's WAL that was read
 // behind the snapshot. It returns when it is sure that the state was that one.
 func (a *Applier) AtSnapshot(ctx context.Context, snapshot frame.Snapshot, until frame.LSN, take func(ctx context.Context) error) error {
-	b := &barrier{snapshot: snapshot, until: until, take: take, done: make(chan error, 1)}
+	return a.atBarrier(ctx, &barrier{snapshot: snapshot, until: until, take: take})
+}
+
+func (a *Applier) atBarrier(ctx context.Context, b *barrier) error {
+	b.done = make(chan error, 1)
 	err := a.do(ctx, func(ctx context.Context) error {
 		if a.barrier != nil {
-			return errors.New("another comparison is under way")
+			return errBarrierTaken
 		}
 		a.barrier = b
 		return a.passBarrier(ctx)
@@ -49,9 +54,10 @@ func (a *Applier) AtSnapshot(ctx context.Context, snapshot frame.Snapshot, until
 	}
 }
 
-// meetBarrier is called before a source transaction is applied. The first one that
-// the snapshot does not see has to find the state taken.
-func (a *Applier) meetBarrier(ctx context.Context, xid uint32) error {
+// meetBarrier is called before a source transaction, whose commit record lies at
+// final, is applied. The first one that the snapshot does not see has to find the
+// state taken.
+func (a *Applier) meetBarrier(ctx context.Context, xid uint32, final frame.LSN) error {
 	b := a.barrier
 	if b == nil {
 		return nil
@@ -63,6 +69,10 @@ func (a *Applier) meetBarrier(ctx context.Context, xid uint32) error {
 	case !sees && !b.taken:
 		if err := a.settleBatch(ctx, false); err != nil {
 			return err
+		}
+		if b.exact && final < b.until {
+			a.liftBarrier(ErrNotPrefix) // one that it sees may still come
+			return nil
 		}
 		b.taken = true
 		if err := b.take(ctx); err != nil {

@@ -39,7 +39,7 @@ func (a *Applier) record(ctx context.Context, r frame.Record, more bool) error {
 	}
 	switch m := msg.(type) {
 	case *pgoutput.Begin:
-		if err := a.meetBarrier(ctx, m.XID); err != nil {
+		if err := a.meetBarrier(ctx, m.XID, frame.LSN(m.FinalLSN)); err != nil {
 			return err
 		}
 		a.begin(m.XID, frame.LSN(m.FinalLSN), false)
@@ -221,7 +221,7 @@ func (a *Applier) streamAbort(m *pgoutput.StreamAbort) error {
 
 // streamCommit applies a spooled transaction in its place in the commit order.
 func (a *Applier) streamCommit(ctx context.Context, m *pgoutput.StreamCommit, more bool) error {
-	if err := a.meetBarrier(ctx, m.XID); err != nil {
+	if err := a.meetBarrier(ctx, m.XID, frame.LSN(m.CommitLSN)); err != nil {
 		return err
 	}
 	a.begin(m.XID, frame.LSN(m.CommitLSN), true)

@@ -25,6 +25,7 @@ type relation struct {
 
 // target is the table on the replica. It is forgotten after DDL.
 type target struct {
+	oid        uint32
 	columns    []column // in the order of the stream's columns
 	key        []int    // columns that find a row; nil: the whole row
 	full       bool     // the primary sends whole old rows
@@ -33,6 +34,7 @@ type target struct {
 
 type column struct {
 	name      string // quoted
+	attnum    int16
 	oid       uint32 // type on the replica
 	generated bool
 	always    bool // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
@@ -87,7 +89,7 @@ func (w *writer) own(sql string) *statement {
 }
 
 const sqlTarget = `
-SELECT a.attname, a.atttypid, a.attgenerated <> '', a.attidentity = 'a',
+SELECT c.oid, a.attname, a.attnum, a.atttypid, a.attgenerated <> '', a.attidentity = 'a',
        EXISTS (SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
                WHERE m.amname = 'btree' AND o.opcdefault AND o.opcintype = coalesce(nullif(b.typbasetype, 0), a.atttypid)),
        coalesce(a.attnum = ANY (k.indkey::int2[]), false)
@@ -145,7 +147,8 @@ func (a *Applier) provide(ctx context.Context, r *relation) error {
 // columnFound is a column of the replica's table.
 type columnFound struct {
 	column
-	unique bool // of the index that finds a row best
+	table  uint32 // the replica's oid
+	unique bool   // of the index that finds a row best
 }
 
 func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFound, error) {
@@ -156,7 +159,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&name, &f.oid, &f.generated, &f.always, &f.equal, &f.unique}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.equal, &f.unique}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -182,6 +185,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 			return nil, problem.New("column-missing", "column "+postgres.QuoteIdent(c.Name)+" of table "+r.quoted,
 				"it exists on the primary and not on the replica", "add it on the replica as it is on the primary, then hawser link resume NAME")
 		}
+		t.oid = f.table
 		t.columns = append(t.columns, f.column)
 		if c.Key {
 			flagged = append(flagged, i)
@@ -244,6 +248,9 @@ func (a *Applier) insert(ctx context.Context, r *relation, m *pgoutput.Insert) e
 	if err := r.fits(m.New); err != nil {
 		return err
 	}
+	if skip, err := a.withheld(ctx, r, m.New); skip || err != nil {
+		return err
+	}
 	var b builder
 	b.WriteString("INSERT INTO " + r.quoted)
 	writeRow(&b, r.target, m.New)
@@ -279,6 +286,9 @@ func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) e
 	if len(old) == 0 {
 		old = m.New // the key did not change
 	} else if err := r.fits(old); err != nil {
+		return err
+	}
+	if skip, err := a.withheld(ctx, r, old, m.New); skip || err != nil {
 		return err
 	}
 	t := r.target
@@ -355,6 +365,9 @@ func (a *Applier) delete(ctx context.Context, r *relation, m *pgoutput.Delete) e
 		return err
 	}
 	if err := r.fits(m.Old); err != nil {
+		return err
+	}
+	if skip, err := a.withheld(ctx, r, m.Old); skip || err != nil {
 		return err
 	}
 	var b builder

@@ -66,7 +66,8 @@ func (c *Capture) Lag() Lag { return c.lag.read(time.Now()) }
 // Run streams to sink from start.Position until ctx ends, the server closes the
 // connection, or sink fails. acks are the secondary's acknowledgements.
 func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.Ack, sink frame.Sink) error {
-	conn, err := c.cfg.Server.ConnectReplication(ctx, postgres.Session{Database: c.cfg.Database, Purpose: c.cfg.Link + ":capture"})
+	conn, err := c.cfg.Server.ConnectReplication(ctx, postgres.Session{
+		Database: c.cfg.Database, Purpose: c.cfg.Link + ":capture", Settings: postgres.ValueSettings()})
 	if err != nil {
 		return fmt.Errorf("open the replication connection: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
@@ -28,12 +29,14 @@ const (
 	callUnprepare = "unprepare" // to the secondary: the failover was taken back
 	callRefuse    = "refuse"    // refuseRequest -> role.State
 	callVerify    = "verify"    // to the secondary: VerifyReport
+	callTables    = "tables"    // to the primary: its tables, []catalog.SeedTable
 
 	callCompareOpen = "compare-open" // to the primary: compareOpened
 	callCompare     = "compare"      // compareRequest -> a part of verify.Side
 
 	streamChanges = "changes" // frame.Start, then data one way and acks the other
 	streamSeed    = "seed"    // frame.SeedRequest …
+	streamRows    = "rows"    // seed.RowsRequest …
 	streamSchema  = "schema"  // schemaReply as JSON in SeedChunks, then SeedEnd
 )
 
@@ -129,6 +132,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
 	case callDDLKey:
 		return answer(payload, func(struct{}) ([]byte, error) { return l.ddlKey(ctx) })
+	case callTables:
+		return answer(payload, func(struct{}) ([]catalog.SeedTable, error) { return l.tables(ctx) })
 	case callVerify:
 		return answer(payload, func(struct{}) (VerifyReport, error) { return l.verify(ctx) })
 	case callCompareOpen:

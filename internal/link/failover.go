@@ -23,6 +23,8 @@ import (
 type FailoverOptions struct {
 	// Timeout is after which the failover is taken back; 0 means one minute.
 	Timeout time.Duration `json:"timeout"`
+	// Force opens the secondary without the primary.
+	Force bool `json:"force,omitempty"`
 }
 
 // Phase is one timed part of a failover.
@@ -31,16 +33,18 @@ type Phase struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// FailoverResult tells how a planned failover went.
+// FailoverResult tells how a failover went.
 type FailoverResult struct {
 	Link       string     `json:"link"`
+	Forced     bool       `json:"forced,omitempty"`
 	OldPrimary string     `json:"old_primary"`
 	NewPrimary string     `json:"new_primary"`
 	Term       frame.Term `json:"term"`
 	At         time.Time  `json:"at"`
 	Phases     []Phase    `json:"phases"`
 	// Closed is how long neither side took writes, by the old primary's clock:
-	// from the fence's closing to the news that the other side is open.
+	// from the fence's closing to the news that the other side is open. Of a forced
+	// failover it is not known.
 	Closed float64 `json:"closed_seconds"`
 	Total  float64 `json:"total_seconds"`
 }
@@ -62,6 +66,9 @@ type failoverRun struct {
 
 // failover swaps the roles. Asked of a secondary, it asks the primary.
 func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult, error) {
+	if o.Force {
+		return l.force(ctx)
+	}
 	if o.Timeout <= 0 {
 		o.Timeout = defaultFailoverTimeout
 	}
@@ -126,12 +133,17 @@ func (l *link) succeeded(ctx context.Context, run *failoverRun) (FailoverResult,
 		Closed: now.Sub(run.closed).Seconds(), Total: now.Sub(run.started).Seconds(),
 	}
 	l.mu.Unlock()
+	return r, l.remember(ctx, r)
+}
+
+// remember stores the result of the last failover.
+func (l *link) remember(ctx context.Context, r FailoverResult) error {
 	data, err := json.Marshal(r)
 	if err != nil {
-		return r, err
+		return err
 	}
 	l.update(func() { l.last = data })
-	return r, l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetFailover(ctx, conn, l.rec.Name, data) })
+	return l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetFailover(ctx, conn, l.rec.Name, data) })
 }
 
 func sum(phases []Phase, names ...string) float64 {

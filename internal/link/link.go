@@ -35,6 +35,7 @@ type link struct {
 	rec catalog.Link // what never changes: Name, ID, Peer, Database, CreatedAt
 
 	events chan happened
+	turn   chan struct{}   // held by whoever applies, or must be sure that nobody does
 	ctx    context.Context // ends with the link
 	stop   context.CancelFunc
 	done   sync.WaitGroup
@@ -61,7 +62,10 @@ type link struct {
 	leads       bool // a slot was made here, for a failover that is being prepared
 	notes       problem.Findings
 	comparisons map[string]*comparison
-	lastState   State // as last told, and since when
+	forcing     bool   // a forced failover is under way: nothing may be applied
+	tail        string // what this side alone has, in words
+	repairing   bool   // rows that differ are still to be fetched
+	lastState   State  // as last told, and since when
 	since       time.Time
 }
 
@@ -78,6 +82,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 		m: m, rec: rec, side: side,
 		log:      m.cfg.Log.With("link", rec.Name),
 		events:   make(chan happened, 16),
+		turn:     make(chan struct{}, 1),
 		changed:  make(chan struct{}),
 		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
 		last: rec.Failover, ownsDB: rec.OwnsDatabase,
@@ -271,6 +276,10 @@ func (l *link) perform(ctx context.Context, actions []role.Action) {
 			l.meetPeer(ctx)
 		case role.Serve, role.Follow:
 			// The streams and the follower look at the state by themselves.
+		case role.Account:
+			if err := l.retry(ctx, "write down what this side alone has", l.account); err != nil {
+				l.log.Error("can't write down what this side alone has", "error", err)
+			}
 		case role.Report:
 			l.report(a.Cause)
 		}

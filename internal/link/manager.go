@@ -176,6 +176,15 @@ func (m *Manager) Failover(ctx context.Context, name string, o FailoverOptions) 
 	return l.failover(ctx, o)
 }
 
+// Rejoin makes this side, which was forced out, follow the new primary.
+func (m *Manager) Rejoin(ctx context.Context, name string) error {
+	l, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	return l.rejoin(ctx)
+}
+
 // UsesPeer returns the names of the links with a peer.
 func (m *Manager) UsesPeer(peer string) []string {
 	m.mu.Lock()

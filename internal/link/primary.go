@@ -37,6 +37,8 @@ func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.St
 		return l.serveChanges(ctx, s)
 	case streamSchema:
 		return l.serveSchema(ctx, s)
+	case streamRows:
+		return seed.ServeRows(ctx, func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "rows") }, s)
 	case streamSeed:
 		return seed.Serve(ctx, func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") }, s)
 	}
@@ -51,12 +53,15 @@ func (l *link) serves() error {
 	if l.progress != catalog.Running {
 		return problem.New("link-"+string(l.progress), "link "+l.rec.Name, "it is "+string(l.progress)+" on the primary", "wait a moment").Retry()
 	}
-	if l.side.Role != role.Primary || l.side.Phase == role.Promoting || l.side.Phase == role.Diverged {
+	if l.side.Role != role.Primary || l.side.Phase == role.Promoting || expelled(l.side) {
 		return problem.New("not-primary", "link "+l.rec.Name,
 			fmt.Sprintf("instance %s is %s and %s, and does not stream", l.m.cfg.Instance, l.side.Role, l.side.Phase), "hawser link show "+l.rec.Name).Retry()
 	}
 	return nil
 }
+
+// expelled tells that the other side took over without this one.
+func expelled(s role.State) bool { return s.Phase == role.Expelled || s.Phase == role.Diverged }
 
 // sink sends capture's frames to the secondary.
 type sink struct{ s peer.Stream }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path/filepath"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/peer"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 )
@@ -33,7 +35,7 @@ func (l *link) follow() {
 	wait := newBackoff()
 	for l.ctx.Err() == nil {
 		l.mu.Lock()
-		run := l.side.Role == role.Secondary && !l.paused && l.suspended == nil && l.progress == catalog.Running
+		run := l.side.Role == role.Secondary && !l.paused && !l.forcing && l.suspended == nil && l.progress == catalog.Running
 		changed := l.changed
 		l.mu.Unlock()
 		if !run {
@@ -81,6 +83,12 @@ func (l *link) stopped(err error) {
 func (l *link) followOnce(changed <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(l.ctx)
 	defer cancel()
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return nil
+	}
 	go func() {
 		for {
 			select {
@@ -90,7 +98,7 @@ func (l *link) followOnce(changed <-chan struct{}) error {
 			}
 			l.mu.Lock()
 			changed = l.changed
-			run := l.side.Role == role.Secondary && !l.paused && l.suspended == nil
+			run := l.side.Role == role.Secondary && !l.paused && !l.forcing && l.suspended == nil
 			l.mu.Unlock()
 			if !run {
 				cancel()
@@ -123,7 +131,14 @@ func (l *link) replicate(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return err
+	}
 	if err := l.settleSecondary(ctx, conn, side); err != nil {
+		return err
+	}
+	repairs, err := catalog.Repairs(ctx, conn, l.rec.ID)
+	if err != nil {
 		return err
 	}
 	state, copied, err := catalog.LoadSeeding(ctx, conn, l.rec.ID)
@@ -139,7 +154,7 @@ func (l *link) replicate(ctx context.Context) error {
 		}
 	}
 	_ = conn.Close(ctx)
-	l.update(func() { l.seeded = state.Done })
+	l.update(func() { l.seeded, l.repairing = state.Done, len(repairs) > 0 })
 	return l.stream(ctx, side, !state.Done)
 }
 
@@ -265,6 +280,9 @@ func (l *link) stream(ctx context.Context, side role.State, seeding bool) error 
 	if seeding {
 		g.Go(func() error { return l.seed(gctx, a) })
 	}
+	if l.isRepairing() {
+		g.Go(func() error { return l.repair(gctx, a) })
+	}
 	err = g.Wait()
 	switch {
 	case errors.Is(err, errHandedOver):
@@ -305,23 +323,17 @@ func (l *link) takeAllowDDL() bool {
 // looked up by its index whatever the statistics of a table that was just filled
 // may say.
 func (l *link) connectApplier(ctx context.Context) (*pgx.Conn, error) {
-	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":apply", map[string]string{
+	settings := postgres.ValueSettings()
+	maps.Copy(settings, map[string]string{
 		"synchronous_commit":              "off",
 		"plan_cache_mode":                 "force_generic_plan",
 		"enable_seqscan":                  "off",
 		"enable_bitmapscan":               "off",
 		"jit":                             "off",
 		"max_parallel_workers_per_gather": "0",
-		"datestyle":                       "ISO",
-		"intervalstyle":                   "postgres",
-		"extra_float_digits":              "1",
-		"bytea_output":                    "hex",
-		"timezone":                        "UTC",
-		"client_encoding":                 "UTF8",
 		"default_transaction_isolation":   "read committed",
-		"lc_monetary":                     "C",
-		"xmloption":                       "content",
 	})
+	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":apply", settings)
 }
 
 // receive passes frames from the network to the applier.
@@ -411,11 +423,7 @@ func (l *link) takeOver(ctx context.Context, over *apply.Handoff, key []byte) er
 	if _, err := apply.SetSequences(ctx, conn, h.Sequences); err != nil {
 		return err
 	}
-	var text string
-	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&text); err != nil {
-		return fmt.Errorf("read the position of the new term: %w", err)
-	}
-	position, err := frame.ParseLSN(text)
+	position, err := insertPosition(ctx, conn)
 	if err != nil {
 		return err
 	}

@@ -92,9 +92,12 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		return Dropped, problem.Noted("dropping", "link "+s.Name, "it is being dropped")
 	case l.progress == catalog.Creating:
 		return Seeding, problem.Noted("creating", "link "+s.Name, "it is being created")
-	case l.side.Phase == role.Diverged:
-		return Diverged, problem.New("diverged", "link "+s.Name, "the other side took over in a later term; this side is fenced and may hold transactions that the other never received",
-			"hawser link drop "+s.Name+" on both sides after a look at the data, then hawser link create again")
+	case expelled(l.side):
+		cause := "the other side took over by force; this side is read-only"
+		if l.tail != "" {
+			cause += "; " + l.tail
+		}
+		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name+" on this side, which then follows the new primary")
 	case l.side.Phase != role.Steady:
 		return FailingOver, problem.Noted("failing-over", "link "+s.Name, "a failover is under way: "+string(l.side.Phase))
 	case l.suspended != nil:
@@ -114,6 +117,9 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	}
 	if l.side.Role == role.Secondary && time.Since(l.heardAt) > silent {
 		return Disconnected, problem.New("silent", "link "+s.Name, "the primary has not been heard of for a while", "hawser peer test "+s.Peer).Retry()
+	}
+	if l.side.Role == role.Secondary && l.repairing {
+		return CatchingUp, problem.Noted("repairing", "link "+s.Name, "the rows that only this side had changed are replaced by the primary's")
 	}
 	if !s.LagKnown || s.LagSeconds > synchronizedLag {
 		return CatchingUp, problem.Noted("catching-up", "link "+s.Name, "the secondary takes in what the primary wrote meanwhile")

@@ -32,6 +32,7 @@ const comparisonIdle = 10 * time.Minute
 
 type compareOpened struct {
 	ID       string         `json:"id"`
+	Export   string         `json:"export"`
 	Snapshot frame.Snapshot `json:"snapshot"`
 	Until    frame.LSN      `json:"until"`
 }
@@ -98,7 +99,7 @@ func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	err = a.AtSnapshot(ctx, opened.Snapshot, opened.Until, func(ctx context.Context) error {
-		export, _, err = exportSnapshot(ctx, conn)
+		export, _, _, err = exportSnapshot(ctx, conn)
 		return err
 	})
 	if err != nil {
@@ -112,15 +113,16 @@ func (l *link) localSide(export string) *verify.Local {
 	return verify.NewLocal(func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "verify") }, export, verify.Options{})
 }
 
-// exportSnapshot begins a transaction whose snapshot other sessions can take up.
-func exportSnapshot(ctx context.Context, conn *pgx.Conn) (export, current string, err error) {
+// exportSnapshot begins a transaction whose snapshot other sessions can take up. The
+// position is read right behind the snapshot.
+func exportSnapshot(ctx context.Context, conn *pgx.Conn) (export, current, lsn string, err error) {
 	if _, err = conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`); err == nil {
-		err = conn.QueryRow(ctx, `SELECT pg_export_snapshot(), pg_current_snapshot()::text`).Scan(&export, &current)
+		err = conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text, pg_export_snapshot(), pg_current_snapshot()::text`).Scan(&lsn, &export, &current)
 	}
 	if err != nil {
-		return "", "", fmt.Errorf("take a snapshot to compare under: %w", err)
+		return "", "", "", fmt.Errorf("take a snapshot to compare under: %w", err)
 	}
-	return export, current, nil
+	return export, current, lsn, nil
 }
 
 // openComparison is the primary's part of verifyOnce.
@@ -132,12 +134,8 @@ func (l *link) openComparison(ctx context.Context) (compareOpened, error) {
 	if err != nil {
 		return compareOpened{}, err
 	}
-	export, current, err := exportSnapshot(ctx, conn)
-	var lsn string
-	if err == nil {
-		err = conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn)
-	}
-	out := compareOpened{ID: newID()}
+	export, current, lsn, err := exportSnapshot(ctx, conn)
+	out := compareOpened{ID: newID(), Export: export}
 	if err == nil {
 		out.Snapshot, err = frame.ParseSnapshot(current)
 	}

@@ -134,6 +134,12 @@ func (c *Client) ResumeLink(ctx context.Context, name string) error {
 	return err
 }
 
+// RejoinLink makes a side that was forced out follow the new primary.
+func (c *Client) RejoinLink(ctx context.Context, name string) error {
+	_, err := call[none](ctx, c, http.MethodPost, linkPath(name, "/rejoin"), nil)
+	return err
+}
+
 // FailoverLink swaps the roles.
 func (c *Client) FailoverLink(ctx context.Context, name string, o FailoverOptions) (FailoverResult, error) {
 	return call[FailoverResult](ctx, c, http.MethodPost, linkPath(name, "/failover"), failoverBody{Force: o.Force, TimeoutSeconds: o.Timeout.Seconds()})

@@ -230,6 +230,9 @@ func (h *handler) linkOperations(api huma.API) {
 			r.Phases = orEmpty(r.Phases)
 			return r, err
 		})
+	changesOnly(h, api, huma.Operation{OperationID: "rejoin-link", Method: http.MethodPost, Path: "/v1/links/{name}/rejoin", Summary: "Follow the side that took over by force",
+		Description: "Asked of the side that was forced out. Answers when it has begun to follow; the rows that differ are repaired meanwhile."},
+		func(ctx context.Context, in *named) error { return h.service.RejoinLink(ctx, in.Name) })
 	reads(api, huma.Operation{OperationID: "verify-link", Method: http.MethodPost, Path: "/v1/links/{name}/verify", Summary: "Compare both sides at one position"},
 		func(ctx context.Context, in *namedWith[verifyBody]) (VerifyReport, error) {
 			r, err := h.service.VerifyLink(ctx, in.Name, VerifyOptions{Timeout: seconds(in.Body.TimeoutSeconds)})

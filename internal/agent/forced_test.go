@@ -1,0 +1,119 @@
+package agent_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent/api"
+)
+
+// TestForcedFailoverAndRejoin cuts a primary off, opens the secondary by force,
+// lets clients write on both, and brings the old primary back: its own transactions
+// are reported, all of them and no others, and their rows are repaired from the new
+// primary, which changes them meanwhile. Then roles swap back in order.
+func TestForcedFailoverAndRejoin(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	n, stop := write(t, a.DSN("shop"), "shared")
+	more(t, n)
+	stop()
+	equal(t, a, b, "shop")
+
+	a.stop() // the agent alone: clients reach its PostgreSQL
+	a.Exec(t, "shop",
+		`INSERT INTO customer (id, name) OVERRIDING SYSTEM VALUE VALUES (900001, 'only a'), (900002, 'on both')`,
+		`BEGIN; UPDATE customer SET name = 'renamed by a' WHERE id = 1; DELETE FROM customer WHERE id = 1999 AND NOT EXISTS (SELECT FROM "My Order" WHERE customer = 1999); COMMIT`,
+		`UPDATE customer SET id = DEFAULT WHERE id = 900001`,
+		`UPDATE "My Order" SET total = -1 WHERE id BETWEEN 10 AND 20`,
+		`DELETE FROM event WHERE id BETWEEN 700 AND 750`,
+		`INSERT INTO audit (what) VALUES ('a, and no key to find it by')`)
+	result, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("forced failover: %+v", result)
+	if !result.Forced || result.Term != 2 {
+		t.Errorf("result %+v", result)
+	}
+	b.Exec(t, "shop",
+		`INSERT INTO customer (id, name) OVERRIDING SYSTEM VALUE VALUES (900002, 'of b')`,
+		`INSERT INTO customer (name) VALUES ('by default')`, // the sequence is past what is taken
+		`UPDATE customer SET name = 'renamed by b' WHERE id = 1`,
+		`UPDATE "My Order" SET id = id + 500000 WHERE id = 15`,
+		`DELETE FROM "My Order" WHERE id = 16`,
+		`DELETE FROM event WHERE id = 701`)
+
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := refused(t, a, `INSERT INTO audit (what) VALUES ('too late')`); err == "" {
+		t.Error("the old primary took a write after it had come back")
+	}
+	n, stop = write(t, b.DSN("shop"), "after")
+	more(t, n)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	more(t, n)
+	stop()
+	equal(t, b, a, "shop")
+
+	ops := map[string]int{}
+	for _, line := range report(t, a, "shop-term1.jsonl") {
+		ops[line["table"].(string)+" "+line["operation"].(string)]++
+	}
+	if got, want := fmt.Sprint(ops), "map[My Order update:11 audit insert:1 customer insert:2 customer update:2 event_1 delete:31 event_2 delete:20]"; got != want {
+		t.Errorf("the report has %s, want %s", got, want)
+	}
+
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('a again')`)
+	equal(t, a, b, "shop")
+}
+
+// report reads what a side that was forced out wrote down.
+func report(t *testing.T, i *instance, name string) []map[string]any {
+	t.Helper()
+	f, err := os.Open(filepath.Join(i.dir, "reports", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var out []map[string]any
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		var line map[string]any
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, line)
+	}
+	return out
+}
+
+// TestForceIsRefused tries it where it would open something that never was.
+func TestForceIsRefused(t *testing.T) {
+	t.Parallel()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	if _, err := a.FailoverLink(context.Background(), "shop", api.FailoverOptions{Force: true}); err == nil {
+		t.Error("the primary was opened by force")
+	}
+	if err := a.RejoinLink(context.Background(), "shop"); err == nil {
+		t.Error("a primary that nobody forced out rejoined")
+	}
+	b.Exec(t, "shop") // both sides are as they were
+	a.Exec(t, "shop", `INSERT INTO audit (what) VALUES ('x')`)
+	equal(t, a, b, "shop")
+}

@@ -1,0 +1,65 @@
+package catalog
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// RepairTable is a table of the secondary with the keys of the rows that are to be
+// replaced by the primary's.
+type RepairTable struct {
+	OID     uint32  // on the secondary
+	Columns []int16 // attribute numbers of the key
+	Keys    [][]string
+}
+
+// PutRepair records rows to be repaired; those that are recorded stay.
+func PutRepair(ctx context.Context, db DB, link string, t RepairTable) error {
+	b := &pgx.Batch{}
+	for _, key := range t.Keys {
+		b.Queue(`INSERT INTO hawser.repair (link, tbl, columns, key) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`, link, t.OID, t.Columns, key)
+	}
+	sender, ok := db.(interface {
+		SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+	})
+	if !ok {
+		return fmt.Errorf("record rows to repair: %T takes no batch", db)
+	}
+	if err := sender.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("record rows to repair: %w", err)
+	}
+	return nil
+}
+
+// Repairs returns the rows that are to be repaired, by table.
+func Repairs(ctx context.Context, db DB, link string) ([]RepairTable, error) {
+	rows, err := db.Query(ctx, `SELECT tbl, columns, key FROM hawser.repair WHERE link = $1 ORDER BY tbl, columns`, link)
+	if err != nil {
+		return nil, fmt.Errorf("read the rows to repair: %w", err)
+	}
+	var out []RepairTable
+	var t RepairTable
+	var key []string
+	_, err = pgx.ForEachRow(rows, []any{&t.OID, &t.Columns, &key}, func() error {
+		if n := len(out); n == 0 || out[n-1].OID != t.OID {
+			out = append(out, RepairTable{OID: t.OID, Columns: append([]int16(nil), t.Columns...)})
+		}
+		last := &out[len(out)-1]
+		last.Keys = append(last.Keys, append([]string(nil), key...))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the rows to repair: %w", err)
+	}
+	return out, nil
+}
+
+// ForgetRepairs removes the record of all rows to be repaired.
+func ForgetRepairs(ctx context.Context, db DB, link string) error {
+	if _, err := db.Exec(ctx, `DELETE FROM hawser.repair WHERE link = $1`, link); err != nil {
+		return fmt.Errorf("forget the rows to repair: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,173 @@
+package link
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// wayBackWithin bounds how long a forced failover waits for the slot by which the
+// old primary could follow. A disaster is no time to wait: without the slot the
+// old primary comes back by copying.
+const wayBackWithin = 10 * time.Second
+
+// force opens this side, the secondary, without the primary.
+func (l *link) force(ctx context.Context) (FailoverResult, error) {
+	run, err := l.begin()
+	if err != nil {
+		return FailoverResult{}, err
+	}
+	defer l.update(func() { l.running = nil })
+	side, _ := l.now()
+	if side.Role != role.Secondary {
+		return FailoverResult{}, problem.New("not-secondary", "link "+l.rec.Name,
+			"this side is the primary; it is the secondary that can be opened without the other side", "run the command on instance "+l.rec.Peer)
+	}
+	l.update(func() { l.forcing = true })
+	defer l.update(func() { l.forcing = false })
+	select {
+	case l.turn <- struct{}{}: // the applier has ended
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return FailoverResult{}, ctx.Err()
+	}
+	conn, err := l.connect(ctx, "force")
+	if err != nil {
+		return FailoverResult{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return FailoverResult{}, err
+	}
+	if err := l.fitToForce(ctx, conn); err != nil {
+		return FailoverResult{}, err
+	}
+	asked, err := l.getReady(ctx, conn, side)
+	if err != nil {
+		return FailoverResult{}, err
+	}
+	if side, err = l.ask(ctx, asked); err != nil {
+		return FailoverResult{}, err
+	}
+	if err := l.awaitOpen(ctx); err != nil {
+		return FailoverResult{}, err
+	}
+	r := FailoverResult{
+		Link: l.rec.Name, Forced: true, OldPrimary: l.rec.Peer, NewPrimary: l.m.cfg.Instance, Term: side.Term, At: time.Now(),
+		Phases: run.phases, Total: time.Since(run.started).Seconds(),
+	}
+	return r, l.remember(ctx, r)
+}
+
+// fitToForce refuses to open a copy that never was a state of the primary.
+func (l *link) fitToForce(ctx context.Context, conn *pgx.Conn) error {
+	state, copied, err := catalog.LoadSeeding(ctx, conn, l.rec.ID)
+	if err != nil {
+		return err
+	}
+	repairs, err := catalog.Repairs(ctx, conn, l.rec.ID)
+	if err != nil {
+		return err
+	}
+	if copied && !state.Done || len(repairs) > 0 {
+		return problem.New("copy-incomplete", "link "+l.rec.Name,
+			"the copy is not complete: opened now, the database would be in a state that the primary never had",
+			"hawser link drop "+l.rec.Name+" --force keeps what is there as an independent database")
+	}
+	return nil
+}
+
+// getReady prepares the opening: the fence's triggers, the sequences, and the way
+// back for the old primary, if there is to be one.
+func (l *link) getReady(ctx context.Context, conn *pgx.Conn, side role.State) (asked role.ForceAsked, err error) {
+	if asked.Since, err = followed(ctx, conn, apply.Origin(l.rec.ID, side.Term)); err != nil {
+		return asked, err
+	}
+	l.timed("prepare", func() {
+		if err = fence.Prepare(ctx, conn, nil); err == nil {
+			err = apply.AdvanceSequences(ctx, conn)
+		}
+	})
+	if err != nil {
+		return asked, err
+	}
+	l.timed("way back", func() {
+		if slot := l.makeWayBack(ctx, conn); slot != nil {
+			l.log.Warn("the old primary will not be able to follow without copying again", "error", slot)
+			return
+		}
+		asked.Position, err = insertPosition(ctx, conn)
+	})
+	return asked, err
+}
+
+// followed is the position up to which this side has applied.
+func followed(ctx context.Context, conn *pgx.Conn, origin string) (frame.LSN, error) {
+	var text string
+	err := conn.QueryRow(ctx, `SELECT coalesce(pg_replication_origin_progress($1, true), '0/0')::text`, origin).Scan(&text)
+	if err != nil {
+		return 0, fmt.Errorf("read how far this side followed: %w", err)
+	}
+	return frame.ParseLSN(text)
+}
+
+func insertPosition(ctx context.Context, conn *pgx.Conn) (frame.LSN, error) {
+	var text string
+	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&text); err != nil {
+		return 0, fmt.Errorf("read the position of the new term: %w", err)
+	}
+	return frame.ParseLSN(text)
+}
+
+func (l *link) makeWayBack(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, wayBackWithin)
+	defer cancel()
+	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database)
+	if err != nil {
+		return err
+	}
+	if err := findings.Err(); err != nil {
+		return err
+	}
+	// A session of its own: one that waits for the slot is cancelled with it.
+	slot, err := l.connect(ctx, "slot")
+	if err != nil {
+		return err
+	}
+	defer slot.Close(context.WithoutCancel(ctx))
+	if err := capture.Install(ctx, conn, l.rec.ID); err != nil {
+		return err
+	}
+	if err := capture.DropSlot(ctx, slot, l.rec.ID); err != nil {
+		return err
+	}
+	_, err = capture.CreateSlot(ctx, slot, l.rec.ID)
+	return err
+}
+
+// awaitOpen waits until this side takes writes.
+func (l *link) awaitOpen(ctx context.Context) error {
+	for {
+		side, changed := l.now()
+		if side.Role == role.Primary && side.Phase == role.Steady {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-l.ctx.Done():
+			return errHalted
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

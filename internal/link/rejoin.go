@@ -1,0 +1,341 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/seed"
+)
+
+// maxRepairs is how many rows of one table are repaired one by one; a table with
+// more of them is copied again.
+const maxRepairs = 200_000
+
+// rejoin makes this side, which was forced out, the secondary of the one that took
+// over. The rows that its tail touched are deleted here and put down to be fetched
+// from there; everything else is as it was when the new primary's stream begins.
+func (l *link) rejoin(ctx context.Context) error {
+	side, _ := l.now()
+	if side.Phase != role.Diverged {
+		return problem.New("not-diverged", "link "+l.rec.Name, fmt.Sprintf("this side is %s and %s; only one that was forced out can rejoin", side.Role, side.Phase),
+			"hawser link show "+l.rec.Name)
+	}
+	var theirs role.State
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, side, &theirs); err != nil {
+		return err
+	}
+	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term <= side.Term {
+		return problem.New("no-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s, so there is nobody to follow", l.rec.Peer, theirs.Role, theirs.Phase),
+			"hawser link show "+l.rec.Name+" on both sides")
+	}
+	if err := l.account(ctx); err != nil {
+		return err
+	}
+	plan, err := l.planRejoin(ctx, side)
+	if errors.Is(err, errTailLost) || err == nil && theirs.Position == 0 {
+		return problem.New("tail-lost", "link "+l.rec.Name, "what the two sides do not share is not known any more, so single rows can't be repaired",
+			"hawser link drop "+l.rec.Name+" on this side keeps its data as an independent database; hawser link create copies the new primary again").Because(err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := l.layDown(ctx, plan); err != nil {
+		return err
+	}
+	after, err := l.ask(ctx, role.RejoinAsked{Peer: theirs})
+	if err == nil && after.Role != role.Secondary {
+		err = problem.New("rejoin-not-now", "link "+l.rec.Name, "the roles changed meanwhile", "hawser link show "+l.rec.Name).Retry()
+	}
+	return err
+}
+
+// rejoinPlan is what the tail means for the copy.
+type rejoinPlan struct {
+	tables map[uint32]*repairPlan // by oid here
+	whole  map[[2]string]bool     // tables to be copied again: by schema and name
+}
+
+type repairPlan struct {
+	schema, name string
+	columns      []int16
+	names        []string // of the key's columns
+	keys         map[string][]string
+}
+
+func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, error) {
+	plan := &rejoinPlan{tables: map[uint32]*repairPlan{}, whole: map[[2]string]bool{}}
+	conn, err := l.connect(ctx, "rejoin")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	err = l.readTail(ctx, side.Since, func(c tailChange) error {
+		if c.rel == nil {
+			return problem.New("tail-has-ddl", "link "+l.rec.Name,
+				"the transactions that only this side has changed the schema, which can't be taken back by itself: "+strings.Join(strings.Fields(ddlStatement(c.msg.(*pgoutput.LogicalMessage).Content)), " "),
+				"hawser link drop "+l.rec.Name+" on this side keeps its data; hawser link create copies the new primary again")
+		}
+		return plan.add(ctx, conn, c)
+	})
+	return plan, err
+}
+
+// add notes the rows that a change touched.
+func (p *rejoinPlan) add(ctx context.Context, conn *pgx.Conn, c tailChange) error {
+	name := [2]string{c.rel.Namespace, c.rel.Name}
+	if p.whole[name] {
+		return nil
+	}
+	t := p.tables[c.rel.ID]
+	if t == nil {
+		var err error
+		if t, err = planTable(ctx, conn, c.rel); err != nil {
+			return err
+		}
+		if t == nil { // no key, or a table that is gone since
+			p.whole[name] = true
+			return nil
+		}
+		p.tables[c.rel.ID] = t
+	}
+	rows := rowsOf(c.msg)
+	for _, row := range rows {
+		if key, ok := t.key(c.rel, row); ok {
+			t.keys[strings.Join(key, "\x00")] = key
+		} else {
+			rows = nil
+		}
+	}
+	if len(rows) == 0 || len(t.keys) > maxRepairs {
+		p.whole[name] = true
+		delete(p.tables, c.rel.ID)
+	}
+	return nil
+}
+
+// rowsOf are the rows before and after a change; none for a TRUNCATE.
+func rowsOf(msg pgoutput.Message) [][]pgoutput.Column {
+	switch m := msg.(type) {
+	case *pgoutput.Insert:
+		return [][]pgoutput.Column{m.New}
+	case *pgoutput.Update:
+		if len(m.Old) > 0 {
+			return [][]pgoutput.Column{m.Old, m.New}
+		}
+		return [][]pgoutput.Column{m.New}
+	case *pgoutput.Delete:
+		return [][]pgoutput.Column{m.Old}
+	}
+	return nil
+}
+
+// key takes the key out of a row.
+func (t *repairPlan) key(rel *pgoutput.Relation, row []pgoutput.Column) ([]string, bool) {
+	if len(row) != len(rel.Columns) {
+		return nil, false
+	}
+	key := make([]string, len(t.names))
+	for i, name := range t.names {
+		at := slices.IndexFunc(rel.Columns, func(c pgoutput.RelationColumn) bool { return c.Name == name })
+		if at < 0 || row[at].Kind == pgoutput.Null || row[at].Kind == pgoutput.Unchanged {
+			return nil, false
+		}
+		key[i] = string(row[at].Data)
+	}
+	return key, true
+}
+
+// planTable finds the primary key of a table; nil when there is none.
+func planTable(ctx context.Context, conn *pgx.Conn, rel *pgoutput.Relation) (*repairPlan, error) {
+	t := &repairPlan{schema: rel.Namespace, name: rel.Name, keys: map[string][]string{}}
+	rows, err := conn.Query(ctx, `
+		SELECT a.attname, a.attnum FROM pg_index i
+		JOIN pg_class c ON c.oid = i.indrelid
+		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
+		WHERE i.indisprimary AND c.oid = $1 AND c.relkind = 'r' ORDER BY a.attnum`, rel.ID)
+	if err != nil {
+		return nil, fmt.Errorf("look up the key of table %s: %w", postgres.QuoteIdent(rel.Namespace, rel.Name), err)
+	}
+	var name string
+	var attnum int16
+	_, err = pgx.ForEachRow(rows, []any{&name, &attnum}, func() error {
+		t.names, t.columns = append(t.names, name), append(t.columns, attnum)
+		return nil
+	})
+	if err != nil || len(t.names) == 0 {
+		return nil, err
+	}
+	return t, nil
+}
+
+// layDown deletes the rows that are to be repaired and records them, with the
+// tables that are to be copied again, in one transaction. It may be repeated.
+func (l *link) layDown(ctx context.Context, plan *rejoinPlan) error {
+	again, err := l.primaryTables(ctx, plan.whole)
+	if err != nil {
+		return err
+	}
+	conn, err := l.connect(ctx, "rejoin")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return err
+	}
+	rows := 0
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := catalog.ForgetRepairs(ctx, tx, l.rec.ID); err != nil {
+			return err
+		}
+		for oid, t := range plan.tables {
+			if err := l.layDownTable(ctx, tx, oid, t); err != nil {
+				return fmt.Errorf("take the rows of table %s away: %w", postgres.QuoteIdent(t.schema, t.name), err)
+			}
+			rows += len(t.keys)
+		}
+		for _, t := range again {
+			if err := catalog.Reseed(ctx, tx, l.rec.ID, t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		l.log.Info("rejoining", "rows_to_repair", rows, "tables_to_copy", len(again))
+	}
+	return err
+}
+
+func (l *link) layDownTable(ctx context.Context, tx pgx.Tx, oid uint32, t *repairPlan) error {
+	var where []string
+	for i, name := range t.names {
+		where = append(where, fmt.Sprintf("%s = $%d", postgres.QuoteIdent(name), i+1))
+	}
+	sql := "DELETE FROM ONLY " + postgres.QuoteIdent(t.schema, t.name) + " WHERE " + strings.Join(where, " AND ")
+	record := catalog.RepairTable{OID: oid, Columns: t.columns}
+	for _, key := range t.keys {
+		args := []any{pgx.QueryExecModeSimpleProtocol} // the server reads each value as its column's type
+		for _, v := range key {
+			args = append(args, v)
+		}
+		if _, err := tx.Exec(ctx, sql, args...); err != nil {
+			return err
+		}
+		record.Keys = append(record.Keys, key)
+	}
+	return catalog.PutRepair(ctx, tx, l.rec.ID, record)
+}
+
+// primaryTables asks the primary for its tables of the given names. One that is
+// not there is no more to be copied.
+func (l *link) primaryTables(ctx context.Context, names map[[2]string]bool) ([]catalog.SeedTable, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	var all []catalog.SeedTable
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callTables, struct{}{}, &all); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(t catalog.SeedTable) bool { return !names[[2]string{t.Schema, t.Name}] }), nil
+}
+
+// tables answers primaryTables.
+func (l *link) tables(ctx context.Context) ([]catalog.SeedTable, error) {
+	conn, err := l.connect(ctx, "tables")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return seed.Tables(ctx, conn)
+}
+
+func (l *link) isRepairing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.repairing
+}
+
+// repair fetches the rows that are to be repaired, when the stream has come to the
+// state of a snapshot of the primary.
+func (l *link) repair(ctx context.Context, a *apply.Applier) error {
+	for {
+		err := l.repairOnce(ctx, a)
+		if !errors.Is(err, apply.ErrNotPrefix) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (l *link) repairOnce(ctx context.Context, a *apply.Applier) error {
+	var opened compareOpened
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, struct{}{}, &opened); err != nil {
+		return err
+	}
+	defer func() { _ = remoteSide{l, opened.ID}.ask(context.WithoutCancel(ctx), "close", nil, nil) }()
+	s, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamRows)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	rows := int64(0)
+	err = a.Repair(ctx, opened.Snapshot, opened.Until, func(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) error {
+		r, ok, err := rowsRequest(ctx, tx, t)
+		if err != nil || !ok {
+			return err
+		}
+		r.Export = opened.Export
+		n, err := seed.FetchRows(ctx, s, tx.Conn().PgConn(), r)
+		rows += n
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	l.log.Info("the rows that differed are repaired", "rows", rows, "at", opened.Until)
+	l.update(func() { l.repairing = false })
+	return nil
+}
+
+// rowsRequest names what is wanted of a table; it is not ok when the table is gone
+// since.
+func rowsRequest(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) (r seed.RowsRequest, ok bool, err error) {
+	err = tx.QueryRow(ctx, `
+		SELECT n.nspname, c.relname,
+		       ARRAY(SELECT a.attname::text FROM pg_attribute a
+		             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum),
+		       ARRAY(SELECT a.attname::text FROM unnest($2::int2[]) WITH ORDINALITY AS k(n, i)
+		             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.n AND NOT a.attisdropped ORDER BY k.i)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, t.OID, t.Columns).
+		Scan(&r.Schema, &r.Name, &r.Columns, &r.Key)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return r, false, nil
+	}
+	if err != nil {
+		return r, false, fmt.Errorf("look up a table to repair: %w", err)
+	}
+	if len(r.Key) != len(t.Columns) {
+		table := postgres.QuoteIdent(r.Schema, r.Name)
+		return r, false, problem.New("repair-key-lost", "table "+table, "its key changed on the primary before the rows that differ here were repaired",
+			"hawser link resync LINK --table "+table)
+	}
+	r.Keys = t.Keys
+	return r, true, nil
+}

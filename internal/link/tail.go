@@ -1,0 +1,264 @@
+package link
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// The tail is what a primary committed that the other side, which took over by
+// force, had not received. This side's slot still holds it.
+
+// errTailLost says that the slot is gone, and with it the knowledge of the tail.
+var errTailLost = errors.New("the replication slot that held the transactions of this side alone is lost")
+
+// tailChange is one change of the tail.
+type tailChange struct {
+	xid uint32
+	at  time.Time
+	lsn frame.LSN // of the commit
+	rel *pgoutput.Relation
+	msg pgoutput.Message // Insert, Update, Delete, Truncate, or a LogicalMessage with DDL
+}
+
+// readTail visits every change behind since, in commit order. A message is valid
+// during the visit alone.
+func (l *link) readTail(ctx context.Context, since frame.LSN, visit func(tailChange) error) error {
+	conn, err := l.m.connect(ctx, l.rec.Database, l.rec.Name+":tail", postgres.ValueSettings())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	rows, err := conn.Query(ctx, `
+		SELECT data FROM pg_logical_slot_peek_binary_changes($1::text::name, NULL, NULL, 'proto_version', '1', 'publication_names', $1::text, 'messages', 'true')`,
+		capture.Object(l.rec.ID))
+	if err != nil {
+		return tailProblem(err)
+	}
+	r := tailReader{since: since, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
+	var data []byte
+	_, err = pgx.ForEachRow(rows, []any{&data}, func() error { return r.take(data) })
+	return tailProblem(err)
+}
+
+func tailProblem(err error) error {
+	var pg *pgconn.PgError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &pg):
+		return err
+	case pg.Code == "42704" || pg.Code == "55000": // undefined_object, invalidated
+		return fmt.Errorf("%w: %w", errTailLost, err)
+	case pg.Code == "55006":
+		return problem.New("slot-in-use", "", "the stream to the other side has not ended yet", "none: it is tried again").Retry().Because(err)
+	}
+	return fmt.Errorf("read the transactions of this side alone: %w", err)
+}
+
+type tailReader struct {
+	since     frame.LSN
+	visit     func(tailChange) error
+	dec       pgoutput.Decoder
+	relations map[uint32]*pgoutput.Relation
+	begin     pgoutput.Begin
+}
+
+func (r *tailReader) take(data []byte) error {
+	msg, err := r.dec.Decode(data)
+	if err != nil {
+		return err
+	}
+	switch m := msg.(type) {
+	case *pgoutput.Begin:
+		r.begin = *m
+	case *pgoutput.Relation:
+		r.relations[m.ID] = m
+	case *pgoutput.Insert:
+		return r.change(m.RelationID, m)
+	case *pgoutput.Update:
+		return r.change(m.RelationID, m)
+	case *pgoutput.Delete:
+		return r.change(m.RelationID, m)
+	case *pgoutput.Truncate:
+		for _, id := range m.RelationIDs {
+			if err := r.change(id, m); err != nil {
+				return err
+			}
+		}
+	case *pgoutput.LogicalMessage:
+		if m.Transactional && m.Prefix == ddlPrefix {
+			return r.change(0, m)
+		}
+	}
+	return nil
+}
+
+// ddlPrefix is that of capture's DDL messages.
+const ddlPrefix = "hawser.ddl"
+
+// change passes a change on unless the other side has it: its position is the end
+// of the last transaction that it applied.
+func (r *tailReader) change(id uint32, msg pgoutput.Message) error {
+	if frame.LSN(r.begin.FinalLSN) < r.since {
+		return nil
+	}
+	rel := r.relations[id]
+	if rel != nil && rel.Namespace == "hawser" {
+		return nil
+	}
+	return r.visit(tailChange{r.begin.XID, r.begin.CommitTime, frame.LSN(r.begin.FinalLSN), rel, msg})
+}
+
+// tailLine is a change in the report, a line of JSON each.
+type tailLine struct {
+	Transaction uint32             `json:"transaction"`
+	Time        time.Time          `json:"time"`
+	LSN         frame.LSN          `json:"lsn"`
+	Operation   string             `json:"operation"`
+	Schema      string             `json:"schema,omitempty"`
+	Table       string             `json:"table,omitempty"`
+	Key         map[string]*string `json:"key,omitempty"`
+	Old         map[string]*string `json:"old,omitempty"` // as far as the WAL has it
+	New         map[string]*string `json:"new,omitempty"`
+	Unchanged   []string           `json:"unchanged,omitempty"` // large values that the change left as they were
+	Statement   string             `json:"statement,omitempty"`
+}
+
+func (c tailChange) line() tailLine {
+	out := tailLine{Transaction: c.xid, Time: c.at.UTC(), LSN: c.lsn}
+	if c.rel != nil {
+		out.Schema, out.Table = c.rel.Namespace, c.rel.Name
+	}
+	switch m := c.msg.(type) {
+	case *pgoutput.Insert:
+		out.Operation = "insert"
+		out.New, out.Unchanged = values(c.rel, m.New, false)
+		out.Key, _ = values(c.rel, m.New, true)
+	case *pgoutput.Update:
+		out.Operation = "update"
+		out.New, out.Unchanged = values(c.rel, m.New, false)
+		out.Key, _ = values(c.rel, m.New, true)
+		if len(m.Old) > 0 {
+			out.Key, _ = values(c.rel, m.Old, true)
+			out.Old, _ = values(c.rel, m.Old, m.OldKind == 'K')
+		}
+	case *pgoutput.Delete:
+		out.Operation = "delete"
+		out.Key, _ = values(c.rel, m.Old, true)
+		out.Old, _ = values(c.rel, m.Old, m.OldKind == 'K')
+	case *pgoutput.Truncate:
+		out.Operation = "truncate"
+	case *pgoutput.LogicalMessage:
+		out.Operation, out.Statement = "ddl", ddlStatement(m.Content)
+	}
+	return out
+}
+
+// values names the values of a row, or of its key alone.
+func values(rel *pgoutput.Relation, row []pgoutput.Column, keyOnly bool) (named map[string]*string, unchanged []string) {
+	if rel == nil || len(row) != len(rel.Columns) {
+		return nil, nil
+	}
+	named = map[string]*string{}
+	for i, c := range rel.Columns {
+		switch {
+		case keyOnly && !c.Key:
+		case row[i].Kind == pgoutput.Unchanged:
+			unchanged = append(unchanged, c.Name)
+		case row[i].Kind == pgoutput.Null:
+			named[c.Name] = nil
+		default:
+			v := string(row[i].Data)
+			named[c.Name] = &v
+		}
+	}
+	return named, unchanged
+}
+
+// ddlStatement takes the command out of capture's signed message.
+func ddlStatement(content []byte) string {
+	var m struct {
+		Query string `json:"query"`
+		Tag   string `json:"tag"`
+	}
+	for i, b := range content {
+		if b == '{' {
+			content = content[i:]
+			break
+		}
+	}
+	if json.Unmarshal(content, &m) != nil {
+		return ""
+	}
+	if m.Query != "" {
+		return m.Query
+	}
+	return m.Tag
+}
+
+// account writes the tail into a report, which replaces one of an earlier try.
+func (l *link) account(ctx context.Context) error {
+	side, _ := l.now()
+	path := l.reportPath(side.Term)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("make the directory of the reports: %w", err)
+	}
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	defer f.Close()
+	w := bufio.NewWriter(f)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	var last uint32
+	transactions, changes := 0, 0
+	err = l.readTail(ctx, side.Since, func(c tailChange) error {
+		if c.xid != last || transactions == 0 {
+			last = c.xid
+			transactions++
+		}
+		changes++
+		return enc.Encode(c.line())
+	})
+	if errors.Is(err, errTailLost) {
+		l.update(func() { l.tail = "which transactions these are is not known, since the replication slot was lost" })
+		return nil
+	}
+	if err == nil {
+		err = w.Flush()
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	l.log.Warn("this side was forced out", "transactions", transactions, "changes", changes, "report", path)
+	l.update(func() {
+		l.tail = fmt.Sprintf("%d transactions with %d changes, which the other side never received, are in %s", transactions, changes, path)
+	})
+	return nil
+}
+
+func (l *link) reportPath(term frame.Term) string {
+	return filepath.Join(l.m.cfg.StateDir, "reports", fmt.Sprintf("%s-term%d.jsonl", l.rec.Name, term))
+}
