@@ -14,7 +14,7 @@ import (
 
 func (a *app) link() *cobra.Command {
 	return group("link", "Links: one database tied to another instance",
-		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkRejoin(), a.linkDrop())
+		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkRejoin(), a.linkResync(), a.linkDrop())
 }
 
 // specFlags adds the flags that describe a link.
@@ -252,6 +252,19 @@ hawser link failover --force, the secondary. Its transactions that the other sid
 never received are written to a report first: hawser link show NAME tells where.
 The rows that they touched are fetched from the new primary; nothing else is copied.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.RejoinLink(ctx, name) })
+}
+
+func (a *app) linkResync() *cobra.Command {
+	var tables []string
+	c := a.linkStep("resync", "Copy tables again while the link runs",
+		`Copies tables again, from the primary to the secondary, while the link runs. Without
+--table it compares all tables and copies those that differ; so it takes up a link
+whose replication slot was lost. Readers of the secondary see a table empty until
+its copy is complete.`,
+		func(ctx context.Context, c *api.Client, name string) error { return c.ResyncLink(ctx, name, tables) })
+	c.Example = "  hawser link resync orders\n  hawser link resync orders --table public.invoice"
+	c.Flags().StringArrayVar(&tables, "table", nil, "a table to copy, as SCHEMA.NAME; may be repeated")
+	return c
 }
 
 func (a *app) linkDrop() *cobra.Command {

@@ -112,9 +112,11 @@ func (f *fake) CreateLink(_ context.Context, s api.LinkSpec) (api.Link, error) {
 	l.Findings = f.findings
 	return l, f.ask(s)
 }
-func (f *fake) PauseLink(_ context.Context, name string) error  { return f.ask(name) }
-func (f *fake) ResumeLink(_ context.Context, name string) error { return f.ask(name) }
-func (f *fake) RejoinLink(context.Context, string) error        { return nil }
+func (f *fake) PauseLink(_ context.Context, name string) error     { return f.ask(name) }
+func (f *fake) ResumeLink(_ context.Context, name string) error    { return f.ask(name) }
+func (f *fake) ResyncLink(context.Context, string, []string) error { return nil }
+
+func (f *fake) RejoinLink(context.Context, string) error { return nil }
 
 func (f *fake) FailoverLink(_ context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
 	return failover(), f.ask(o)

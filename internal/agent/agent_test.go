@@ -27,6 +27,7 @@ type instance struct {
 	*api.Client
 	name, dir string
 	port      int
+	maxWAL    int64 // of the next run
 	stop      func()
 }
 
@@ -55,6 +56,9 @@ func (i *instance) run(t *testing.T) {
 	cfg.Endpoint.Listen = fmt.Sprintf("127.0.0.1:%d", i.port)
 	cfg.Postgres.Connection = agent.ConnString(i.DSN("postgres"))
 	cfg.Log.Level = slog.LevelDebug
+	if i.maxWAL > 0 {
+		cfg.Limits.WALHeld = agent.ByteSize(i.maxWAL)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

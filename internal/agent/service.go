@@ -194,6 +194,10 @@ func (s *service) RejoinLink(ctx context.Context, name string) error {
 	return s.links.Rejoin(ctx, name)
 }
 
+func (s *service) ResyncLink(ctx context.Context, name string, tables []string) error {
+	return s.links.Resync(ctx, name, tables)
+}
+
 func failoverOf(r link.FailoverResult) api.FailoverResult {
 	out := api.FailoverResult{
 		Link: r.Link, Forced: r.Forced, OldPrimary: r.OldPrimary, NewPrimary: r.NewPrimary, Term: r.Term,

@@ -144,11 +144,11 @@ func slotProblem(name string, err error) error {
 	case "42704": // undefined_object
 		return problem.New("slot-lost", object,
 			"it does not exist any more, so changes may be missing from the stream",
-			"hawser link drop NAME and hawser link create NAME again").Because(err)
+			"hawser link resync NAME, which compares the tables and copies those that differ").Because(err)
 	case "55000": // object_not_in_prerequisite_state: invalidated
 		return problem.New("slot-invalidated", object,
 			"PostgreSQL invalidated it, most likely since max_slot_wal_keep_size was exceeded, so changes are missing from the stream",
-			"hawser link drop NAME and hawser link create NAME again").Because(err)
+			"hawser link resync NAME, which compares the tables and copies those that differ").Because(err)
 	}
 	return fmt.Errorf("start replication from %s: %w", object, err)
 }

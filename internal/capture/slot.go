@@ -67,6 +67,17 @@ func CreateSlot(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, erro
 	return frame.ParseLSN(text)
 }
 
+// SlotUsable reports whether the link's slot exists and has all WAL that it needs.
+func SlotUsable(ctx context.Context, conn *pgx.Conn, id string) (bool, error) {
+	var usable bool
+	err := conn.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND coalesce(wal_status, '') <> 'lost')`, Object(id)).Scan(&usable)
+	if err != nil {
+		return false, fmt.Errorf("look for replication slot %s: %w", Object(id), err)
+	}
+	return usable, nil
+}
+
 // DropSlot removes the link's slot and ends the connection that streams from it.
 // A slot that is not there is not an error.
 func DropSlot(ctx context.Context, conn *pgx.Conn, id string) error {

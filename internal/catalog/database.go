@@ -182,6 +182,23 @@ func Reseed(ctx context.Context, db DB, link string, t SeedTable) error {
 	return SetPending(ctx, db, link, t.OID)
 }
 
+// StartReconciling begins the copy anew with a database whose schema is that of the
+// primary's snapshot: no table is known yet.
+func StartReconciling(ctx context.Context, db DB, link string, snapshot frame.Snapshot) error {
+	_, err := db.Exec(ctx, `
+		INSERT INTO hawser.seeding (link, snapshot) VALUES ($1, $2)
+		ON CONFLICT (link) DO UPDATE SET snapshot = $2, initial = true, done = false, skipped = '{}'`, link, snapshot.String())
+	for _, table := range []string{"seed_table", "deferred", "schema_entry", "repair"} {
+		if err == nil {
+			_, err = db.Exec(ctx, `DELETE FROM hawser.`+table+` WHERE link = $1`, link)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("begin the copy anew: %w", err)
+	}
+	return nil
+}
+
 // SeedTables returns the tables of the link's copy, the largest first.
 func SeedTables(ctx context.Context, db DB, link string) ([]SeedTable, error) {
 	rows, err := db.Query(ctx, `

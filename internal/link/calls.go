@@ -15,21 +15,23 @@ import (
 // streams. A payload is JSON; an unknown field is ignored, so that a newer agent
 // may say more.
 const (
-	callValidate  = "validate"  // validateRequest -> problem.Findings
-	callInspect   = "inspect"   // inspectRequest -> schema.Requirements, to a primary-to-be
-	callDDLKey    = "ddl-key"   // the key that signs the primary's messages
-	callCreate    = "create"    // createRequest -> createReply
-	callStart     = "start"     // the link stands on both sides
-	callDrop      = "drop"      // dropRequest
-	callState     = "state"     // role.State -> role.State
-	callStatus    = "status"    // Status
-	callPause     = "pause"     // pauseRequest
-	callFailover  = "failover"  // FailoverOptions -> FailoverResult
-	callPrepare   = "prepare"   // to the secondary: get ready to take over
-	callUnprepare = "unprepare" // to the secondary: the failover was taken back
-	callRefuse    = "refuse"    // refuseRequest -> role.State
-	callVerify    = "verify"    // to the secondary: VerifyReport
-	callTables    = "tables"    // to the primary: its tables, []catalog.SeedTable
+	callValidate  = "validate"   // validateRequest -> problem.Findings
+	callInspect   = "inspect"    // inspectRequest -> schema.Requirements, to a primary-to-be
+	callDDLKey    = "ddl-key"    // the key that signs the primary's messages
+	callCreate    = "create"     // createRequest -> createReply
+	callStart     = "start"      // the link stands on both sides
+	callDrop      = "drop"       // dropRequest
+	callState     = "state"      // role.State -> role.State
+	callStatus    = "status"     // Status
+	callPause     = "pause"      // pauseRequest
+	callFailover  = "failover"   // FailoverOptions -> FailoverResult
+	callPrepare   = "prepare"    // to the secondary: get ready to take over
+	callUnprepare = "unprepare"  // to the secondary: the failover was taken back
+	callRefuse    = "refuse"     // refuseRequest -> role.State
+	callVerify    = "verify"     // to the secondary: VerifyReport
+	callResync    = "resync"     // resyncRequest, to the secondary
+	callRenewSlot = "renew-slot" // to the primary: slotReply
+	callTables    = "tables"     // to the primary: its tables, []catalog.SeedTable
 
 	callCompareOpen = "compare-open" // to the primary: compareOpened
 	callCompare     = "compare"      // compareRequest -> a part of verify.Side
@@ -69,6 +71,10 @@ type dropRequest struct {
 
 type pauseRequest struct {
 	Paused bool `json:"paused"`
+}
+
+type resyncRequest struct {
+	Tables []string `json:"tables"`
 }
 
 type refuseRequest struct {
@@ -132,6 +138,10 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
 	case callDDLKey:
 		return answer(payload, func(struct{}) ([]byte, error) { return l.ddlKey(ctx) })
+	case callResync:
+		return answer(payload, func(r resyncRequest) (struct{}, error) { return struct{}{}, l.resync(ctx, r.Tables) })
+	case callRenewSlot:
+		return answer(payload, func(struct{}) (slotReply, error) { return l.renewSlot(ctx) })
 	case callTables:
 		return answer(payload, func(struct{}) ([]catalog.SeedTable, error) { return l.tables(ctx) })
 	case callVerify:

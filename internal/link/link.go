@@ -26,6 +26,7 @@ import (
 //	steward   takes events, steps the role, stores it, hands the actions over
 //	performer carries out one action list; a newer list ends an older one
 //	follower  on a secondary: seeds and applies, again and again
+//	guard     on a primary: gives the link up before it fills the disk
 //	streams   on a primary: one for each stream that the secondary opened
 //
 // mu guards the fields below it and is never held during I/O.
@@ -64,6 +65,7 @@ type link struct {
 	comparisons map[string]*comparison
 	forcing     bool   // a forced failover is under way: nothing may be applied
 	tail        string // what this side alone has, in words
+	held        int64  // bytes of WAL that the slot keeps
 	repairing   bool   // rows that differ are still to be fetched
 	lastState   State  // as last told, and since when
 	since       time.Time
@@ -98,7 +100,8 @@ func (l *link) peer() string { return l.rec.Peer }
 // start begins the link's goroutines; they end with ctx or with halt.
 func (l *link) start(ctx context.Context) {
 	l.ctx, l.stop = context.WithCancel(ctx)
-	l.done.Add(2)
+	l.done.Add(3)
+	go func() { defer l.done.Done(); l.guard() }()
 	go func() { defer l.done.Done(); l.steward() }()
 	go func() { defer l.done.Done(); l.follow() }()
 	if l.rec.Progress == catalog.Running {

@@ -39,6 +39,7 @@ type Config struct {
 	Peers       Peers
 	StateDir    string
 	SeedWorkers int
+	MaxWAL      int64 // bytes that a link may hold back on the primary; 0 sets no bound
 	Log         *slog.Logger
 }
 
@@ -183,6 +184,16 @@ func (m *Manager) Rejoin(ctx context.Context, name string) error {
 		return err
 	}
 	return l.rejoin(ctx)
+}
+
+// Resync copies tables again while the link runs; without names, every table that
+// differs from the primary's.
+func (m *Manager) Resync(ctx context.Context, name string, tables []string) error {
+	l, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	return l.resync(ctx, tables)
 }
 
 // UsesPeer returns the names of the links with a peer.

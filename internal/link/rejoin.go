@@ -12,6 +12,7 @@ import (
 
 	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/pgoutput"
 	"github.com/hawser/hawser/internal/postgres"
@@ -44,14 +45,14 @@ func (l *link) rejoin(ctx context.Context) error {
 		return err
 	}
 	plan, err := l.planRejoin(ctx, side)
-	if errors.Is(err, errTailLost) || err == nil && theirs.Position == 0 {
-		return problem.New("tail-lost", "link "+l.rec.Name, "what the two sides do not share is not known any more, so single rows can't be repaired",
-			"hawser link drop "+l.rec.Name+" on this side keeps its data as an independent database; hawser link create copies the new primary again").Because(err)
+	switch {
+	case errors.Is(err, errTailLost) || err == nil && theirs.Position == 0:
+		// What the two sides do not share is not known: every table is compared.
+		theirs.Position, err = l.compareToRejoin(ctx)
+	case err == nil:
+		err = l.layDown(ctx, plan)
 	}
 	if err != nil {
-		return err
-	}
-	if err := l.layDown(ctx, plan); err != nil {
 		return err
 	}
 	after, err := l.ask(ctx, role.RejoinAsked{Peer: theirs})
@@ -59,6 +60,18 @@ func (l *link) rejoin(ctx context.Context) error {
 		err = problem.New("rejoin-not-now", "link "+l.rec.Name, "the roles changed meanwhile", "hawser link show "+l.rec.Name).Retry()
 	}
 	return err
+}
+
+func (l *link) compareToRejoin(ctx context.Context) (frame.LSN, error) {
+	conn, err := l.connect(ctx, "rejoin")
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return 0, err
+	}
+	return l.reconcile(ctx, conn)
 }
 
 // rejoinPlan is what the tail means for the copy.

@@ -69,6 +69,9 @@ func (l *link) status() Status {
 	if l.side.Role == role.Primary {
 		s.LagKnown = !lag.At.IsZero() && l.streaming
 		s.LagBytes, s.LagSeconds, s.Ack, s.Sent = lag.Bytes, lag.Seconds, lag.Ack, lag.Sent
+		if w := l.walWarning(); w != nil {
+			s.Notes = append(s.Notes, w)
+		}
 	} else {
 		s.LagKnown = !l.heardAt.IsZero() && l.streaming
 		s.LagBytes, s.LagSeconds, s.Ack = l.heard.LagBytes, l.heard.LagSeconds, l.ack
@@ -92,7 +95,9 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		return Dropped, problem.Noted("dropping", "link "+s.Name, "it is being dropped")
 	case l.progress == catalog.Creating:
 		return Seeding, problem.Noted("creating", "link "+s.Name, "it is being created")
-	case expelled(l.side):
+	case l.side.Phase == role.Expelled:
+		return FailingOver, problem.Noted("expelled", "link "+s.Name, "the other side took over by force; this side is being closed")
+	case l.side.Phase == role.Diverged:
 		cause := "the other side took over by force; this side is read-only"
 		if l.tail != "" {
 			cause += "; " + l.tail
@@ -145,7 +150,7 @@ func (l *link) full(ctx context.Context) Status {
 		_ = conn.Close(ctx)
 	}
 	var theirs Status
-	if s.State == Diverged || s.State == FailingOver || s.State == Dropped {
+	if s.State == Diverged || s.State == FailingOver || s.State == Dropped || s.State == Suspended {
 		return s
 	}
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {

@@ -56,6 +56,7 @@ type Service interface {
 	PauseLink(ctx context.Context, name string) error
 	ResumeLink(ctx context.Context, name string) error
 	FailoverLink(ctx context.Context, name string, o FailoverOptions) (FailoverResult, error)
+	ResyncLink(ctx context.Context, name string, tables []string) error
 	RejoinLink(ctx context.Context, name string) error
 	VerifyLink(ctx context.Context, name string, o VerifyOptions) (VerifyReport, error)
 	DropLink(ctx context.Context, name string, o DropOptions) error

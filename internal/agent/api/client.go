@@ -134,6 +134,12 @@ func (c *Client) ResumeLink(ctx context.Context, name string) error {
 	return err
 }
 
+// ResyncLink copies tables again; without names, every one that differs.
+func (c *Client) ResyncLink(ctx context.Context, name string, tables []string) error {
+	_, err := call[none](ctx, c, http.MethodPost, linkPath(name, "/resync"), resyncBody{Tables: orEmpty(tables)})
+	return err
+}
+
 // RejoinLink makes a side that was forced out follow the new primary.
 func (c *Client) RejoinLink(ctx context.Context, name string) error {
 	_, err := call[none](ctx, c, http.MethodPost, linkPath(name, "/rejoin"), nil)

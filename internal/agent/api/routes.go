@@ -45,6 +45,9 @@ type (
 		Force          bool    `json:"force,omitempty" doc:"Open the secondary without the primary"`
 		TimeoutSeconds float64 `json:"timeout_seconds,omitempty" minimum:"0" maximum:"86400" doc:"Bounds a planned failover; 0 leaves it to the agent"`
 	}
+	resyncBody struct {
+		Tables []string `json:"tables,omitempty" nullable:"false" doc:"Tables to copy, as schema.name; none means those that differ"`
+	}
 	verifyBody struct {
 		TimeoutSeconds float64 `json:"timeout_seconds,omitempty" minimum:"0" maximum:"604800" doc:"Bounds the comparison; 0 means none"`
 	}
@@ -233,6 +236,11 @@ func (h *handler) linkOperations(api huma.API) {
 	changesOnly(h, api, huma.Operation{OperationID: "rejoin-link", Method: http.MethodPost, Path: "/v1/links/{name}/rejoin", Summary: "Follow the side that took over by force",
 		Description: "Asked of the side that was forced out. Answers when it has begun to follow; the rows that differ are repaired meanwhile."},
 		func(ctx context.Context, in *named) error { return h.service.RejoinLink(ctx, in.Name) })
+	changesOnly(h, api, huma.Operation{OperationID: "resync-link", Method: http.MethodPost, Path: "/v1/links/{name}/resync", Summary: "Copy tables again while the link runs",
+		Description: "Without tables, all are compared and those that differ are copied. Answers when the copy has been put down."},
+		func(ctx context.Context, in *namedWith[resyncBody]) error {
+			return h.service.ResyncLink(ctx, in.Name, in.Body.Tables)
+		})
 	reads(api, huma.Operation{OperationID: "verify-link", Method: http.MethodPost, Path: "/v1/links/{name}/verify", Summary: "Compare both sides at one position"},
 		func(ctx context.Context, in *namedWith[verifyBody]) (VerifyReport, error) {
 			r, err := h.service.VerifyLink(ctx, in.Name, VerifyOptions{Timeout: seconds(in.Body.TimeoutSeconds)})

@@ -1,0 +1,133 @@
+package agent_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// change lets a test write on a replica, as only a superuser can who means to.
+func change(t *testing.T, i *instance, sql string) {
+	t.Helper()
+	conn := i.Connect(t, "shop")
+	for _, s := range []string{`SET session_replication_role = replica`, `SET default_transaction_read_only = off`, `SET application_name = 'hawser:test'`, sql} {
+		if _, err := conn.Exec(context.Background(), s); err != nil {
+			t.Fatalf("%s: %v", s, err)
+		}
+	}
+}
+
+// TestResync mends a replica that somebody has changed, one table by name and all
+// others by comparison, while clients write on the primary.
+func TestResync(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	change(t, b, `DELETE FROM customer WHERE id > 1000; UPDATE "My Order" SET total = 0 WHERE id % 7 = 0; INSERT INTO audit (what) VALUES ('foreign')`)
+	n, stop := write(t, a.DSN("shop"), "w")
+	if err := a.ResyncLink(ctx, "shop", []string{"public.nowhere"}); err == nil || !strings.Contains(err.Error(), "no table of this name") {
+		t.Errorf("a table that is not there: %v", err)
+	}
+	if err := a.ResyncLink(ctx, "shop", []string{"public.customer"}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	if err := b.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	more(t, n)
+	stop()
+	equal(t, a, b, "shop")
+}
+
+// TestLostSlot takes a link up again whose slot is gone.
+func TestLostSlot(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	b.stop()
+	testpg.Eventually(t, 20*time.Second, "the slot is free", func() (bool, error) {
+		return len(testpg.Rows(t, a.Connect(t, "shop"), `SELECT FROM pg_replication_slots WHERE active`)) == 0, nil
+	})
+	a.Exec(t, "shop", `INSERT INTO audit (what) VALUES ('nobody will decode this')`, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
+	b.run(t)
+	b.awaitState(t, "shop", api.StateSuspended)
+	if l, err := b.Link(ctx, "shop"); err != nil || !strings.Contains(l.Cause.Remedy, "hawser link resync") {
+		t.Errorf("the remedy of a lost slot: %+v, %v", l.Cause, err)
+	}
+	n, stop := write(t, a.DSN("shop"), "w")
+	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	more(t, n)
+	stop()
+	equal(t, a, b, "shop")
+}
+
+// TestWALLimit gives a link up that holds back more WAL than it may, and takes it
+// up again.
+func TestWALLimit(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	a.maxWAL = 64 << 20
+	a.run(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	if err := b.PauseLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "shop", `CREATE TABLE large AS SELECT repeat(md5(i::text), 30) FROM generate_series(1, 90000) i`)
+	a.awaitState(t, "shop", api.StateSuspended)
+	if slots := testpg.Rows(t, a.Connect(t, "shop"), `SELECT slot_name FROM pg_replication_slots`); len(slots) != 0 {
+		t.Errorf("slots %v still hold WAL", slots)
+	}
+	if err := a.ResyncLink(ctx, "shop", nil); err == nil || !strings.Contains(err.Error(), "schemas of the two sides differ") {
+		t.Errorf("DDL was lost with the slot, and the link was taken up again: %v", err)
+	}
+	a.Exec(t, "shop", `DROP TABLE large`)
+	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `INSERT INTO audit (what) VALUES ('goes on')`)
+	equal(t, a, b, "shop")
+}
+
+// TestRejoinWithoutTail brings an old primary back whose slot was lost: all tables
+// are compared, and those that differ are copied.
+func TestRejoinWithoutTail(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	testpg.Eventually(t, 20*time.Second, "the slot is free", func() (bool, error) {
+		return len(testpg.Rows(t, a.Connect(t, "shop"), `SELECT FROM pg_replication_slots WHERE active`)) == 0, nil
+	})
+	a.Exec(t, "shop", `UPDATE customer SET name = name || ' of a' WHERE id < 50`, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	n, stop := write(t, b.DSN("shop"), "w")
+	more(t, n)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	more(t, n)
+	stop()
+	equal(t, b, a, "shop")
+}

@@ -1,0 +1,224 @@
+package link
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/verify"
+)
+
+// resync copies tables again while the link runs; without names it compares all
+// and copies those that differ, from a new slot if the old one was lost. It is
+// carried out on the secondary.
+func (l *link) resync(ctx context.Context, names []string) error {
+	side, _ := l.now()
+	if side.Role == role.Primary {
+		if expelled(side) {
+			return problem.New("diverged", "link "+l.rec.Name, "this side was forced out", "hawser link rejoin "+l.rec.Name)
+		}
+		return l.m.call(ctx, l.rec.Peer, l.rec.Name, callResync, resyncRequest{names}, nil)
+	}
+	return l.still(ctx, func(conn *pgx.Conn) error {
+		if len(names) == 0 {
+			_, err := l.reconcile(ctx, conn)
+			return err
+		}
+		var all []catalog.SeedTable
+		if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callTables, struct{}{}, &all); err != nil {
+			return err
+		}
+		chosen, err := choose(all, names)
+		if err != nil {
+			return err
+		}
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			for _, t := range chosen {
+				if err := catalog.Reseed(ctx, tx, l.rec.ID, t); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// still does something on the secondary while nothing is applied. The link goes on
+// afterwards, also when it was suspended.
+func (l *link) still(ctx context.Context, do func(conn *pgx.Conn) error) error {
+	l.update(func() { l.forcing = true })
+	defer l.update(func() { l.forcing = false })
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	conn, err := l.connect(ctx, "resync")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return err
+	}
+	if err := do(conn); err != nil {
+		return err
+	}
+	return l.setPaused(ctx, false)
+}
+
+// choose finds tables by name, as schema.name or, where that is clear, name.
+func choose(all []catalog.SeedTable, names []string) ([]catalog.SeedTable, error) {
+	var out []catalog.SeedTable
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(t catalog.SeedTable) bool {
+			return name == t.Schema+"."+t.Name || name == postgres.QuoteIdent(t.Schema, t.Name)
+		})
+		if i < 0 {
+			same := func(t catalog.SeedTable) bool { return name == t.Name || name == postgres.QuoteIdent(t.Name) }
+			if i = slices.IndexFunc(all, same); i >= 0 && slices.ContainsFunc(all[i+1:], same) {
+				return nil, problem.New("table-ambiguous", "table "+name, "several schemas have a table of this name", "name it as "+all[i].Schema+"."+all[i].Name)
+			}
+		}
+		if i < 0 {
+			return nil, problem.New("no-such-table", "table "+name, "the link carries no table of this name; of a partitioned table name the partitions", "hawser link show NAME, or \\dt *.* on the primary")
+		}
+		out = append(out, all[i])
+	}
+	return out, nil
+}
+
+// slotReply is what the primary says of its slot.
+type slotReply struct {
+	From  frame.LSN `json:"from"`
+	Fresh bool      `json:"fresh"` // it was lost, and is a new one
+}
+
+// renewSlot sees that the slot exists, and makes a new one in place of one that
+// was lost. A primary that had given the link up takes it up again.
+func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
+	side, _ := l.now()
+	if side.Role != role.Primary || side.Phase != role.Steady {
+		return slotReply{}, problem.New("not-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s", l.m.cfg.Instance, side.Role, side.Phase), "hawser link show "+l.rec.Name)
+	}
+	conn, err := l.connect(ctx, "slot")
+	if err != nil {
+		return slotReply{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	usable, err := capture.SlotUsable(ctx, conn, l.rec.ID)
+	if err != nil {
+		return slotReply{}, err
+	}
+	if !usable {
+		if err := capture.Install(ctx, conn, l.rec.ID); err != nil {
+			return slotReply{}, err
+		}
+		if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
+			return slotReply{}, err
+		}
+	}
+	from, err := capture.CreateSlot(ctx, conn, l.rec.ID)
+	if err != nil {
+		return slotReply{}, err
+	}
+	return slotReply{from, !usable}, l.setPaused(ctx, false)
+}
+
+// reconcile compares this side, where nothing is applied just now, with a snapshot
+// of the primary, and puts every table that differs down to be copied again. Those
+// that are the same count as copied under that very snapshot, so the stream, which
+// begins before it, goes on from there (package apply has the rule). The slot comes
+// first: what is committed behind the snapshot is in the stream.
+func (l *link) reconcile(ctx context.Context, conn *pgx.Conn) (frame.LSN, error) {
+	var slot slotReply
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callRenewSlot, struct{}{}, &slot); err != nil {
+		return 0, err
+	}
+	var all []catalog.SeedTable
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callTables, struct{}{}, &all); err != nil {
+		return 0, err
+	}
+	var opened compareOpened
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, struct{}{}, &opened); err != nil {
+		return 0, err
+	}
+	theirs := remoteSide{l, opened.ID}
+	defer func() { _ = theirs.ask(context.WithoutCancel(ctx), "close", nil, nil) }()
+	snapshot, err := l.connect(ctx, "compare")
+	if err != nil {
+		return 0, err
+	}
+	defer snapshot.Close(context.WithoutCancel(ctx))
+	export, _, _, err := exportSnapshot(ctx, snapshot)
+	if err != nil {
+		return 0, err
+	}
+	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Differences: -1, Settle: 1})
+	if err != nil {
+		return 0, err
+	}
+	_ = snapshot.Close(ctx)
+	if err := l.sameSchema(report); err != nil {
+		return 0, err
+	}
+	same := map[[2]string]bool{}
+	for _, t := range report.Tables {
+		same[[2]string{t.Schema, t.Name}] = t.Verdict == verify.Same
+	}
+	again := 0
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := catalog.StartReconciling(ctx, tx, l.rec.ID, opened.Snapshot); err != nil {
+			return err
+		}
+		for _, t := range all {
+			if err := catalog.PutSeedTable(ctx, tx, l.rec.ID, t); err != nil {
+				return err
+			}
+			if !same[[2]string{t.Schema, t.Name}] {
+				again++
+				continue
+			}
+			t.Snapshot, t.LSN = opened.Snapshot, opened.Until
+			if err := catalog.SetCopying(ctx, tx, l.rec.ID, t); err != nil {
+				return err
+			}
+			if err := catalog.SetTableState(ctx, tx, l.rec.ID, t.OID, catalog.Live); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		l.log.Info("compared with the primary", "tables", len(all), "to_copy_again", again, "new_slot", slot.Fresh)
+	}
+	return slot.From, err
+}
+
+// sameSchema refuses to go on where DDL of the time without a slot is missing here.
+func (l *link) sameSchema(r verify.Report) error {
+	var differ []string
+	for _, d := range r.Schema {
+		if !d.Uncertain {
+			differ = append(differ, d.Kind+" "+d.Object)
+		}
+	}
+	if len(differ) == 0 {
+		return nil
+	}
+	if len(differ) > 5 {
+		differ = append(differ[:5], "…")
+	}
+	return problem.New("schema-differs", "link "+l.rec.Name, "the schemas of the two sides differ, so comparing rows is not enough: "+strings.Join(differ, ", "),
+		"make them equal, or hawser link drop "+l.rec.Name+" --remove-replica and create it again")
+}
