@@ -4,8 +4,9 @@
 // What it guarantees:
 //
 //   - Exactly once. The position of a source transaction is committed by the same
-//     target transaction that holds its changes, as a replication origin; what lies
-//     before the origin's position is skipped when it is sent again.
+//     target transaction that holds its changes, in hawser.position; what lies
+//     before it is skipped when it is sent again. A replication origin, which the
+//     session takes, keeps any second applier out and marks what is applied.
 //   - Commit order, whole transactions. Several source transactions may share one
 //     target transaction while there is a backlog; none is ever split or overtaken.
 //   - Nothing in silence. A change that finds no row, a table that is not there, a
@@ -83,7 +84,8 @@ type Config struct {
 	SpoolDir string // for transactions that arrive before their commit; emptied by Start
 	Replayer Replayer
 	// Accept is asked whether a handoff counts; one that does not is passed over.
-	Accept func(content []byte) bool
+	// complete is false while tables or rows are still to be copied.
+	Accept func(content []byte, complete bool) bool
 	// AllowDDL lets DDL pass while tables are being copied. It serves a table that
 	// can only be copied when DDL, which its snapshot sees, was carried out.
 	AllowDDL bool
@@ -126,6 +128,7 @@ type Applier struct {
 	reseed    bool // tables were put down to be copied again
 
 	commands chan command
+	wanted   atomic.Int32 // commands that wait
 	done     chan struct{}
 	stats    stats
 }
@@ -187,7 +190,10 @@ func New(cfg Config) *Applier {
 
 // Origin is the name of a link's replication origin. Each term has its own, since
 // its positions are of another primary's WAL.
-func Origin(id string, term frame.Term) string { return fmt.Sprintf("hawser_%s_%d", id, term) }
+func Origin(id string, term frame.Term) string { return fmt.Sprintf("%s%d", OriginPrefix(id), term) }
+
+// OriginPrefix is what the origins of a link begin with.
+func OriginPrefix(id string) string { return "hawser_" + id + "_" }
 
 // Start connects, takes the origin for itself alone, and reads where the last
 // applier stopped. It returns the position from which the primary has to send.
@@ -211,18 +217,15 @@ func (a *Applier) start(ctx context.Context) error {
 	if err := takeOrigin(ctx, a.conn, a.cfg.Origin); err != nil {
 		return err
 	}
-	var text *string
-	if err := a.conn.QueryRow(ctx, `SELECT pg_replication_origin_session_progress(true)::text`).Scan(&text); err != nil {
-		return fmt.Errorf("read the origin's position: %w", err)
+	lsn, known, err := catalog.Position(ctx, a.conn, a.cfg.Origin)
+	if err != nil {
+		return err
 	}
-	if text != nil {
-		lsn, err := frame.ParseLSN(*text)
-		if err != nil {
-			return err
-		}
-		a.position, a.durable, a.received, a.reached = lsn, lsn, lsn, lsn
-		a.stats.position.Store(uint64(lsn))
+	if !known {
+		return fmt.Errorf("no position is recorded for origin %s", a.cfg.Origin)
 	}
+	a.position, a.durable, a.received, a.reached = lsn, lsn, lsn, lsn
+	a.stats.position.Store(uint64(lsn))
 	if err := a.seeds.load(ctx, a.conn, a.cfg.ID); err != nil {
 		return err
 	}
@@ -248,18 +251,19 @@ func takeOrigin(ctx context.Context, conn *pgx.Conn, name string) error {
 }
 
 // BeginAt creates the origin of a new term with the position from which to
-// follow. An origin that exists keeps its position: it may have moved on.
+// follow. One that exists keeps its position: it may have moved on.
 func BeginAt(ctx context.Context, conn *pgx.Conn, origin string, from frame.LSN) error {
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		var exists bool
-		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1)`, origin).Scan(&exists); err != nil || exists {
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1)`, origin).Scan(&exists); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `SELECT pg_replication_origin_create($1)`, origin); err != nil {
-			return err
+		if !exists {
+			if _, err := tx.Exec(ctx, `SELECT pg_replication_origin_create($1)`, origin); err != nil {
+				return err
+			}
 		}
-		_, err := tx.Exec(ctx, `SELECT pg_replication_origin_advance($1, $2::text::pg_lsn)`, origin, from.String())
-		return err
+		return catalog.StartPosition(ctx, tx, origin, from)
 	})
 	if err != nil {
 		return fmt.Errorf("create replication origin %s: %w", origin, err)
@@ -276,7 +280,7 @@ func DropOrigins(ctx context.Context, db catalog.DB, id, keep string) error {
 	for deadline := time.Now().Add(originWait); ; {
 		_, err := db.Exec(ctx, `
 			SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin
-			WHERE starts_with(roname, $1) AND roname <> $2`, "hawser_"+id+"_", keep)
+			WHERE starts_with(roname, $1) AND roname <> $2`, OriginPrefix(id), keep)
 		if err == nil {
 			return nil
 		}
@@ -349,12 +353,7 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 				return nil, ErrReseed
 			}
 		case c := <-a.ready():
-			err := a.out.idle()
-			if err == nil {
-				err = c.run(ctx)
-			}
-			c.done <- err
-			if a.out.broken {
+			if err := a.carryOut(ctx, c); err != nil {
 				return nil, err
 			}
 		case <-tick.C:
@@ -379,6 +378,40 @@ func (a *Applier) finish(ctx context.Context, ack func(frame.Ack)) (*Handoff, er
 	}
 	a.acknowledge(ack)
 	return a.handoff, nil
+}
+
+// carryOut runs a command. It returns an error only when the connection can't be
+// used any more.
+func (a *Applier) carryOut(ctx context.Context, c command) error {
+	err := a.out.idle()
+	if err == nil {
+		err = c.run(ctx)
+	}
+	c.done <- err
+	if a.out.broken {
+		return err
+	}
+	return nil
+}
+
+// yield lets commands in, and a barrier pass, within a backlog: where a target
+// transaction ended, and not just where a frame does.
+func (a *Applier) yield(ctx context.Context) error {
+	if a.txn != nil || a.batch.open {
+		return nil
+	}
+	for a.wanted.Load() > 0 {
+		select {
+		case c := <-a.commands:
+			if err := a.carryOut(ctx, c); err != nil {
+				return err
+			}
+			continue
+		default:
+		}
+		break
+	}
+	return a.passBarrier(ctx)
 }
 
 // ready gives commands only between two source transactions.
@@ -416,6 +449,8 @@ func (a *Applier) frame(ctx context.Context, f frame.Frame, more bool) error {
 // do has run carried out by Apply's goroutine between two source transactions.
 func (a *Applier) do(ctx context.Context, run func(ctx context.Context) error) error {
 	c := command{run: run, done: make(chan error, 1)}
+	a.wanted.Add(1)
+	defer a.wanted.Add(-1)
 	select {
 	case a.commands <- c:
 	case <-a.done:

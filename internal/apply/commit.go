@@ -3,7 +3,6 @@ package apply
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -16,7 +15,7 @@ import (
 // that a change is visible at once. A commitMark remembers where in the replica's
 // own WAL a source position was committed: it is durable, and may be confirmed to
 // the primary's slot, when the replica has flushed so far. If the replica loses
-// the tail in a crash, its origin goes back with it, and the slot still has it.
+// the tail in a crash, the position goes back with it, and the slot still has it.
 type commitMark struct {
 	source frame.LSN
 	target frame.LSN
@@ -24,7 +23,6 @@ type commitMark struct {
 
 const (
 	sqlBegin  = `BEGIN`
-	sqlOrigin = `SELECT pg_replication_origin_xact_setup($1::text::pg_lsn, to_timestamp($2::double precision))`
 	sqlCommit = `COMMIT`
 	sqlWhere  = `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`
 )
@@ -52,7 +50,7 @@ func (a *Applier) settleBatch(ctx context.Context, more bool) error {
 	if a.txn != nil || a.batch.end == 0 {
 		return nil
 	}
-	if more && a.handoff == nil && !a.batch.ddl && a.batch.changes < maxBatchChanges &&
+	if more && a.handoff == nil && !a.batch.ddl && a.wanted.Load() == 0 && a.barrier == nil && a.batch.changes < maxBatchChanges &&
 		(!a.batch.open || time.Since(a.batch.since) < maxBatchTime) {
 		return nil
 	}
@@ -60,6 +58,11 @@ func (a *Applier) settleBatch(ctx context.Context, more bool) error {
 }
 
 func (a *Applier) commitBatch(ctx context.Context) error {
+	if a.seeds.changed { // what is skipped must be known for as long as the slot may forget it
+		if err := a.ensureBatch(ctx); err != nil {
+			return err
+		}
+	}
 	b := a.batch
 	a.batch = batch{}
 	if b.end <= a.position {
@@ -87,8 +90,8 @@ func (a *Applier) commitTarget(ctx context.Context, b batch) error {
 	if err := a.storeSkipped(ctx); err != nil {
 		return err
 	}
-	at := strconv.FormatFloat(float64(b.at.UnixMicro())/1e6, 'f', 6, 64)
-	if err := a.execOwn(ctx, sqlOrigin, []byte(b.end.String()), []byte(at)); err != nil {
+	err := a.out.exec(a.out.own(catalog.SQLSetPosition), [][]byte{[]byte(a.cfg.Origin), []byte(b.end.String())}, expectation{affected: 1})
+	if err != nil {
 		return err
 	}
 	if err := a.execOwn(ctx, sqlCommit); err != nil {

@@ -85,7 +85,7 @@ func (a *Applier) commit(ctx context.Context, end frame.LSN, at time.Time, more 
 		a.txn = txn
 		return err
 	}
-	return nil
+	return a.yield(ctx)
 }
 
 // change carries out one message inside a source transaction, or a logical
@@ -132,7 +132,7 @@ func (a *Applier) message(ctx context.Context, m *pgoutput.LogicalMessage) error
 	case ddlPrefix:
 		return a.ddl(ctx, m.Content)
 	case handoffPrefix:
-		if !a.cfg.Accept(m.Content) {
+		if !a.cfg.Accept(m.Content, !a.seeds.active && len(a.repair.tables) == 0) {
 			return nil
 		}
 		a.handoff = &Handoff{Content: append([]byte(nil), m.Content...)}

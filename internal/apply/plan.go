@@ -26,6 +26,7 @@ type relation struct {
 // target is the table on the replica. It is forgotten after DDL.
 type target struct {
 	oid        uint32
+	rows       string   // how UPDATE and DELETE name it: without tables that inherit from it
 	columns    []column // in the order of the stream's columns
 	key        []int    // columns that find a row; nil: the whole row
 	full       bool     // the primary sends whole old rows
@@ -37,8 +38,17 @@ type column struct {
 	attnum    int16
 	oid       uint32 // type on the replica
 	generated bool
-	always    bool // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
-	equal     bool // its type has a btree equality: an index may serve
+	always    bool   // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
+	equal     string // the equality of its type that an index may serve; "" when there is none
+}
+
+// equals is the operator that compares a column of a key. The session's search_path
+// is empty, so one of a type that is not built in has to be named with its schema.
+func (c column) equals() string {
+	if c.equal == "" { // of a polymorphic class, as enums and arrays have
+		return "OPERATOR(pg_catalog.=)"
+	}
+	return c.equal
 }
 
 // maxStatements bounds the prepared statements of one table; a table whose
@@ -90,13 +100,20 @@ func (w *writer) own(sql string) *statement {
 
 const sqlTarget = `
 SELECT c.oid, a.attname, a.attnum, a.atttypid, a.attgenerated <> '', a.attidentity = 'a',
-       EXISTS (SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
-               WHERE m.amname = 'btree' AND o.opcdefault AND o.opcintype = coalesce(nullif(b.typbasetype, 0), a.atttypid)),
+       coalesce((SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname)
+                 FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
+                 JOIN pg_amop f ON f.amopfamily = o.opcfamily AND f.amopstrategy = 3 AND f.amoplefttype = o.opcintype AND f.amoprighttype = o.opcintype
+                 JOIN pg_operator p ON p.oid = f.amopopr JOIN pg_namespace s ON s.oid = p.oprnamespace
+                 WHERE o.opcdefault AND o.opcintype = b.base), ''), c.relkind,
        coalesce(a.attnum = ANY (k.indkey::int2[]), false)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-JOIN pg_type b ON b.oid = a.atttypid
+CROSS JOIN LATERAL (
+	WITH RECURSIVE d AS (
+		SELECT a.atttypid AS oid UNION ALL SELECT y.typbasetype FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype = 'd')
+	SELECT y.oid AS base FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd'
+) b
 LEFT JOIN LATERAL (
 	SELECT i.indkey FROM pg_index i
 	WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
@@ -148,6 +165,7 @@ func (a *Applier) provide(ctx context.Context, r *relation) error {
 type columnFound struct {
 	column
 	table  uint32 // the replica's oid
+	kind   string // 'r', or 'p' of a partitioned table
 	unique bool   // of the index that finds a row best
 }
 
@@ -159,7 +177,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.equal, &f.unique}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.equal, &f.kind, &f.unique}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -185,7 +203,10 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 			return nil, problem.New("column-missing", "column "+postgres.QuoteIdent(c.Name)+" of table "+r.quoted,
 				"it exists on the primary and not on the replica", "add it on the replica as it is on the primary, then hawser link resume NAME")
 		}
-		t.oid = f.table
+		t.oid, t.rows = f.table, "ONLY "+r.quoted
+		if f.kind == "p" {
+			t.rows = r.quoted
+		}
 		t.columns = append(t.columns, f.column)
 		if c.Key {
 			flagged = append(flagged, i)
@@ -308,7 +329,7 @@ func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) e
 	if len(sets) == 0 {
 		return nil
 	}
-	b.WriteString("UPDATE " + r.quoted + " AS t SET " + strings.Join(sets, ", "))
+	b.WriteString("UPDATE " + t.rows + " AS t SET " + strings.Join(sets, ", "))
 	if err := a.where(&b, r, old); err != nil {
 		return err
 	}
@@ -339,7 +360,7 @@ func changes(t *target, i int, m *pgoutput.Update) bool {
 // statement, which keeps the values that the primary did not send.
 func (a *Applier) replace(ctx context.Context, r *relation, old, row []pgoutput.Column) error {
 	var b builder
-	b.WriteString("WITH old AS (DELETE FROM " + r.quoted + " AS t")
+	b.WriteString("WITH old AS (DELETE FROM " + r.target.rows + " AS t")
 	if err := a.where(&b, r, old); err != nil {
 		return err
 	}
@@ -371,7 +392,7 @@ func (a *Applier) delete(ctx context.Context, r *relation, m *pgoutput.Delete) e
 		return err
 	}
 	var b builder
-	b.WriteString("DELETE FROM " + r.quoted + " AS t")
+	b.WriteString("DELETE FROM " + r.target.rows + " AS t")
 	if err := a.where(&b, r, m.Old); err != nil {
 		return err
 	}
@@ -390,7 +411,7 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 					"the primary sent a change without the value of key column "+t.columns[i].name,
 					"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL; on the primary, then hawser link resume NAME")
 			}
-			b.WriteString([]string{" WHERE t.", " AND t."}[min(n, 1)] + t.columns[i].name + " = " + b.param(t.columns[i], old[i]))
+			b.WriteString([]string{" WHERE t.", " AND t."}[min(n, 1)] + t.columns[i].name + " " + t.columns[i].equals() + " " + b.param(t.columns[i], old[i]))
 		}
 		return nil
 	}
@@ -405,8 +426,8 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 		}
 		p := b.param(c, old[i])
 		mine, theirs = append(mine, "i."+c.name), append(theirs, p)
-		if c.equal && old[i].Kind != pgoutput.Null {
-			equal = append(equal, "i."+c.name+" = "+p)
+		if c.equal != "" && old[i].Kind != pgoutput.Null {
+			equal = append(equal, "i."+c.name+" "+c.equal+" "+p)
 		}
 	}
 	if len(mine) == 0 {
@@ -453,8 +474,7 @@ func (a *Applier) run(ctx context.Context, r *relation, verb string, b *builder)
 	return a.out.exec(s, b.values, expectation{affected: 1, what: what})
 }
 
-// truncate empties the tables that are live, in one statement: foreign keys
-// between them allow no other way.
+// truncate empties the tables that are live.
 func (a *Applier) truncate(ctx context.Context, m *pgoutput.Truncate, payload []byte) error {
 	var names []string
 	for _, id := range m.RelationIDs {
@@ -476,9 +496,34 @@ func (a *Applier) truncate(ctx context.Context, m *pgoutput.Truncate, payload []
 		return err
 	}
 	a.batch.changes++
-	sql := "TRUNCATE ONLY " + strings.Join(names, ", ONLY ")
-	if _, err := a.conn.Exec(ctx, sql); err != nil {
-		return failed(nil, fmt.Errorf("%s: %w", sql, err))
+	if err := emptyTables(ctx, a.conn, names); err != nil {
+		return failed(nil, err)
+	}
+	return nil
+}
+
+// emptyTables truncates tables in one statement: foreign keys between them allow no
+// other way. Where another table refers to them, which the primary truncated too and
+// which is not carried or still to be copied, their rows are deleted instead: the
+// session fires no trigger of a foreign key.
+func emptyTables(ctx context.Context, conn *pgx.Conn, names []string) error {
+	var referenced bool
+	err := conn.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = ANY ($1::text[]::regclass[]) AND conrelid <> ALL ($1::text[]::regclass[]))`, names).Scan(&referenced)
+	if err != nil {
+		return fmt.Errorf("look for tables that refer to those to be truncated: %w", err)
+	}
+	if !referenced {
+		sql := "TRUNCATE ONLY " + strings.Join(names, ", ONLY ")
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("%s: %w", sql, err)
+		}
+		return nil
+	}
+	for _, name := range names {
+		if _, err := conn.Exec(ctx, "DELETE FROM ONLY "+name); err != nil {
+			return fmt.Errorf("delete the rows of the truncated table %s: %w", name, err)
+		}
 	}
 	return nil
 }

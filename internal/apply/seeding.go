@@ -403,8 +403,7 @@ func (a *Applier) drainOne(ctx context.Context, dec *pgoutput.Decoder, rel *rela
 		if err := a.out.idle(); err != nil {
 			return rel, err
 		}
-		_, err := a.conn.Exec(ctx, "TRUNCATE ONLY "+rel.quoted)
-		return rel, err
+		return rel, emptyTables(ctx, a.conn, []string{rel.quoted})
 	}
 	return rel, fmt.Errorf("unexpected %T among the deferred changes", msg)
 }

@@ -78,19 +78,44 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callFailover, o, &result)
 		return result, err
 	}
+	l.mu.Lock()
+	suspended := l.suspended
+	l.mu.Unlock()
+	if suspended != nil {
+		return FailoverResult{}, suspended
+	}
 	run, err := l.begin()
 	if err != nil {
 		return FailoverResult{}, err
 	}
-	defer l.update(func() { l.running = nil })
-	if side, err = l.ask(ctx, role.FailoverAsked{}); err != nil {
-		return FailoverResult{}, err
-	}
-	if side.Phase != role.Preparing {
-		return FailoverResult{}, problem.New("failover-not-now", "link "+l.rec.Name,
+	if side, err = l.ask(ctx, role.FailoverAsked{}); err == nil && side.Phase != role.Preparing {
+		err = problem.New("failover-not-now", "link "+l.rec.Name,
 			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", side.Role, side.Phase), "hawser link show "+l.rec.Name+", and run it when the link is steady")
 	}
-	timer := time.NewTimer(o.Timeout)
+	if err != nil {
+		l.update(func() { l.running = nil })
+		return FailoverResult{}, err
+	}
+	// Whoever asked may go away; the failover and its time limit go on to the end.
+	var result FailoverResult
+	ended := make(chan error, 1)
+	l.done.Go(func() {
+		var err error
+		result, err = l.see(run, o.Timeout)
+		l.update(func() { l.running = nil })
+		ended <- err
+	})
+	select {
+	case err := <-ended:
+		return result, err
+	case <-ctx.Done():
+		return FailoverResult{}, ctx.Err()
+	}
+}
+
+// see waits for the end of a failover.
+func (l *link) see(run *failoverRun, timeout time.Duration) (FailoverResult, error) {
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	for {
 		select {
@@ -98,14 +123,11 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 			if err != nil {
 				return FailoverResult{}, err
 			}
-			return l.succeeded(ctx, run)
+			return l.succeeded(l.ctx, run)
 		case <-timer.C:
 			l.tell(role.TimedOut{})
 		case <-l.ctx.Done():
 			return FailoverResult{}, errHalted
-		case <-ctx.Done():
-			// Whoever asked is gone; the failover goes on to its end.
-			return FailoverResult{}, ctx.Err()
 		}
 	}
 }
@@ -274,9 +296,6 @@ func (l *link) prepareToLead(ctx context.Context) error {
 		return err
 	}
 	_, err = capture.CreateSlot(ctx, conn, l.rec.ID)
-	if err == nil {
-		l.update(func() { l.leads = true })
-	}
 	return err
 }
 
@@ -300,7 +319,6 @@ func (l *link) unprepareToLead(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	l.update(func() { l.leads = false })
 	return capture.DropSlot(ctx, conn, l.rec.ID)
 }
 
@@ -367,7 +385,7 @@ func (l *link) hand(ctx context.Context, term frame.Term) error {
 
 // accepts tells the applier whether a handoff counts: it is of this link, and of
 // a term that is neither over nor refused.
-func (l *link) accepts(content, key []byte) bool {
+func (l *link) accepts(content, key []byte, complete bool) bool {
 	body, ok := unsign(content, key)
 	if !ok {
 		l.log.Warn("a handoff that the primary's agent did not write was passed over")
@@ -378,7 +396,21 @@ func (l *link) accepts(content, key []byte) bool {
 		return false
 	}
 	side, _ := l.now()
-	return side.Role == role.Secondary && h.Term > side.Term && h.Term > side.Floor
+	if side.Role != role.Secondary || h.Term <= side.Term || h.Term <= side.Floor {
+		return false
+	}
+	if !complete {
+		// DDL just before the failover left tables to be copied again. The primary
+		// writes again as soon as it hears of it.
+		l.log.Warn("a handoff is refused: tables are still to be copied")
+		l.done.Go(func() {
+			if _, err := l.refuse(l.ctx, h.Term); err == nil {
+				l.meetPeer(l.ctx)
+			}
+		})
+		return false
+	}
+	return true
 }
 
 // refuse promises that this side will not take over with term, unless it has.

@@ -113,12 +113,11 @@ func (l *link) getReady(ctx context.Context, conn *pgx.Conn, side role.State) (a
 
 // followed is the position up to which this side has applied.
 func followed(ctx context.Context, conn *pgx.Conn, origin string) (frame.LSN, error) {
-	var text string
-	err := conn.QueryRow(ctx, `SELECT coalesce(pg_replication_origin_progress($1, true), '0/0')::text`, origin).Scan(&text)
-	if err != nil {
-		return 0, fmt.Errorf("read how far this side followed: %w", err)
+	lsn, known, err := catalog.Position(ctx, conn, origin)
+	if err == nil && !known {
+		err = fmt.Errorf("how far this side followed is not recorded for origin %s", origin)
 	}
-	return frame.ParseLSN(text)
+	return lsn, err
 }
 
 func insertPosition(ctx context.Context, conn *pgx.Conn) (frame.LSN, error) {

@@ -60,7 +60,6 @@ type link struct {
 	last        json.RawMessage // result of the last failover
 	ownsDB      bool
 	allowDDL    bool // DDL may pass tables that are not live, once
-	leads       bool // a slot was made here, for a failover that is being prepared
 	notes       problem.Findings
 	comparisons map[string]*comparison
 	forcing     bool   // a forced failover is under way: nothing may be applied
@@ -234,6 +233,9 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 	}
 	old, _ := l.now()
 	l.update(func() { l.side = next })
+	if old.Role == role.Primary && next.Role == role.Secondary {
+		l.m.primaryMoved(l)
+	}
 	if old.Role != next.Role || old.Phase != next.Phase {
 		l.log.Info("role", "role", next.Role, "term", next.Term, "phase", next.Phase)
 	}
@@ -356,6 +358,13 @@ func (l *link) openFence(ctx context.Context) error {
 			return err
 		}
 		defer conn.Close(context.WithoutCancel(ctx))
+		if other := l.m.closes(l); other != nil {
+			l.log.Warn("the database stays read-only, since another link made it a secondary", "other", other.rec.Name)
+			return nil
+		}
+		if err := fence.Resume(ctx, conn); err != nil {
+			return err
+		}
 		return fence.Open(ctx, conn)
 	})
 }
@@ -384,13 +393,20 @@ func (l *link) meet(ctx context.Context, theirs role.State) (role.State, error) 
 	return l.ask(ctx, role.PeerSeen{Peer: theirs})
 }
 
-// meetPeer exchanges states with the other side, once.
+// meetPeer exchanges states with the other side. It tries until that succeeds: a
+// side that does not hear of another's term may take writes, or wait, for ever.
 func (l *link) meetPeer(ctx context.Context) {
-	ours, _ := l.now()
 	var theirs role.State
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs); err != nil {
+	for wait := newBackoff(); ; {
+		ours, _ := l.now()
+		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs)
+		if err == nil {
+			break
+		}
 		l.log.Debug("can't tell the peer", "error", err)
-		return
+		if !wait.sleep(ctx) {
+			return
+		}
 	}
 	select {
 	case l.events <- happened{event: role.PeerSeen{Peer: theirs}}:

@@ -196,6 +196,44 @@ func (m *Manager) Resync(ctx context.Context, name string, tables []string) erro
 	return l.resync(ctx, tables)
 }
 
+// siblings are the other links of a link's database.
+func (m *Manager) siblings(l *link) []*link {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*link
+	for _, s := range m.links {
+		if s != l && s.rec.Database == l.rec.Database {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// closes returns another link by which the database is a secondary, if there is one.
+func (m *Manager) closes(l *link) *link {
+	for _, s := range m.siblings(l) {
+		if side, _ := s.now(); side.Role == role.Secondary || expelled(side) {
+			return s
+		}
+	}
+	return nil
+}
+
+// primaryMoved is called when a link made its database a secondary. The database's
+// other links have a primary that is none any more: what it takes in from the new one
+// is not captured whole (DDL is not), so they stand until a person has looked.
+func (m *Manager) primaryMoved(l *link) {
+	for _, s := range m.siblings(l) {
+		if side, _ := s.now(); side.Role == role.Primary {
+			s.done.Go(func() {
+				s.suspend(problem.New("primary-moved", "database "+l.rec.Database,
+					"it became a secondary of instance "+l.rec.Peer+" by the failover of link "+l.rec.Name+", so it can't be the primary of this link",
+					"fail link "+l.rec.Name+" back, then hawser link resync "+s.rec.Name+"; or drop this link and create it again from instance "+l.rec.Peer))
+			})
+		}
+	}
+}
+
 // UsesPeer returns the names of the links with a peer.
 func (m *Manager) UsesPeer(peer string) []string {
 	m.mu.Lock()

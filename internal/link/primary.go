@@ -29,9 +29,10 @@ func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.St
 	if err := l.serves(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(l.ctx, cancel)()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(l.ctx, func() { cancel(errHalted) })()
+	go l.endWhenNotServing(ctx, cancel)
 	switch kind {
 	case streamChanges:
 		return l.serveChanges(ctx, s)
@@ -45,6 +46,22 @@ func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.St
 	return problem.New("unknown-stream", "stream "+kind, "this version of Hawser does not know it", "run the same version on both sides")
 }
 
+// endWhenNotServing ends a stream when this side may not stream any more.
+func (l *link) endWhenNotServing(ctx context.Context, cancel context.CancelCauseFunc) {
+	for {
+		_, changed := l.now()
+		if err := l.serves(); err != nil {
+			cancel(err)
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // serves reports whether this side may stream. A primary that hands over does:
 // what it still has is what the other side waits for.
 func (l *link) serves() error {
@@ -52,6 +69,9 @@ func (l *link) serves() error {
 	defer l.mu.Unlock()
 	if l.progress != catalog.Running {
 		return problem.New("link-"+string(l.progress), "link "+l.rec.Name, "it is "+string(l.progress)+" on the primary", "wait a moment").Retry()
+	}
+	if l.suspended != nil && l.side.Role == role.Primary {
+		return l.suspended
 	}
 	if l.side.Role != role.Primary || l.side.Phase == role.Promoting || expelled(l.side) {
 		return problem.New("not-primary", "link "+l.rec.Name,

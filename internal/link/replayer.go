@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -34,6 +35,11 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 	result, err := r.Replayer.Replay(ctx, conn, content)
 	if err != nil {
 		return apply.Effect{}, err
+	}
+	if strings.HasPrefix(result.Tag, "ALTER TABLE") || strings.HasSuffix(result.Tag, "TRIGGER") || strings.HasSuffix(result.Tag, "RULE") {
+		if err := fence.Quiet(ctx, conn); err != nil {
+			return apply.Effect{}, err
+		}
 	}
 	for _, t := range result.Created {
 		if err := fence.PrepareTable(ctx, conn, t.Schema, t.Name); err != nil {

@@ -119,7 +119,8 @@ func (l *link) replicate(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if err := l.exchange(ctx); err != nil {
+	theirs, err := l.exchange(ctx)
+	if err != nil {
 		return err
 	}
 	side, _ := l.now()
@@ -134,7 +135,7 @@ func (l *link) replicate(ctx context.Context) error {
 	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
 		return err
 	}
-	if err := l.settleSecondary(ctx, conn, side); err != nil {
+	if err := l.settleSecondary(ctx, conn, side, theirs.Next > 0); err != nil {
 		return err
 	}
 	repairs, err := catalog.Repairs(ctx, conn, l.rec.ID)
@@ -159,20 +160,20 @@ func (l *link) replicate(ctx context.Context) error {
 }
 
 // exchange tells the other side our state and takes in theirs.
-func (l *link) exchange(ctx context.Context) error {
+func (l *link) exchange(ctx context.Context) (theirs role.State, err error) {
 	ours, _ := l.now()
-	var theirs role.State
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs); err != nil {
-		return err
+		return theirs, err
 	}
-	_, err := l.ask(ctx, role.PeerSeen{Peer: theirs})
-	return err
+	_, err = l.ask(ctx, role.PeerSeen{Peer: theirs})
+	return theirs, err
 }
 
 // settleSecondary brings the database to where a secondary of this term is: the
 // origin begins where the other side's term does, and the slot by which the other
-// side followed us is gone, so that it holds no WAL.
-func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.State) error {
+// side followed us is gone, so that it holds no WAL. While the other side is about to
+// hand over, the slot is the one by which it will follow.
+func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.State, handing bool) error {
 	origin := apply.Origin(l.rec.ID, side.Term)
 	if err := apply.BeginAt(ctx, conn, origin, side.From); err != nil {
 		return err
@@ -180,11 +181,14 @@ func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.St
 	if err := apply.DropOrigins(ctx, conn, l.rec.ID, origin); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	leads := l.leads
-	l.mu.Unlock()
-	if leads {
-		return nil // a failover is being prepared
+	if err := catalog.ForgetPositions(ctx, conn, apply.OriginPrefix(l.rec.ID), origin); err != nil {
+		return err
+	}
+	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return fence.Quiet(ctx, tx) }); err != nil {
+		return err
+	}
+	if handing {
+		return nil
 	}
 	return capture.DropSlot(ctx, conn, l.rec.ID)
 }
@@ -306,7 +310,7 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 		SpoolDir: filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID),
 		Replayer: newReplayer(l, key),
 		AllowDDL: l.takeAllowDDL(),
-		Accept:   func(content []byte) bool { return l.accepts(content, key) },
+		Accept:   func(content []byte, complete bool) bool { return l.accepts(content, key, complete) },
 		Log:      l.log,
 	})
 }

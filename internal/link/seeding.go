@@ -129,6 +129,11 @@ func (l *link) build(ctx context.Context, conn *pgx.Conn, phase schema.Phase, ta
 			if err := schema.Apply(ctx, tx, []schema.Entry{e}); err != nil {
 				return err
 			}
+			if e.Kind == "TRIGGER" || e.Kind == "RULE" {
+				if err := fence.Quiet(ctx, tx); err != nil {
+					return err
+				}
+			}
 			return catalog.SetEntryDone(ctx, tx, l.rec.ID, stored.ID)
 		})
 		if err != nil {

@@ -134,7 +134,8 @@ UNION ALL
 SELECT 'function arguments', name, pg_get_function_arguments(oid), proargdefaults IS NOT NULL FROM fun WHERE prokind <> 'a'
 
 UNION ALL
-SELECT 'trigger', rel.name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid) || CASE t.tgenabled WHEN 'O' THEN '' ELSE ', enabled ' || t.tgenabled::text END, t.tgqual IS NOT NULL
+-- ALWAYS and REPLICA are silenced on a secondary, and can't be told from ORIGIN and DISABLE there.
+SELECT 'trigger', rel.name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid) || CASE WHEN t.tgenabled IN ('O', 'A') THEN '' ELSE ', disabled' END, t.tgqual IS NOT NULL
 FROM pg_trigger t JOIN rel ON rel.oid = t.tgrelid WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.oid NOT IN (SELECT objid FROM own WHERE classid = 'pg_trigger'::regclass)
 UNION ALL
 SELECT 'event trigger', quote_ident(evtname), concat_ws(', ', evtevent, array_to_string(evttags, ' '), evtfoid::regproc, 'enabled ' || evtenabled::text), false
@@ -153,7 +154,7 @@ SELECT 'policy', rel.name || '.' || quote_ident(p.polname), concat_ws(', ', CASE
 FROM pg_policy p JOIN rel ON rel.oid = p.polrelid
 
 UNION ALL
-SELECT 'rule', rel.name || '.' || quote_ident(r.rulename), pg_get_ruledef(r.oid) || CASE r.ev_enabled WHEN 'O' THEN '' ELSE ', enabled ' || r.ev_enabled::text END, true
+SELECT 'rule', rel.name || '.' || quote_ident(r.rulename), pg_get_ruledef(r.oid) || CASE WHEN r.ev_enabled IN ('O', 'A') THEN '' ELSE ', disabled' END, true
 FROM pg_rewrite r JOIN rel ON rel.oid = r.ev_class WHERE r.rulename <> '_RETURN'
 
 UNION ALL

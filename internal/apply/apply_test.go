@@ -1,0 +1,222 @@
+package apply
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// These tests came of bugs that a review found.
+
+func TestMain(m *testing.M) { os.Exit(testpg.Main(m)) }
+
+const testID = "00000000000000bb"
+
+type noDDL struct{}
+
+func (noDDL) Reset() {}
+func (noDDL) Replay(context.Context, *pgx.Conn, []byte) (Effect, error) {
+	return Effect{}, errors.New("no DDL here")
+}
+func (noDDL) Provide(context.Context, *pgx.Conn, *pgoutput.Relation, map[uint32]pgoutput.Type) error {
+	return errors.New("no table is provided here")
+}
+func (noDDL) SkipRows() bool { return false }
+func (noDDL) Finish() error  { return nil }
+
+// replica is a database with the catalog, an origin, and a table t (id int PRIMARY KEY).
+type replica struct {
+	t      *testing.T
+	c      *testpg.Cluster
+	db     string
+	origin string
+}
+
+func newReplica(t *testing.T, c *testpg.Cluster, sql ...string) *replica {
+	t.Helper()
+	r := &replica{t: t, c: c, db: c.CreateDatabase(t), origin: Origin(testID, 1)}
+	conn := c.Connect(t, r.db)
+	if err := catalog.MigrateDatabase(context.Background(), conn); err != nil {
+		t.Fatal(err)
+	}
+	if err := catalog.Join(context.Background(), conn, testID, "l"); err != nil {
+		t.Fatal(err)
+	}
+	if err := BeginAt(context.Background(), conn, r.origin, 100); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = DropOrigins(context.Background(), c.Connect(t, r.db), testID, "") })
+	c.Exec(t, r.db, `CREATE TABLE t (id int PRIMARY KEY)`)
+	c.Exec(t, r.db, sql...)
+	return r
+}
+
+// run starts an applier; end stops it and returns Apply's error.
+func (r *replica) run(frames <-chan frame.Frame, ack func(frame.Ack)) (a *Applier, from frame.LSN, end func() error) {
+	r.t.Helper()
+	a = New(Config{Link: "l", ID: testID, Origin: r.origin, SpoolDir: r.t.TempDir(), Replayer: noDDL{}, Log: slog.New(slog.DiscardHandler),
+		Accept: func([]byte, bool) bool { return false },
+		Connect: func(ctx context.Context) (*pgx.Conn, error) {
+			return pgx.Connect(ctx, r.c.DSN(r.db)+" session_replication_role=replica synchronous_commit=off")
+		}})
+	from, err := a.Start(context.Background())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { _, err := a.Apply(ctx, frames, ack); done <- err }()
+	return a, from, func() error { cancel(); err := <-done; a.Close(); return err }
+}
+
+func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
+
+func cat(parts ...[]byte) (out []byte) {
+	for _, p := range parts {
+		out = append(out, p...)
+	}
+	return out
+}
+
+func msgBegin(final uint64, xid uint32) []byte {
+	return cat([]byte("B"), be64(final), be64(0), be32(xid))
+}
+func msgCommit(at uint64) []byte {
+	return cat([]byte("C\x00"), be64(at), be64(at+8), be64(0))
+}
+func msgRelation() []byte { // oid 5000, public.t (id int4 key)
+	return cat([]byte("R"), be32(5000), []byte("public\x00t\x00d\x00\x01\x01id\x00"), be32(23), be32(0xffffffff))
+}
+func msgInsert(v string) []byte {
+	return cat([]byte("I"), be32(5000), []byte("N\x00\x01t"), be32(uint32(len(v))), []byte(v))
+}
+
+func records(at uint64, messages ...[]byte) frame.Data {
+	var d frame.Data
+	for _, m := range messages {
+		d.Records = append(d.Records, frame.Record{LSN: frame.LSN(at), Payload: m})
+	}
+	return d
+}
+
+// TestSkippedIsForgotten: transaction 990 is streamed while its table is
+// pending, before other sessions see it (it waits for a synchronous standby). It is
+// skipped and acknowledged as durable, so the slot forgets it; but which
+// transactions were skipped is stored only when a target transaction is open.
+// After a restart a snapshot that does not see it is taken for good: it is lost.
+func TestSkippedIsForgotten(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t))
+	ctx := context.Background()
+	conn := r.c.Connect(t, r.db)
+	before := frame.Snapshot{Xmin: 990, Xmax: 991, Xip: []uint64{990}}
+	if err := errors.Join(catalog.StartSeeding(ctx, conn, testID), catalog.SetRestored(ctx, conn, testID, frame.Snapshot{Xmin: 980, Xmax: 980}),
+		catalog.PutSeedTable(ctx, conn, testID, catalog.SeedTable{OID: 5000, Schema: "public", Name: "t"})); err != nil {
+		t.Fatal(err)
+	}
+	var durable atomic.Uint64
+	frames := make(chan frame.Frame, 10)
+	_, _, end := r.run(frames, func(k frame.Ack) { durable.Store(uint64(k.Durable)) })
+	frames <- frame.Heartbeat{Snapshot: before.String()}
+	frames <- records(1000, msgBegin(1000, 990), msgRelation(), msgInsert("1"), msgCommit(1000))
+	testpg.Eventually(t, 10*time.Second, "the transaction is acknowledged as durable", func() (bool, error) { return durable.Load() >= 1008, nil })
+	_ = end() // the agent restarts
+
+	a, from, end := r.run(make(chan frame.Frame), func(frame.Ack) {})
+	defer end()
+	err := a.SnapshotTaken(ctx, catalog.SeedTable{OID: 5000, Schema: "public", Name: "t", Snapshot: before, LSN: 1100})
+	if !errors.Is(err, ErrRetake) {
+		t.Errorf("the slot was told %s, the applier starts at %s, and a snapshot without the skipped transaction is accepted (%v)",
+			frame.LSN(durable.Load()), from, err)
+	}
+}
+
+// TestCommitFailsAfterOriginSetup: COMMIT is refused, here by a deferred
+// trigger that fires always, after pg_replication_origin_xact_setup. From
+// PostgreSQL 16 on an abort moves the session's origin too: the next applier
+// starts behind the transaction, which is lost.
+func TestCommitFailsAfterOriginSetup(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t), `CREATE TABLE switch (closed boolean); INSERT INTO switch VALUES (true);
+		CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF (SELECT closed FROM public.switch) THEN RAISE EXCEPTION ''no''; END IF; RETURN NULL; END';
+		CREATE CONSTRAINT TRIGGER c AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION f(); ALTER TABLE t ENABLE ALWAYS TRIGGER c`)
+	frames := make(chan frame.Frame, 10)
+	a, first, _ := r.run(frames, func(frame.Ack) {})
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	frames <- records(1000, msgBegin(1000, 990), msgRelation(), msgInsert("1"), msgCommit(1000))
+	<-a.done
+	a.Close()
+	time.Sleep(500 * time.Millisecond)
+	r.c.Exec(t, r.db, `UPDATE switch SET closed = false`)
+	_, from, end := r.run(make(chan frame.Frame), func(frame.Ack) {})
+	defer end()
+	if rows := testpg.Rows(t, r.c.Connect(t, r.db), `SELECT count(*) FROM t`); from != first {
+		t.Errorf("the applier began at %s, its only transaction was rolled back (%s rows), and now it begins at %s", first, rows, from)
+	}
+}
+
+// TestCommandsStarve: while there is a backlog, no frame happens to end where
+// the target transaction ends, so commands, which seeding and comparisons need, wait
+// for as long as the backlog lasts.
+func TestCommandsStarve(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t))
+	frames := make(chan frame.Frame, 4)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	defer end()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		send := func(f frame.Frame) bool {
+			select {
+			case frames <- f:
+				return true
+			case <-stop:
+				return false
+			}
+		}
+		send(frame.Heartbeat{Snapshot: "900:900:"})
+		var pending [][]byte
+		pending = append(pending, msgRelation())
+		at := uint64(1000)
+		for i := 0; ; i++ {
+			v := []byte{}
+			for n := i; ; n /= 10 {
+				v = append([]byte{byte('0' + n%10)}, v...)
+				if n < 10 {
+					break
+				}
+			}
+			pending = append(pending, msgBegin(at, uint32(1000+i)), msgInsert(string(v)), msgCommit(at))
+			at += 16
+			if len(pending) > 3000 {
+				n := 2000 + rand.N(1000)
+				if !send(records(at, pending[:n]...)) {
+					return
+				}
+				pending = pending[n:]
+			}
+		}
+	}()
+	testpg.Eventually(t, 10*time.Second, "the backlog is applied", func() (bool, error) { return a.Stats().Transactions > 5000, nil })
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for range 5 { // a table needs three or four of them
+		if err := a.Requested(ctx, 1); err != nil {
+			t.Fatalf("after %s and %d transactions (%s rows are visible): %v", time.Since(begin), a.Stats().Transactions, testpg.Rows(t, r.c.Connect(t, r.db), `SELECT count(*) FROM t`), err)
+		}
+	}
+	t.Logf("five commands took %s", time.Since(begin))
+}

@@ -1,0 +1,67 @@
+package fence
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Triggers and rules that are ENABLE ALWAYS or ENABLE REPLICA fire in the sessions of
+// replication too. On a secondary their effects arrive with the stream, so they would
+// happen twice: there they are kept quiet, and their states in hawser.quiet. The
+// stream's own session has session_replication_role = replica, in which an ordinary
+// trigger rests.
+
+// Quiet silences what is not silent yet, in the caller's transaction if db is one.
+func Quiet(ctx context.Context, db DB) error {
+	_, err := db.Exec(ctx, `
+		DO $$
+		DECLARE r record;
+		BEGIN
+			FOR r IN
+				SELECT 'TRIGGER' AS kind, t.tgrelid AS tbl, t.tgname AS name, t.tgenabled AS enabled, c.oid::regclass AS rel
+				FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+				WHERE NOT t.tgisinternal AND t.tgenabled IN ('A', 'R') AND t.tgparentid = 0
+				UNION ALL
+				SELECT 'RULE', u.ev_class, u.rulename, u.ev_enabled, c.oid::regclass
+				FROM pg_rewrite u JOIN pg_class c ON c.oid = u.ev_class
+				WHERE u.ev_enabled IN ('A', 'R') AND c.relnamespace <> 'pg_catalog'::regnamespace
+			LOOP
+				INSERT INTO hawser.quiet (kind, tbl, name, enabled) VALUES (r.kind, r.tbl, r.name, r.enabled)
+				ON CONFLICT (kind, tbl, name) DO UPDATE SET enabled = excluded.enabled;
+				EXECUTE format('ALTER TABLE %s %s %s %I', r.rel, CASE r.enabled WHEN 'A' THEN 'ENABLE' ELSE 'DISABLE' END, r.kind, r.name);
+			END LOOP;
+		END $$`)
+	if err != nil {
+		return fmt.Errorf("silence the triggers that fire for replication: %w", err)
+	}
+	return nil
+}
+
+// Resume gives silenced triggers and rules the states back that they had. One whose
+// state was changed since keeps the later one.
+func Resume(ctx context.Context, conn *pgx.Conn) error {
+	err := write(ctx, conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			DO $$
+			DECLARE r record;
+			BEGIN
+				FOR r IN
+					SELECT q.kind, q.enabled, q.name, c.oid::regclass AS rel
+					FROM hawser.quiet q JOIN pg_class c ON c.oid = q.tbl
+					LEFT JOIN pg_trigger t ON q.kind = 'TRIGGER' AND t.tgrelid = q.tbl AND t.tgname = q.name
+					LEFT JOIN pg_rewrite u ON q.kind = 'RULE' AND u.ev_class = q.tbl AND u.rulename = q.name
+					WHERE coalesce(t.tgenabled, u.ev_enabled) = CASE q.enabled WHEN 'A' THEN 'O' ELSE 'D' END::"char"
+				LOOP
+					EXECUTE format('ALTER TABLE %s ENABLE %s %s %I', r.rel, CASE r.enabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END, r.kind, r.name);
+				END LOOP;
+				DELETE FROM hawser.quiet;
+			END $$`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("let the triggers that fire for replication fire again: %w", err)
+	}
+	return nil
+}
