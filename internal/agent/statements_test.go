@@ -26,7 +26,7 @@ func TestStatements(t *testing.T) {
 		// applier reads it in its own.
 		{"datestyle of the database",
 			[]string{`ALTER DATABASE %s SET datestyle = 'SQL, DMY'; ALTER DATABASE %[1]s SET extra_float_digits = 0`, `CREATE TABLE t (id int PRIMARY KEY, d date, f double precision)`},
-			[]string{`INSERT INTO t VALUES (1, DATE '2026-04-03', 0.1::float8 + 0.2::float8)`}},
+			[]string{`INSERT INTO t VALUES (1, DATE '2026-04-03', 0.1::float8 + 0.2::float8)`, `CHECK SELECT d - DATE '2000-01-01', float8send(f) FROM t`}},
 		// UPDATE and DELETE are written without ONLY.
 		{"update of an inheritance parent",
 			[]string{`CREATE TABLE t (id int PRIMARY KEY, v text)`, `CREATE TABLE c () INHERITS (t)`, `INSERT INTO t VALUES (1, 'parent'); INSERT INTO c VALUES (1, 'child')`},
@@ -78,6 +78,13 @@ func TestStatements(t *testing.T) {
 			b.awaitState(t, db, api.StateSynchronized)
 			for _, sql := range c.after {
 				var err error
+				if check, ok := strings.CutPrefix(sql, "CHECK "); ok {
+					time.Sleep(2 * time.Second)
+					if x, y := testpg.Rows(t, a.Connect(t, db), check), testpg.Rows(t, b.Connect(t, db), check); strings.Join(x, "") != strings.Join(y, "") {
+						t.Fatalf("%s: %q on the primary, %q on the replica", check, x, y)
+					}
+					continue
+				}
 				switch sql {
 				case "PAUSE":
 					err = b.PauseLink(ctx, db)

@@ -86,10 +86,7 @@ type Config struct {
 	// Accept is asked whether a handoff counts; one that does not is passed over.
 	// complete is false while tables or rows are still to be copied.
 	Accept func(content []byte, complete bool) bool
-	// AllowDDL lets DDL pass while tables are being copied. It serves a table that
-	// can only be copied when DDL, which its snapshot sees, was carried out.
-	AllowDDL bool
-	Log      *slog.Logger
+	Log    *slog.Logger
 }
 
 // Handoff is the end of a term: the primary is fenced and wrote nothing after it.
@@ -229,7 +226,6 @@ func (a *Applier) start(ctx context.Context) error {
 	if err := a.seeds.load(ctx, a.conn, a.cfg.ID); err != nil {
 		return err
 	}
-	a.seeds.forceDDL = a.cfg.AllowDDL
 	if err := a.repair.load(ctx, a.conn, a.cfg.ID); err != nil {
 		return err
 	}
@@ -331,6 +327,7 @@ func (a *Applier) Stats() Stats {
 // It may be called once.
 func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func(frame.Ack)) (*Handoff, error) {
 	defer close(a.done)
+	defer context.AfterFunc(ctx, a.interrupt)()
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
 	for {
@@ -369,6 +366,15 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 		a.acknowledge(ack)
 		a.wake()
 	}
+}
+
+// interrupt ends a statement that waits, as for a lock that a reader of the replica
+// holds, when nobody wants its result any more.
+func (a *Applier) interrupt() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_ = a.conn.PgConn().CancelRequest(ctx)
+	_ = a.conn.PgConn().Conn().SetDeadline(time.Now())
 }
 
 // finish makes the handoff durable before it is reported.

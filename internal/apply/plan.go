@@ -37,6 +37,7 @@ type column struct {
 	name      string // quoted
 	attnum    int16
 	oid       uint32 // type on the replica
+	typ       string // its name
 	generated bool
 	always    bool   // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
 	equal     string // the equality of its type that an index may serve; "" when there is none
@@ -99,7 +100,7 @@ func (w *writer) own(sql string) *statement {
 }
 
 const sqlTarget = `
-SELECT c.oid, a.attname, a.attnum, a.atttypid, a.attgenerated <> '', a.attidentity = 'a',
+SELECT c.oid, a.attname, a.attnum, a.atttypid, format_type(a.atttypid, NULL), a.attgenerated <> '', a.attidentity = 'a',
        coalesce((SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname)
                  FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
                  JOIN pg_amop f ON f.amopfamily = o.opcfamily AND f.amopstrategy = 3 AND f.amoplefttype = o.opcintype AND f.amoprighttype = o.opcintype
@@ -177,7 +178,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.equal, &f.kind, &f.unique}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.typ, &f.generated, &f.always, &f.equal, &f.kind, &f.unique}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -399,9 +400,10 @@ func (a *Applier) delete(ctx context.Context, r *relation, m *pgoutput.Delete) e
 	return a.run(ctx, r, "DELETE", &b)
 }
 
-// where finds exactly one row: by the key, or, where there is none, one of the
-// rows that equal the old one bit for bit (*= compares so, nulls included). The
-// plain equalities beside it let an index of the replica help.
+// where finds exactly one row: by the key, or, where there is none, one of the rows
+// that print as the old one does. (Rows that print the same may differ bit for bit: an
+// array keeps the null bitmap of the larger one that it was cut from.) The plain
+// equalities beside it let an index of the replica help.
 func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 	t := r.target
 	if len(t.key) > 0 {
@@ -419,23 +421,26 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 		return problem.New("key-missing", "table "+r.quoted, "it has no replica identity, so a row of it can't be found on the replica",
 			"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL; on the primary")
 	}
-	var equal, mine, theirs []string
+	var equal, same []string
 	for i, c := range t.columns {
 		if c.generated {
 			continue
 		}
+		if old[i].Kind == pgoutput.Null {
+			same = append(same, "i."+c.name+" IS NULL")
+			continue
+		}
 		p := b.param(c, old[i])
-		mine, theirs = append(mine, "i."+c.name), append(theirs, p)
-		if c.equal != "" && old[i].Kind != pgoutput.Null {
+		same = append(same, "i."+c.name+"::text = "+p+"::"+c.typ+"::text")
+		if c.equal != "" {
 			equal = append(equal, "i."+c.name+" "+c.equal+" "+p)
 		}
 	}
-	if len(mine) == 0 {
+	if len(same) == 0 {
 		return problem.New("key-missing", "table "+r.quoted, "it has no column by which a row could be found", "add a primary key on the primary")
 	}
-	// The casts keep the parser from comparing column by column.
-	equal = append(equal, "ROW("+strings.Join(mine, ", ")+")::record *= ROW("+strings.Join(theirs, ", ")+")::record")
-	b.WriteString(" WHERE t.ctid = (SELECT i.ctid FROM ONLY " + r.quoted + " AS i WHERE " + strings.Join(equal, " AND ") + " LIMIT 1)")
+	where := strings.Join(append(equal, same...), " AND ")
+	b.WriteString(" WHERE t.ctid = (SELECT i.ctid FROM ONLY " + r.quoted + " AS i WHERE " + where + " LIMIT 1)")
 	return nil
 }
 

@@ -40,19 +40,19 @@ var ErrTablesFirst = errors.New("DDL waits for the tables that are being copied"
 // with the position, until some later snapshot sees them, and SnapshotTaken
 // refuses a snapshot that does not see them all.
 type seeding struct {
-	link     string
-	active   bool           // the copy is not known to be complete
-	schema   frame.Snapshot // of the schema's dump; zero when that is passed
-	tables   map[uint32]*seedTable
-	skipped  map[uint64]bool
-	changed  bool           // skipped is not stored as it is
-	now      frame.Snapshot // the latest one seen, for the epoch of transaction ids
-	asked    int            // snapshots that are being taken: nothing is forgotten meanwhile
-	forceDDL bool
+	link    string
+	active  bool           // the copy is not known to be complete
+	schema  frame.Snapshot // of the schema's dump; zero when that is passed
+	tables  map[uint32]*seedTable
+	skipped map[uint64]bool
+	changed bool           // skipped is not stored as it is
+	now     frame.Snapshot // the latest one seen, for the epoch of transaction ids
+	asked   int            // snapshots that are being taken: nothing is forgotten meanwhile
 }
 
 type seedTable struct {
 	catalog.SeedTable
+	built   bool // it has its indexes and constraints, though no rows
 	asked   bool
 	defined *relation // as last stored in hawser.deferred
 }
@@ -74,8 +74,12 @@ func (s *seeding) load(ctx context.Context, db catalog.DB, link string) error {
 	if err != nil {
 		return err
 	}
+	unbuilt, err := catalog.UnbuiltTables(ctx, db, link)
+	if err != nil {
+		return err
+	}
 	for _, t := range tables {
-		s.tables[t.OID] = &seedTable{SeedTable: t}
+		s.tables[t.OID] = &seedTable{SeedTable: t, built: !slices.Contains(unbuilt, t.OID)}
 	}
 	return nil
 }
@@ -109,14 +113,23 @@ func (s *seeding) skip(xid uint32) {
 // schemaSees tells whether the restored schema has the effect of xid's DDL.
 func (s *seeding) schemaSees(xid uint32) bool { return s.schema.Xmax > 0 && s.schema.Sees(xid) }
 
-// blocksDDL tells whether DDL has to wait for tables that are not live.
+// blocksDDL tells whether DDL has to wait for tables. It may not come between the
+// rows of a table and their deferred changes. While no row is there it may pass, if
+// nothing of the table is still to be built by statements older than the DDL; the
+// rows that follow are taken from a snapshot that the stream has passed (package seed
+// sees to that), so they have its effect.
 func (s *seeding) blocksDDL() bool {
-	if !s.active || s.forceDDL {
+	if !s.active {
 		return false
 	}
 	for _, t := range s.tables {
-		if t.State != catalog.Live {
+		switch t.State {
+		case catalog.Copying, catalog.Loaded:
 			return true
+		case catalog.Pending:
+			if !t.built {
+				return true
+			}
 		}
 	}
 	return false
@@ -299,7 +312,7 @@ func (a *Applier) SeedingDone(ctx context.Context) error {
 // again takes a table back to the start of its copy.
 func (s *seeding) again(t catalog.SeedTable) {
 	s.active = true
-	s.tables[t.OID] = &seedTable{SeedTable: t}
+	s.tables[t.OID] = &seedTable{SeedTable: t, built: true}
 }
 
 // drainRows is how many deferred changes are applied by one transaction.

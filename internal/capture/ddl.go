@@ -206,7 +206,7 @@ func EnsureReplicaIdentity(ctx context.Context, conn *pgx.Conn) error {
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
 		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
 		AND (c.relreplident = 'n'
-			OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
+			OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
 			OR c.relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident))`,
 		func(t changedTable) error {
 			_, err := conn.Exec(ctx, `SELECT hawser.ddl_identity(ARRAY[$1::oid])`, t.OID)

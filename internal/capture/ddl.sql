@@ -229,7 +229,7 @@ BEGIN
 	LOOP
 		SELECT n.nspname, c.relname, c.relreplident AS now,
 			(SELECT k.was FROM hawser.replica_identity k WHERE k.relid = c.oid) AS was,
-			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_key,
+			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS has_key,
 			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident) AS has_index
 		INTO r FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.oid = id AND id >= 16384 AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p'

@@ -91,7 +91,12 @@ func appendSeedStart(dst []byte, f SeedStart) []byte {
 	dst = binary.AppendVarint(dst, f.Bytes)
 	dst = binary.AppendVarint(dst, f.Rows)
 	dst = binary.AppendUvarint(dst, uint64(f.Pages))
-	return binary.AppendUvarint(dst, uint64(f.ChunkPages))
+	dst = binary.AppendUvarint(dst, uint64(f.ChunkPages))
+	dst = binary.AppendUvarint(dst, uint64(len(f.Defined)))
+	for _, x := range f.Defined {
+		dst = binary.AppendUvarint(dst, uint64(x))
+	}
+	return dst
 }
 
 func appendBytes[T string | []byte](dst []byte, s T) []byte {
@@ -193,6 +198,9 @@ func (r *reader) seedStart() SeedStart {
 	snapshot := r.text(maxSnapshot)
 	s.Export, s.LSN, s.Bytes, s.Rows = r.name(), LSN(r.uint()), r.int(), r.int()
 	s.Pages, s.ChunkPages = r.uint32(), r.uint32()
+	for range r.count(1, maxColumns+2) {
+		s.Defined = append(s.Defined, r.uint32())
+	}
 	if r.err == nil {
 		var err error
 		if s.Snapshot, err = ParseSnapshot(snapshot); err != nil {

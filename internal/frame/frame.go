@@ -214,6 +214,9 @@ type SeedStart struct {
 	Rows         int64  // the planner's estimate; -1 if unknown
 	Pages        uint32 // of the heap, when the snapshot was taken
 	ChunkPages   uint32 // how many of them one SeedRequest should ask for
+	// Defined are the transactions, as far as the catalogs still name them, that gave
+	// the table its name and columns.
+	Defined []uint32
 }
 
 // SeedChunk is a piece of COPY's text output; a row may cross chunks of one stream.

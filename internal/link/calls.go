@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
@@ -15,23 +16,24 @@ import (
 // streams. A payload is JSON; an unknown field is ignored, so that a newer agent
 // may say more.
 const (
-	callValidate  = "validate"   // validateRequest -> problem.Findings
-	callInspect   = "inspect"    // inspectRequest -> schema.Requirements, to a primary-to-be
-	callDDLKey    = "ddl-key"    // the key that signs the primary's messages
-	callCreate    = "create"     // createRequest -> createReply
-	callStart     = "start"      // the link stands on both sides
-	callDrop      = "drop"       // dropRequest
-	callState     = "state"      // role.State -> role.State
-	callStatus    = "status"     // Status
-	callPause     = "pause"      // pauseRequest
-	callFailover  = "failover"   // FailoverOptions -> FailoverResult
-	callPrepare   = "prepare"    // to the secondary: get ready to take over
-	callUnprepare = "unprepare"  // to the secondary: the failover was taken back
-	callRefuse    = "refuse"     // refuseRequest -> role.State
-	callVerify    = "verify"     // to the secondary: VerifyReport
-	callResync    = "resync"     // resyncRequest, to the secondary
-	callRenewSlot = "renew-slot" // to the primary: slotReply
-	callTables    = "tables"     // to the primary: its tables, []catalog.SeedTable
+	callValidate   = "validate"   // validateRequest -> problem.Findings
+	callInspect    = "inspect"    // inspectRequest -> schema.Requirements, to a primary-to-be
+	callDDLKey     = "ddl-key"    // the key that signs the primary's messages
+	callCreate     = "create"     // createRequest -> createReply
+	callStart      = "start"      // the link stands on both sides
+	callDrop       = "drop"       // dropRequest
+	callState      = "state"      // role.State -> role.State
+	callStatus     = "status"     // Status
+	callPause      = "pause"      // pauseRequest
+	callFailover   = "failover"   // FailoverOptions -> FailoverResult
+	callPrepare    = "prepare"    // to the secondary: get ready to take over
+	callUnprepare  = "unprepare"  // to the secondary: the failover was taken back
+	callRefuse     = "refuse"     // refuseRequest -> role.State
+	callVerify     = "verify"     // to the secondary: VerifyReport
+	callResync     = "resync"     // resyncRequest, to the secondary
+	callRenewSlot  = "renew-slot" // to the primary: slotReply
+	callIdentities = "identities" // to the primary: []capture.ChangedIdentity
+	callTables     = "tables"     // to the primary: its tables, []catalog.SeedTable
 
 	callCompareOpen = "compare-open" // to the primary: compareOpened
 	callCompare     = "compare"      // compareRequest -> a part of verify.Side
@@ -142,6 +144,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r resyncRequest) (struct{}, error) { return struct{}{}, l.resync(ctx, r.Tables) })
 	case callRenewSlot:
 		return answer(payload, func(struct{}) (slotReply, error) { return l.renewSlot(ctx) })
+	case callIdentities:
+		return answer(payload, func(struct{}) ([]capture.ChangedIdentity, error) { return l.identities(ctx) })
 	case callTables:
 		return answer(payload, func(struct{}) ([]catalog.SeedTable, error) { return l.tables(ctx) })
 	case callVerify:

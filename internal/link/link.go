@@ -59,7 +59,6 @@ type link struct {
 	running     *failoverRun
 	last        json.RawMessage // result of the last failover
 	ownsDB      bool
-	allowDDL    bool // DDL may pass tables that are not live, once
 	notes       problem.Findings
 	comparisons map[string]*comparison
 	forcing     bool   // a forced failover is under way: nothing may be applied

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
@@ -193,6 +194,17 @@ func (l *link) takeSchema(ctx context.Context) (schemaReply, error) {
 	}
 	reply.Dump, err = schema.TakeDump(ctx, l.m.cfg.Server, l.rec.Database, schema.DumpOptions{Snapshot: export})
 	return reply, err
+}
+
+// identities are the replica identities that Hawser changed here. The other side takes
+// them back as well when the link is dropped.
+func (l *link) identities(ctx context.Context) ([]capture.ChangedIdentity, error) {
+	conn, err := l.connect(ctx, "identities")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return capture.ChangedIdentities(ctx, conn)
 }
 
 // fetchSchema is the secondary's side of serveSchema.

@@ -309,18 +309,9 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 		Connect:  l.connectApplier,
 		SpoolDir: filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID),
 		Replayer: newReplayer(l, key),
-		AllowDDL: l.takeAllowDDL(),
 		Accept:   func(content []byte, complete bool) bool { return l.accepts(content, key, complete) },
 		Log:      l.log,
 	})
-}
-
-func (l *link) takeAllowDDL() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	allow := l.allowDDL
-	l.allowDDL = false
-	return allow
 }
 
 // connectApplier opens the session that applies. Its plans are pinned: a key is

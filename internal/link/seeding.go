@@ -10,19 +10,18 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/schema"
 	"github.com/hawser/hawser/internal/seed"
 )
 
 // gate lets the seeder speak with the applier.
-type gate struct {
-	*apply.Applier
-	alone bool // no stream runs beside: DDL waits for tables
-}
+type gate struct{ *apply.Applier }
 
 func (g gate) SnapshotTaken(ctx context.Context, t catalog.SeedTable) error {
 	err := g.Applier.SnapshotTaken(ctx, t)
@@ -32,21 +31,10 @@ func (g gate) SnapshotTaken(ctx context.Context, t catalog.SeedTable) error {
 	return err
 }
 
-// Await waits for the stream. When DDL waits for the tables while a table waits
-// for that DDL, the DDL goes first.
-func (g gate) Await(ctx context.Context, lsn frame.LSN) error {
-	if g.alone {
-		return errDDLFirst
-	}
-	return g.Applier.Await(ctx, lsn)
-}
-
-var errDDLFirst = errors.New("a table waits for DDL in the stream")
-
 // seed copies every table that is not live, builds what needs all tables, and
 // records the end.
 func (l *link) seed(ctx context.Context, a *apply.Applier) error {
-	if err := l.copyTables(ctx, gate{Applier: a}); err != nil {
+	if err := l.copyTables(ctx, a, false); err != nil {
 		return err
 	}
 	conn, err := l.connect(ctx, "build")
@@ -72,6 +60,13 @@ func (l *link) seed(ctx context.Context, a *apply.Applier) error {
 	if err := fence.Prepare(ctx, conn, nil); err != nil {
 		return err
 	}
+	var identities []capture.ChangedIdentity
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callIdentities, struct{}{}, &identities); err != nil {
+		return err
+	}
+	if err := capture.AdoptReplicaIdentity(ctx, conn, identities); err != nil {
+		return err
+	}
 	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return catalog.SetSeedingDone(ctx, tx, l.rec.ID) }); err != nil {
 		return err
 	}
@@ -95,14 +90,15 @@ func readyAt(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, error) 
 	return ready, nil
 }
 
-func (l *link) copyTables(ctx context.Context, g gate) error {
+func (l *link) copyTables(ctx context.Context, a *apply.Applier, alone bool) error {
 	s := seed.New(seed.Config{
 		Link: l.rec.ID, Name: l.rec.Name,
 		Open: func(ctx context.Context) (seed.ClientStream, error) {
 			return l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamSeed)
 		},
 		Connect: func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") },
-		Gate:    g,
+		Gate:    gate{a},
+		Alone:   alone,
 		Build: func(ctx context.Context, conn *pgx.Conn, oid uint32) error {
 			return l.build(ctx, conn, schema.PhaseTable, oid)
 		},
@@ -143,7 +139,9 @@ func (l *link) build(ctx context.Context, conn *pgx.Conn, phase schema.Phase, ta
 	return nil
 }
 
-// tablesFirst copies the tables while the stream stands before a DDL command.
+// tablesFirst copies the tables while the stream stands before a DDL command. Those
+// that have that command in their rows already are left: they are built without rows,
+// so that the command may pass them, and copied when it has.
 func (l *link) tablesFirst(ctx context.Context, side role.State, key []byte) error {
 	l.log.Info("DDL on the primary waits until the tables being copied are complete")
 	a := l.newApplier(side, key)
@@ -154,7 +152,7 @@ func (l *link) tablesFirst(ctx context.Context, side role.State, key []byte) err
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { _, err := a.Apply(gctx, nil, func(frame.Ack) {}); return err })
 	g.Go(func() error {
-		if err := l.copyTables(gctx, gate{Applier: a, alone: true}); err != nil {
+		if err := l.copyTables(gctx, a, true); err != nil {
 			return err
 		}
 		return errTablesDone
@@ -162,14 +160,49 @@ func (l *link) tablesFirst(ctx context.Context, side role.State, key []byte) err
 	switch err := g.Wait(); {
 	case errors.Is(err, errTablesDone):
 		return nil
-	case errors.Is(err, errDDLFirst):
-		l.mu.Lock()
-		l.allowDDL = true
-		l.mu.Unlock()
-		return nil
+	case errors.Is(err, seed.ErrDDLFirst):
+		return l.buildEmpty(ctx)
 	default:
 		return err
 	}
 }
 
 var errTablesDone = errors.New("all tables are live")
+
+// buildEmpty builds the tables that have no rows yet, or not all of them.
+func (l *link) buildEmpty(ctx context.Context) error {
+	conn, err := l.connect(ctx, "build")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	tables, err := catalog.SeedTables(ctx, conn, l.rec.ID)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if t.State == catalog.Live || t.State == catalog.Loaded {
+			continue
+		}
+		name := postgres.QuoteIdent(t.Schema, t.Name)
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			var there bool
+			if err := tx.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&there); err != nil {
+				return err
+			}
+			if there {
+				if _, err := tx.Exec(ctx, "DELETE FROM ONLY "+name); err != nil {
+					return err
+				}
+			}
+			return catalog.SetPending(ctx, tx, l.rec.ID, t.OID)
+		})
+		if err != nil {
+			return fmt.Errorf("empty table %s: %w", name, err)
+		}
+		if err := l.build(ctx, conn, schema.PhaseTable, t.OID); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -51,7 +51,7 @@ func (w *worker) copyBatch(ctx context.Context, tables []*table) error {
 		case err == nil:
 			memory -= len(h.data)
 			hauls = append(hauls, h)
-		case errors.Is(err, errAlone), errors.Is(err, ErrRetake), errors.Is(err, errLocked), errors.Is(err, errGone):
+		case errors.Is(err, errAlone), errors.Is(err, errEarly), errors.Is(err, ErrRetake), errors.Is(err, errLocked), errors.Is(err, errGone):
 			troubles = append(troubles, trouble{t, h.start, err})
 		default:
 			return err
@@ -76,8 +76,11 @@ func (w *worker) haul(ctx context.Context, h *haul, memory int) (err error) {
 	if h.start.Export != "" {
 		return errAlone // it has grown; the next request ends this snapshot
 	}
-	refused := w.taken(ctx, h.table, h.start)
-	if refused != nil && !errors.Is(refused, ErrRetake) {
+	refused := w.early(h.table, h.start)
+	if refused == nil {
+		refused = w.taken(ctx, h.table, h.start)
+	}
+	if refused != nil && !errors.Is(refused, ErrRetake) && !errors.Is(refused, errEarly) {
 		return refused
 	}
 	in := &incoming{stream: w.stream}

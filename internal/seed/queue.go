@@ -27,10 +27,11 @@ var defaultLimits = limits{small: 128 << 10, tables: batchTables, disk: 2 << 20,
 // table is one table on its way through a pass. Whoever holds its job owns it.
 type table struct {
 	catalog.SeedTable
-	retakes int       // snapshots that would not do, one after another
-	misfits int       // times that the replica's table did not take the rows
-	waits   time.Time // locked on the primary since
-	due     time.Time // not before
+	retakes int            // snapshots that would not do, one after another
+	misfits int            // times that the replica's table did not take the rows
+	waits   time.Time      // locked on the primary since
+	passed  frame.Snapshot // every transaction that it sees was applied
+	due     time.Time      // not before
 }
 
 func (t *table) String() string { return postgres.QuoteIdent(t.Schema, t.Name) }
@@ -77,6 +78,7 @@ type queue struct {
 	finishing int      // workers
 	unbuilt   int      // tables before loaded
 	unlive    int      // tables before live
+	aside     int      // tables that wait for DDL, which does not come in this run
 }
 
 func newQueue(tables []catalog.SeedTable, workers int, l limits) *queue {
@@ -191,6 +193,15 @@ func (q *queue) untilDue() time.Duration {
 func (q *queue) putOff(t *table, wait time.Duration) {
 	t.due = time.Now().Add(wait)
 	q.change(func() { q.again = append(q.again, t) })
+}
+
+// setAside leaves a table to a later run.
+func (q *queue) setAside() {
+	q.change(func() {
+		q.aside++
+		q.unbuilt--
+		q.unlive--
+	})
 }
 
 // fill says that the tables have their rows.

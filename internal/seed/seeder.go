@@ -37,6 +37,9 @@ type Gate interface {
 	Await(ctx context.Context, lsn frame.LSN) error
 }
 
+// ErrDDLFirst says that the tables which are not live wait for DDL in the stream.
+var ErrDDLFirst = errors.New("tables wait for DDL in the stream")
+
 // ErrRetake asks for another snapshot of the same table.
 var ErrRetake = errors.New("another snapshot has to be taken")
 
@@ -49,7 +52,10 @@ type Config struct {
 	Gate    Gate
 	// Build makes the table's indexes and constraints. It is called again where it
 	// was interrupted.
-	Build   func(ctx context.Context, conn *pgx.Conn, oid uint32) error
+	Build func(ctx context.Context, conn *pgx.Conn, oid uint32) error
+	// Alone says that no stream of changes runs beside. A table that would have to wait
+	// for DDL in it is left out, and Run returns ErrDDLFirst when all others are live.
+	Alone   bool
 	Workers int // streams, and sessions on either side, at a time; 0 means 4
 	Log     *slog.Logger
 }
@@ -81,7 +87,7 @@ func (s *Seeder) Progress() Progress { return s.meter.read() }
 func (s *Seeder) Run(ctx context.Context) error {
 	before := map[uint32]bool{}
 	for {
-		tables, err := s.takeOver(ctx)
+		tables, schema, err := s.takeOver(ctx)
 		if err != nil {
 			return err
 		}
@@ -98,7 +104,7 @@ func (s *Seeder) Run(ctx context.Context) error {
 			}
 		}
 		s.meter.begin(tables)
-		if err := s.pass(ctx, todo); err != nil {
+		if err := s.pass(ctx, todo, schema); err != nil {
 			return err
 		}
 		clear(before)
@@ -110,15 +116,21 @@ func (s *Seeder) Run(ctx context.Context) error {
 
 // pass brings the tables through the copy. The goroutines end together, with the
 // first error.
-func (s *Seeder) pass(ctx context.Context, tables []catalog.SeedTable) error {
+func (s *Seeder) pass(ctx context.Context, tables []catalog.SeedTable, schema frame.Snapshot) error {
 	q := newQueue(tables, s.cfg.Workers, s.limits)
 	g, ctx := errgroup.WithContext(ctx)
 	for range s.cfg.Workers {
-		w := &worker{cfg: s.cfg, queue: q, meter: s.meter, limits: s.limits}
+		w := &worker{cfg: s.cfg, queue: q, meter: s.meter, limits: s.limits, schema: schema}
 		g.Go(func() error { return w.run(ctx) })
 	}
 	g.Go(func() error { return s.enliven(ctx, q) })
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if q.aside > 0 {
+		return ErrDDLFirst
+	}
+	return nil
 }
 
 // enliven has loaded tables made live. It needs no session, and the applier takes
@@ -144,10 +156,10 @@ const takeoverWait = "30s"
 // takeOver ends what an earlier run, of an agent that was killed, may have left on
 // the replica: a COPY that was still under way would add its rows to ours. Then it
 // reads the tables. Each worker's session shares the lock for as long as it lives.
-func (s *Seeder) takeOver(ctx context.Context) ([]catalog.SeedTable, error) {
+func (s *Seeder) takeOver(ctx context.Context) (tables []catalog.SeedTable, schema frame.Snapshot, err error) {
 	conn, err := session(ctx, s.cfg.Connect, "; SET lock_timeout = '"+takeoverWait+"'")
 	if err != nil {
-		return nil, err
+		return nil, schema, err
 	}
 	defer closeSession(conn)
 	_, err = conn.Exec(ctx, `
@@ -158,13 +170,19 @@ func (s *Seeder) takeOver(ctx context.Context) ([]catalog.SeedTable, error) {
 		_, err = conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, sessionLock(s.cfg.Link))
 	}
 	if err != nil {
-		return nil, lost("sessions of an earlier copy still work on the replica", err)
+		return nil, schema, lost("sessions of an earlier copy still work on the replica", err)
 	}
-	tables, err := catalog.SeedTables(ctx, conn, s.cfg.Link)
+	state, _, err := catalog.LoadSeeding(ctx, conn, s.cfg.Link)
+	if err == nil && state.Initial {
+		schema = state.Snapshot
+	}
+	if err == nil {
+		tables, err = catalog.SeedTables(ctx, conn, s.cfg.Link)
+	}
 	if err != nil {
-		return nil, lost("the replica's PostgreSQL was lost during the copy", err)
+		return nil, schema, lost("the replica's PostgreSQL was lost during the copy", err)
 	}
-	return tables, nil
+	return tables, schema, nil
 }
 
 // misfit is why the replica's table does not take the rows: DDL that the snapshot

@@ -181,15 +181,21 @@ func (v *server) lock(ctx context.Context, t frame.SeedStart) error {
 func (v *server) describe(ctx context.Context, t frame.SeedStart) (_ frame.SeedStart, held bool, err error) {
 	var snapshot, lsn, noTimeout string
 	var heap bool
+	var defined []int64
 	err = v.conn.QueryRow(ctx, `
 		SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, n.nspname, c.relname, c.reltuples::bigint,
 		       pg_table_size(c.oid), pg_relation_size(c.oid) / current_setting('block_size')::bigint, `+sqlColumns+`,
 		       EXISTS (SELECT FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.relation = c.oid AND l.granted),
-		       c.relam = (SELECT oid FROM pg_am WHERE amname = 'heap'), set_config('lock_timeout', '0', true)
+		       c.relam = (SELECT oid FROM pg_am WHERE amname = 'heap'),
+		       ARRAY(SELECT c.xmin::text::bigint UNION SELECT n.xmin::text::bigint
+		             UNION SELECT a.xmin::text::bigint FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), set_config('lock_timeout', '0', true)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, t.OID).
-		Scan(&snapshot, &lsn, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.Pages, &t.Columns, &held, &heap, &noTimeout)
+		Scan(&snapshot, &lsn, &t.Schema, &t.Name, &t.Rows, &t.Bytes, &t.Pages, &t.Columns, &held, &heap, &defined, &noTimeout)
 	if err != nil {
 		return t, false, err
+	}
+	for _, x := range defined {
+		t.Defined = append(t.Defined, uint32(x))
 	}
 	if t.Snapshot, err = frame.ParseSnapshot(snapshot); err != nil {
 		return t, false, err

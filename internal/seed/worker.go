@@ -23,6 +23,7 @@ type worker struct {
 	queue  *queue
 	meter  *meter
 	limits limits
+	schema frame.Snapshot // that of the replica's schema; zero when it is of no use
 	conn   *pgx.Conn
 	stream ClientStream
 	unlink func() bool // of the stream from the context
@@ -148,6 +149,20 @@ func (w *worker) answer(t *table) (frame.SeedStart, error) {
 
 const maxParts = 1 << 16
 
+// early tells whether DDL that gave the table its present form may not have been
+// carried out on the replica yet. Rows of that form would meet a table of an older
+// one, or be changed once more when the stream brings the DDL.
+func (w *worker) early(t *table, start frame.SeedStart) error {
+	for _, x := range start.Defined {
+		if !(w.schema.Xmax > 0 && w.schema.Sees(x)) && !(t.passed.Xmax > 0 && t.passed.Sees(x)) {
+			return errEarly
+		}
+	}
+	return nil
+}
+
+var errEarly = errors.New("DDL of the table is still in the stream")
+
 // taken has the applier told of the snapshot, before a row is written.
 func (w *worker) taken(ctx context.Context, t *table, start frame.SeedStart) error {
 	s := catalog.SeedTable{
@@ -174,6 +189,9 @@ func (w *worker) copyAlone(ctx context.Context, t *table) error {
 		return err
 	}
 	start, err := w.answer(t)
+	if err == nil {
+		err = w.early(t, start)
+	}
 	if err == nil {
 		err = w.taken(ctx, t, start)
 	}
@@ -217,6 +235,16 @@ const (
 func (w *worker) settle(ctx context.Context, t *table, start frame.SeedStart, err error) error {
 	var m misfit
 	switch {
+	case w.cfg.Alone && (errors.Is(err, errEarly) || errors.Is(err, errGone) || errors.As(err, &m)):
+		w.queue.setAside()
+		return nil
+	case errors.Is(err, errEarly):
+		if err := w.cfg.Gate.Await(ctx, start.LSN); err != nil {
+			return fmt.Errorf("wait for DDL of table %s: %w", t, err)
+		}
+		t.passed = start.Snapshot
+		w.queue.putOff(t, 0)
+		return nil
 	case errors.Is(err, ErrRetake):
 		wait := min(retakeWait<<min(t.retakes, 10), retakeMax)
 		t.retakes++

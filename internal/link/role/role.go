@@ -336,10 +336,10 @@ func restarted(s State) (State, []Action) {
 		next, actions := reopen(s, problem.New("failover-interrupted", "",
 			"the agent stopped during the failover, which was taken back", "run it again"))
 		return next, append(actions, Serve{})
-	case s.Phase == Handing:
-		return s, []Action{Close{}, Hand{s.Next}, Serve{}}
-	case s.Phase == Aborting:
-		return s, []Action{Close{}, Serve{}, AskRefusal{s.Next}}
+	case s.Phase == Handing || s.Phase == Aborting:
+		// Nobody waits for the failover any more, nor keeps its time limit.
+		s.Phase = Aborting
+		return s, []Action{Persist{}, Close{}, Serve{}, AskRefusal{s.Next}}
 	case s.Phase == Promoting:
 		return s, []Action{Open{}}
 	case s.Phase == Expelled:
