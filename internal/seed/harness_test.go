@@ -76,11 +76,23 @@ func newPairOn(t testing.TB, from, to *testpg.Cluster, schema ...string) *pair {
 	return p
 }
 
-// list records the primary's tables on the secondary, as link does.
+// list records the primary's tables and the snapshot of its schema on the secondary,
+// as link does.
 func (p *pair) list() []catalog.SeedTable {
 	p.t.Helper()
 	ctx := context.Background()
 	tables := p.tables()
+	var text string
+	p.briefly(p.from, p.src, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT pg_current_snapshot()::text`).Scan(&text)
+	})
+	snapshot, err := frame.ParseSnapshot(text)
+	if err == nil {
+		err = catalog.StartReconciling(ctx, p.gate.conn, linkID, snapshot)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
 	for _, t := range tables {
 		if err := catalog.PutSeedTable(ctx, p.gate.conn, linkID, t); err != nil {
 			p.t.Fatal(err)
