@@ -91,7 +91,7 @@ func (r *regression) file(t *testing.T, file string) {
 		t.Logf("psql: %v: %.300s", err, out)
 	}
 	ran := time.Since(start)
-	if err := follow(t, r.a, r.b, regressed, time.Minute); err != nil {
+	if err := follow(t, r.a, r.b, regressed, 30*time.Second); err != nil {
 		t.Errorf("the link stopped: %v", err)
 		r.fresh()
 		return

@@ -16,7 +16,7 @@ import (
 
 // ddlVersion is the version of ddl.sql. A newer one in the database is left alone:
 // an older agent of the same database must not undo an upgrade.
-const ddlVersion = 1
+const ddlVersion = 2
 
 //go:embed ddl.sql
 var ddlSQL string

@@ -229,6 +229,7 @@ BEGIN
 	LOOP
 		SELECT n.nspname, c.relname, c.relreplident AS now,
 			(SELECT k.was FROM hawser.replica_identity k WHERE k.relid = c.oid) AS was,
+			-- A deferrable primary key identifies no row to the publication.
 			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) AS has_key,
 			EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident) AS has_index
 		INTO r FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -436,8 +437,8 @@ BEGIN
 		'tables', CASE WHEN whole OR tag IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE')
 			THEN hawser.ddl_tables(relids, whole) END,
 		'identity', hawser.keep_identity(relids),
-		'temporary', CASE WHEN tag IN ('GRANT', 'REVOKE') AND pg_my_temp_schema() <> 0 THEN
-			(SELECT json_agg(c.relname) FROM pg_class c WHERE c.relnamespace = pg_my_temp_schema()) END,
+		'temporary', CASE WHEN pg_my_temp_schema() <> 0 THEN
+			(SELECT json_agg(c.relname) FROM pg_class c WHERE c.relnamespace = pg_my_temp_schema() AND c.relkind NOT IN ('t', 'i')) END,
 		'extensions', (SELECT json_agg(json_build_object('name', e.extname, 'version', e.extversion, 'schema', e.extnamespace::regnamespace::text))
 			FROM jsonb_array_elements(objects) o JOIN pg_extension e
 			ON (o ->> 'class') = 'pg_extension' AND e.oid = (o ->> 'oid')::oid),
@@ -474,7 +475,9 @@ BEGIN
 	IF depth = 0 THEN
 		PERFORM hawser.ddl_write(json_build_object('v', 1, 'tag', tg_tag, 'phase', 'begin', 'user', hawser.ddl_user()));
 	END IF;
-EXCEPTION WHEN OTHERS THEN
+EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+	RAISE; -- the transaction is lost, and its client expects that
+WHEN OTHERS THEN
 	PERFORM hawser.ddl_failed(tg_tag, '', SQLERRM);
 END $f$;
 
@@ -523,6 +526,8 @@ BEGIN
 		INTO gone
 		FROM pg_event_trigger_dropped_objects() d
 		WHERE NOT d.is_temporary AND d.schema_name IS DISTINCT FROM 'hawser'
+		-- Of a rule, trigger, policy or default of a temporary table is_temporary says nothing.
+		AND d.address_names[1] IS DISTINCT FROM 'pg_temp'
 		AND (d.original OR d.classid = 'pg_class'::regclass AND d.object_type <> 'index');
 		DELETE FROM hawser.replica_identity k USING pg_event_trigger_dropped_objects() d
 		WHERE d.classid = 'pg_class'::regclass AND d.objid = k.relid AND d.objsubid = 0;
@@ -535,7 +540,9 @@ BEGIN
 		ELSE
 			pending := jsonb_build_object('dropped', gone);
 		END IF;
-	EXCEPTION WHEN OTHERS THEN
+	EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+		RAISE; -- the transaction is lost, and its client expects that
+	WHEN OTHERS THEN
 		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);
 		pending := '{"done": true}';
 	END;
@@ -581,7 +588,13 @@ BEGIN
 		LEFT JOIN LATERAL (SELECT p.relname, p.relpersistence, n.nspname FROM pg_class p JOIN pg_namespace n ON n.oid = p.relnamespace
 			WHERE p.oid = r.oid OFFSET 0) t ON true
 		WHERE NOT c.in_extension AND c.schema_name IS DISTINCT FROM 'pg_temp' AND c.schema_name IS DISTINCT FROM 'hawser'
-		AND t.relpersistence IS DISTINCT FROM 't';
+		AND t.relpersistence IS DISTINCT FROM 't'
+		-- A function of a temporary type is temporary, too.
+		AND (pg_my_temp_schema() = 0 OR NOT EXISTS (
+			SELECT FROM pg_depend d LEFT JOIN pg_type y ON d.refclassid = 'pg_type'::regclass AND y.oid = d.refobjid
+			LEFT JOIN pg_class l ON d.refclassid = 'pg_class'::regclass AND l.oid = d.refobjid
+			WHERE d.classid = c.classid AND d.objid = c.objid AND d.deptype = 'n' AND c.classid = 'pg_proc'::regclass
+			AND coalesce(y.typnamespace, l.relnamespace) = pg_my_temp_schema()));
 		IF pending ? 'done' THEN
 			NULL;
 		ELSIF objects <> '[]' OR coalesce(pending -> 'dropped', '[]') <> '[]'
@@ -589,7 +602,9 @@ BEGIN
 			PERFORM hawser.ddl_command(tg_tag, stack, objects,
 				coalesce(pending -> 'dropped', '[]'), coalesce(pending -> 'rewrites', '[]'));
 		END IF;
-	EXCEPTION WHEN OTHERS THEN
+	EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+		RAISE; -- the transaction is lost, and its client expects that
+	WHEN OTHERS THEN
 		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);
 	END;
 	PERFORM hawser.ddl_order(stack, 1);

@@ -238,7 +238,7 @@ const (
 	makeDefiner = `CREATE OR REPLACE FUNCTION hawser.replay(statement pg_catalog.text) RETURNS pg_catalog.void
 		LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN EXECUTE statement; END'; REVOKE ALL ON FUNCTION hawser.replay FROM PUBLIC;
 		ALTER FUNCTION hawser.replay OWNER TO `
-	dropDefiner = `DROP FUNCTION hawser.replay(pg_catalog.text)`
+	dropDefiner = `DROP FUNCTION IF EXISTS hawser.replay(pg_catalog.text)` // DROP OWNED may have taken it
 )
 
 func (r *replay) execDefiner(ctx context.Context, name, sql string) error {
