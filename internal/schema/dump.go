@@ -53,8 +53,14 @@ type DumpOptions struct {
 	Snapshot string
 }
 
-// lockWait is how long pg_dump waits for a table that somebody holds exclusively.
-const lockWait = "60s"
+// pg_dump locks all tables in one transaction, and so may meet a user's DDL in a
+// deadlock. It has to be the one that gives way: it looks for a deadlock soon, and ends
+// its wait before the user's session looks, which it does after a second. The dump is
+// tried again.
+const (
+	lockWait = "700ms"
+	giveWay  = "-c deadlock_timeout=20ms"
+)
 
 // TakeDump reads the definition of a database on the primary. It runs pg_dump
 // and pg_restore of the newest version at hand, on this machine.
@@ -156,8 +162,27 @@ func runDump(ctx context.Context, src *postgres.Server, database, snapshot strin
 	if err != nil {
 		return nil, err
 	}
-	return parseScript(script, lines)
+	entries, err := parseScript(script, lines)
+	if err != nil {
+		return nil, err
+	}
+	return entries, whole(entries)
 }
+
+// whole finds definitions that pg_dump could not read any more: of a partition that was
+// dropped since the snapshot, whose name another has now, the server tells no bound.
+func whole(entries []tocEntry) error {
+	for _, e := range entries {
+		if e.kind == "TABLE ATTACH" && strings.HasSuffix(strings.TrimRight(e.sql, "; \n"), e.quotedName()) {
+			return problem.New("schema-changed", "table "+postgres.QuoteIdent(e.schema, e.name),
+				"it was replaced while its definition was read", "none: the dump is tried again").Retry()
+		}
+	}
+	return nil
+}
+
+// quotedName is the entry's name as it stands in its statement.
+func (e tocEntry) quotedName() string { return pgx.Identifier{e.name}.Sanitize() }
 
 // tools runs PostgreSQL's programs one after the other, until one fails.
 type tools struct {
@@ -181,12 +206,23 @@ func (t *tools) output(name string, args ...string) string {
 	var out bytes.Buffer
 	said := tail{limit: 4096}
 	cmd := exec.CommandContext(t.ctx, path, args...)
-	cmd.Env = append(ownEnviron(), t.environ...)
+	cmd.Env = yielding(append(ownEnviron(), t.environ...))
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
 		t.err = t.failed(name, err, said.String())
 	}
 	return out.String()
+}
+
+// yielding adds giveWay to the options of an environment.
+func yielding(env []string) []string {
+	for i, v := range env {
+		if strings.HasPrefix(v, "PGOPTIONS=") {
+			env[i] = v + " " + giveWay
+			return env
+		}
+	}
+	return append(env, "PGOPTIONS="+giveWay)
 }
 
 // ownEnviron is the agent's environment, less what would lead libpq elsewhere.

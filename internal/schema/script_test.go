@@ -151,3 +151,16 @@ func FuzzStatements(f *testing.F) {
 		}
 	})
 }
+
+func TestPartitionThatIsGone(t *testing.T) {
+	t.Parallel()
+	for sql, want := range map[string]bool{
+		`ALTER TABLE ONLY "public"."part" ATTACH PARTITION "public"."b" ;` + "\n\n":      false,
+		`ALTER TABLE ONLY "public"."part" ATTACH PARTITION "public"."b" DEFAULT;` + "\n": true,
+	} {
+		err := whole([]tocEntry{{kind: "TABLE ATTACH", schema: "public", name: "b", sql: sql}})
+		if (err == nil) != want {
+			t.Errorf("%q: %v", sql, err)
+		}
+	}
+}
