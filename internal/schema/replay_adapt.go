@@ -183,16 +183,18 @@ func identifier(token string) string {
 
 // adaptDrop drops what the primary dropped: where the statement named temporary or
 // missing objects too, the objects are listed anew. An index may be missing here,
-// since one that CREATE INDEX CONCURRENTLY could not build is the primary's alone.
+// since one that CREATE INDEX CONCURRENTLY could not build is the primary's alone; and
+// a function of a session's temporary types is not carried.
 func (r *replay) adaptDrop(st *ddlStatement, drop *pgq.DropStmt) (string, error) {
 	var roots []string
 	for _, o := range r.m.Dropped {
-		if o.Root {
+		// A column counts as named when its type falls with the table that it is the type of.
+		if o.Root && o.Type != "table column" {
 			roots = append(roots, o.Identity)
 		}
 	}
 	isIndex := drop.RemoveType == pgq.ObjectType_OBJECT_INDEX
-	if len(roots) == len(drop.Objects) && !isIndex {
+	if len(roots) == len(drop.Objects) && !isIndex && len(r.m.Temporary) == 0 {
 		return st.text, nil
 	}
 	word, ok := droppedWords[drop.RemoveType]
@@ -200,7 +202,7 @@ func (r *replay) adaptDrop(st *ddlStatement, drop *pgq.DropStmt) (string, error)
 		return st.text, nil
 	}
 	text := "DROP " + word + " "
-	if isIndex || drop.MissingOk {
+	if isIndex || drop.MissingOk || len(r.m.Temporary) > 0 {
 		text += "IF EXISTS "
 	}
 	text += strings.Join(roots, ", ")

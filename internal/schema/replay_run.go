@@ -272,6 +272,8 @@ func inert(node *pgq.Node) bool {
 		*pgq.Node_AlterOwnerStmt, *pgq.Node_AlterObjectSchemaStmt, *pgq.Node_RenameStmt, *pgq.Node_DropStmt,
 		*pgq.Node_DropOwnedStmt, *pgq.Node_ReassignOwnedStmt:
 		return true
+	case *pgq.Node_CreateSchemaStmt: // CREATE on a database is granted without an event
+		return len(n.CreateSchemaStmt.SchemaElts) == 0 && n.CreateSchemaStmt.Authrole == nil
 	case *pgq.Node_AlterTableStmt:
 		for _, c := range n.AlterTableStmt.Cmds {
 			if c.GetAlterTableCmd().GetSubtype() != pgq.AlterTableType_AT_ChangeOwner {
