@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -23,6 +24,11 @@ func TestRandomTransactions(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.awaitState(t, "random", api.StateSynchronized)
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("25"); err != nil { // short unless somebody asks for more
+			t.Fatal(err)
+		}
+	}
 	conn := a.Connect(t, "random")
 	run := 0
 	rapid.Check(t, func(r *rapid.T) {
