@@ -589,11 +589,11 @@ BEGIN
 			WHERE p.oid = r.oid OFFSET 0) t ON true
 		WHERE NOT c.in_extension AND c.schema_name IS DISTINCT FROM 'pg_temp' AND c.schema_name IS DISTINCT FROM 'hawser'
 		AND t.relpersistence IS DISTINCT FROM 't'
-		-- A function of a temporary type is temporary, too.
+		-- A function or domain of a temporary type goes with it.
 		AND (pg_my_temp_schema() = 0 OR NOT EXISTS (
 			SELECT FROM pg_depend d LEFT JOIN pg_type y ON d.refclassid = 'pg_type'::regclass AND y.oid = d.refobjid
 			LEFT JOIN pg_class l ON d.refclassid = 'pg_class'::regclass AND l.oid = d.refobjid
-			WHERE d.classid = c.classid AND d.objid = c.objid AND d.deptype = 'n' AND c.classid = 'pg_proc'::regclass
+			WHERE d.classid = c.classid AND d.objid = c.objid AND d.deptype = 'n' AND c.classid IN ('pg_proc'::regclass, 'pg_type'::regclass)
 			AND coalesce(y.typnamespace, l.relnamespace) = pg_my_temp_schema()));
 		IF pending ? 'done' THEN
 			NULL;
