@@ -150,9 +150,10 @@ type History struct {
 
 // Recorder collects a history from many goroutines.
 type Recorder struct {
-	start time.Time
-	mu    sync.Mutex
-	h     History
+	start     time.Time
+	mu        sync.Mutex
+	h         History
+	committed int
 }
 
 // NewRecorder begins a history. Its clock begins now.
@@ -168,6 +169,9 @@ func (r *Recorder) Attempt(a Attempt) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.h.Attempts = append(r.h.Attempts, a)
+	if a.Outcome == Committed {
+		r.committed++
+	}
 }
 
 // Read adds what a reader saw.
@@ -177,11 +181,11 @@ func (r *Recorder) Read(read Read) {
 	r.h.Reads = append(r.h.Reads, read)
 }
 
-// Counts is how much there is by now.
-func (r *Recorder) Counts() (attempts, reads int) {
+// Committed is how many transactions were acknowledged by now.
+func (r *Recorder) Committed() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.h.Attempts), len(r.h.Reads)
+	return r.committed
 }
 
 // Finish returns the history with its end. Nothing may be added later.
