@@ -16,6 +16,7 @@ type network struct{ proxy *toxiproxy.Proxy }
 
 func newNetwork(t *testing.T, to string) *network {
 	t.Helper()
+	zerolog.SetGlobalLevel(zerolog.Disabled) // its faults log on their own
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop())
 	n := &network{toxiproxy.NewProxy(server, "between agents", "127.0.0.1:0", to)}
 	if err := n.proxy.Start(); err != nil {

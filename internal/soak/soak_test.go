@@ -58,13 +58,14 @@ func round(t *testing.T, d *drill, sum *total, seed uint64) {
 	c.awaitWrites(t)
 	c.disperse()
 	quiet = true
-	judge(t, d.w, c, sum)
+	judge(t, d.w, c, sum, time.Since(d.started))
 }
 
-func judge(t *testing.T, w *world, c *crowd, sum *total) {
+func judge(t *testing.T, w *world, c *crowd, sum *total, since time.Duration) {
 	t.Helper()
 	primary, _ := w.now.get()
 	h := c.rec.Finish(c.finals(t, primary)...)
+	t.Logf("[%5.1f s] round %d: all is quiet; %d transactions and %d looks are checked", since.Seconds(), sum.rounds, len(h.Attempts), len(h.Reads))
 	for _, a := range h.Attempts {
 		sum.outcomes[a.Outcome]++
 	}

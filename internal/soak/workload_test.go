@@ -25,8 +25,8 @@ const (
 	accounts = 20
 	opening  = 1000
 	// writeEvery and readEvery leave the machine something for the product itself.
-	writeEvery = 8 * time.Millisecond
-	readEvery  = 40 * time.Millisecond
+	writeEvery = 12 * time.Millisecond
+	readEvery  = 60 * time.Millisecond
 	retryEvery = 20 * time.Millisecond
 )
 

@@ -75,9 +75,12 @@ func Check(h History) []Violation {
 	}
 	c.order()
 	c.writersSaw()
+	sums := c.addUp()
 	for _, r := range h.Reads {
 		name := fmt.Sprintf("a look at %s at %s", r.Side, r.Began.Round(time.Millisecond))
-		c.whole(name, r.State)
+		if !sums.fit(r.State) {
+			c.whole(name, r.State)
+		}
 		c.prefixes(name, r)
 	}
 	c.forward()

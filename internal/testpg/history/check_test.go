@@ -273,3 +273,69 @@ func TestFewAreTold(t *testing.T) {
 		t.Errorf("%d violations", len(got))
 	}
 }
+
+// TestFitIsWhole holds the quick answer against the thorough one, on states with
+// one thing changed.
+func TestFitIsWhole(t *testing.T) {
+	h, states := forge(9, 60)
+	c := &check{h: h, tried: map[ID]Attempt{}}
+	for _, a := range h.Attempts {
+		c.tried[a.Op.ID] = a
+	}
+	sums := c.addUp()
+	for i, s := range states {
+		for name, change := range map[string]func(*State){
+			"nothing": func(*State) {},
+			"account": func(s *State) { s.Accounts[i%field.Accounts]++ },
+			"counter": func(s *State) { s.Counters[i%field.Clients].Count++ },
+			"list":    func(s *State) { shorten(s.Lists, i) },
+			"ledger":  func(s *State) { shorten(s.Ledger, i) },
+			"two lists": func(s *State) {
+				from, to := i%field.Lists, (i+1)%field.Lists
+				if n := len(s.Lists[to]); n < len(h.Finals[0].State.Lists[to]) && shorten(s.Lists, from) {
+					s.Lists[to] = append(s.Lists[to], h.Finals[0].State.Lists[to][n])
+				}
+			},
+		} {
+			got := clone(s)
+			change(&got)
+			c.out = nil
+			c.whole("it", got)
+			if fit := sums.fit(got); fit != (len(c.out) == 0) {
+				t.Errorf("state %d, %s changed: fit %v, and whole says %v", i, name, fit, c.out)
+			}
+		}
+	}
+}
+
+// shorten takes the last off one of some lists.
+func shorten[T any](lists [][]T, i int) bool {
+	l := lists[i%len(lists)]
+	if len(l) == 0 {
+		return false
+	}
+	lists[i%len(lists)] = l[:len(l)-1]
+	return true
+}
+
+func TestRecorderKeepsWhatWasRead(t *testing.T) {
+	h, states := forge(4, 60)
+	r := NewRecorder(field)
+	odd := built(MakeID(1, 2), MakeID(0, 1)) // the beginning of nothing
+	for _, i := range rand.New(rand.NewPCG(1, 1)).Perm(len(states)) {
+		r.Read(Read{Life: i, State: clone(states[i])})
+		r.Read(Read{Life: -1, State: clone(odd)})
+	}
+	for _, a := range h.Attempts {
+		r.Attempt(a)
+	}
+	for _, read := range r.Finish(h.Finals...).Reads {
+		want := odd
+		if read.Life >= 0 {
+			want = states[read.Life]
+		}
+		if !read.State.Equal(want) {
+			t.Fatalf("state %d came back as %+v, want %+v", read.Life, read.State, want)
+		}
+	}
+}

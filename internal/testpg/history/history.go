@@ -154,11 +154,13 @@ type Recorder struct {
 	mu        sync.Mutex
 	h         History
 	committed int
+	lists     [][]ID // the longest that was read, of each
+	ledger    [][]int64
 }
 
 // NewRecorder begins a history. Its clock begins now.
 func NewRecorder(w Workload) *Recorder {
-	return &Recorder{start: time.Now(), h: History{Workload: w}}
+	return &Recorder{start: time.Now(), h: History{Workload: w}, lists: make([][]ID, w.Lists), ledger: make([][]int64, w.Clients)}
 }
 
 // Now is the history's clock. It never goes backwards.
@@ -174,11 +176,32 @@ func (r *Recorder) Attempt(a Attempt) {
 	}
 }
 
-// Read adds what a reader saw.
+// Read adds what a reader saw. The read's lists and ledger are kept once for all
+// reads of which they are the beginning: each look shows nearly what the last did.
 func (r *Recorder) Read(read Read) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for i, list := range read.State.Lists {
+		if i < len(r.lists) {
+			read.State.Lists[i] = share(&r.lists[i], list)
+		}
+	}
+	for i, numbers := range read.State.Ledger {
+		if i < len(r.ledger) {
+			read.State.Ledger[i] = share(&r.ledger[i], numbers)
+		}
+	}
 	r.h.Reads = append(r.h.Reads, read)
+}
+
+// share returns got out of known's memory, if the one is the beginning of the other.
+func share[T comparable](known *[]T, got []T) []T {
+	both := min(len(*known), len(got))
+	if !slices.Equal((*known)[:both], got[:both]) {
+		return got
+	}
+	*known = append(*known, got[both:]...)
+	return (*known)[:len(got):len(got)]
 }
 
 // Committed is how many transactions were acknowledged by now.
