@@ -20,6 +20,12 @@ build: ## Build bin/hawser
 test: postgres check ## Run all checks and tests, on real PostgreSQL clusters
 	go test -race -timeout 20m -p 2 ./...
 
+FOR ?= 1h
+SEED ?= 0
+.PHONY: soak
+soak: postgres ## Run with faults and failovers for a long time: make soak FOR=1h SEED=7
+	go test ./internal/soak -run TestSoak -count 1 -v -timeout 0 -soak $(FOR) -seed $(SEED) -keep
+
 .PHONY: check
 check: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l cmd internal); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi

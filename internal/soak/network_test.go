@@ -2,6 +2,7 @@ package soak
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -55,13 +56,16 @@ func (n *network) slow() error {
 
 func (n *network) toxic(format string, args ...any) error {
 	_, err := n.proxy.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(format, args...)))
+	if errors.Is(err, toxiproxy.ErrToxicAlreadyExists) {
+		return nil // two faults of one kind at one time
+	}
 	return err
 }
 
 // heal takes all faults back. It may be called at any time.
 func (n *network) heal() error {
 	n.proxy.Toxics.ResetToxics(context.Background())
-	if err := n.proxy.Start(); err != nil && err != toxiproxy.ErrProxyAlreadyStarted {
+	if err := n.proxy.Start(); err != nil && !errors.Is(err, toxiproxy.ErrProxyAlreadyStarted) {
 		return err
 	}
 	return nil

@@ -84,7 +84,7 @@ func judge(t *testing.T, w *world, c *crowd, sum *total, since time.Duration) {
 // acknowledged has to be there.
 func (c *crowd) firstLook(t *testing.T, primary *side) {
 	t.Helper()
-	if r, err := c.final(primary); err == nil {
+	if r, err := c.once(primary, false); err == nil {
 		c.rec.Read(r)
 	} else {
 		t.Logf("  the new primary could not be read: %v", err) // a fault may have hit it

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/hawser/hawser/internal/testpg"
 	"github.com/hawser/hawser/internal/testpg/history"
@@ -167,9 +168,22 @@ func (c *crowd) try(conn *pgx.Conn, side string, op history.Op) error {
 		return tx.Rollback(ctx)
 	}
 	a.Sent = c.rec.Now()
+	if op.HangUp {
+		a.Outcome = history.Unknown
+		return commitAndGo(conn)
+	}
 	err = tx.Commit(ctx)
 	a.Outcome = outcome(err)
 	return err
+}
+
+var errHungUp = errors.New("the client hung up at its COMMIT")
+
+// commitAndGo sends a COMMIT, and cuts the connection without waiting for the answer.
+func commitAndGo(conn *pgx.Conn) error {
+	f := conn.PgConn().Frontend()
+	f.SendQuery(&pgproto3.Query{String: "COMMIT"})
+	return errors.Join(f.Flush(), conn.PgConn().Conn().Close(), errHungUp)
 }
 
 // outcome: only an answer of the server that is an error and leaves the session
@@ -272,13 +286,23 @@ func state(ctx context.Context, conn *pgx.Conn) (life int, s history.State, err 
 	return life, s, json.Unmarshal(text, &s)
 }
 
-// final reads a side when all is quiet.
-func (c *crowd) final(s *side) (history.Read, error) {
+// once reads a side in a session of its own; quiet refuses while clients write.
+func (c *crowd) once(s *side, quiet bool) (history.Read, error) {
 	conn, err := s.connect(context.Background())
 	if err != nil {
 		return history.Read{}, err
 	}
 	defer hangUp(conn)
+	// Who hung up at a COMMIT has left a session behind that is about to end.
+	var others int
+	err = conn.QueryRow(context.Background(), `SELECT count(*) FROM pg_stat_activity
+		WHERE usename = 'app' AND pid <> pg_backend_pid() AND backend_xid IS NOT NULL`).Scan(&others)
+	if quiet && err == nil && others > 0 {
+		err = fmt.Errorf("%d transactions of clients are open", others)
+	}
+	if err != nil {
+		return history.Read{}, err
+	}
 	return c.see(context.Background(), conn, s)
 }
 
@@ -288,11 +312,11 @@ func (c *crowd) finals(t *testing.T, primary *side) (ends []history.Read) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	testpg.Eventually(t, 2*patience, "both sides answer", func() (bool, error) {
-		a, err := c.final(primary)
+		a, err := c.once(primary, true)
 		if err != nil {
 			return false, err
 		}
-		b, err := c.final(c.w.other(primary))
+		b, err := c.once(c.w.other(primary), true)
 		if err != nil {
 			return false, err
 		}

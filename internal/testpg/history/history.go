@@ -50,6 +50,7 @@ type Op struct {
 	Bulk     int  // bytes that the ledger's row carries besides
 	Detour   bool // does something wrong first, inside a savepoint that is rolled back
 	GiveUp   bool // is rolled back at the end
+	HangUp   bool // its client goes away as soon as it has sent the COMMIT
 }
 
 // Op returns what a client's n-th transaction does. It is the same at every call.
@@ -58,7 +59,7 @@ func (w Workload) Op(client int, n int64) Op {
 	r := rand.New(rand.NewPCG(w.Seed, uint64(id)))
 	op := Op{ID: id, List: r.IntN(w.Lists), From: r.IntN(w.Accounts), Amount: 1 + r.Int64N(9)}
 	op.To = (op.From + 1 + r.IntN(w.Accounts-1)) % w.Accounts
-	op.Detour, op.GiveUp = r.IntN(8) == 0, r.IntN(12) == 0
+	op.Detour, op.GiveUp, op.HangUp = r.IntN(8) == 0, r.IntN(12) == 0, r.IntN(60) == 0
 	if r.IntN(25) == 0 {
 		op.Bulk = 50_000 + r.IntN(400_000) // streamed before its commit
 	}
