@@ -22,12 +22,13 @@ import (
 
 const (
 	writers  = 4
-	lists    = 12
+	lists    = 40
 	accounts = 20
 	opening  = 1000
 	// writeEvery and readEvery leave the machine something for the product itself.
 	writeEvery = 12 * time.Millisecond
-	readEvery  = 60 * time.Millisecond
+	calmEvery  = 150 * time.Millisecond
+	readEvery  = 150 * time.Millisecond
 	retryEvery = 20 * time.Millisecond
 )
 
@@ -90,6 +91,9 @@ func (c *crowd) write(client int) {
 	defer func() { hangUp(conn) }()
 	for n := int64(1); ; {
 		rest := writeEvery
+		if c.w.calm.Load() {
+			rest = calmEvery
+		}
 		var err error
 		if conn == nil {
 			conn, side, err = c.reach(client, n)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +29,8 @@ const (
 	// patience is how long anything may take that has to come by itself. The machine
 	// may be busy with other things.
 	patience = 4 * time.Minute
+	// calmAfter is when the clients give way to a replica that lags behind.
+	calmAfter = 5 * time.Second
 )
 
 // world is two linked instances and the network between them.
@@ -36,6 +39,8 @@ type world struct {
 	sides [2]*side // the server, the managed instance
 	net   *network
 	now   roles
+	// calm: clients write slowly, so that a replica on a busy machine catches up.
+	calm atomic.Bool
 }
 
 // side is one instance: an agent, and PostgreSQL.
@@ -395,11 +400,13 @@ func (w *world) other(s *side) *side {
 // follows it. That has to come by itself once nothing is broken any more.
 func (w *world) awaitSynchronized(t *testing.T) {
 	t.Helper()
-	agreed := 0
+	agreed, began := 0, time.Now()
+	defer w.calm.Store(false)
 	testpg.Eventually(t, patience, "nothing is broken any more, so the link is synchronized", func() (bool, error) {
 		primary, err := w.agreed()
 		if err != nil {
 			agreed = 0
+			w.calm.Store(time.Since(began) > calmAfter)
 			return false, err
 		}
 		// Twice: a failover that broke off may still be on its way.

@@ -60,8 +60,8 @@ func (w Workload) Op(client int, n int64) Op {
 	op := Op{ID: id, List: r.IntN(w.Lists), From: r.IntN(w.Accounts), Amount: 1 + r.Int64N(9)}
 	op.To = (op.From + 1 + r.IntN(w.Accounts-1)) % w.Accounts
 	op.Detour, op.GiveUp, op.HangUp = r.IntN(8) == 0, r.IntN(12) == 0, r.IntN(60) == 0
-	if r.IntN(25) == 0 {
-		op.Bulk = 50_000 + r.IntN(400_000) // streamed before its commit
+	if r.IntN(60) == 0 {
+		op.Bulk = 50_000 + r.IntN(250_000) // streamed before its commit
 	}
 	return op
 }
