@@ -72,12 +72,12 @@ func plan(seed uint64, round int) []step {
 	var steps []step
 	for range 6 {
 		s := step{failover: r.IntN(2) == 0, asked: r.IntN(2), settle: r.IntN(3) > 0}
-		n := 1 + r.IntN(2)
+		n, within := 1+r.IntN(2), 1200
 		if s.failover {
-			n = r.IntN(3)
+			n, within = r.IntN(3), 600 // a failover is soon over
 		}
 		for range n {
-			f := fault{kind: kinds[r.IntN(len(kinds))], side: r.IntN(2), after: ms(r, 1200), hold: ms(r, 2000)}
+			f := fault{kind: kinds[r.IntN(len(kinds))], side: r.IntN(2), after: ms(r, within), hold: ms(r, 2000)}
 			if r.IntN(6) == 0 {
 				f.hold = 10*time.Second + ms(r, 10_000) // longer than the agents wait for a sign of life
 			}
