@@ -76,10 +76,11 @@ func (r *roles) get() (*side, int) {
 }
 
 // settings make what is rare in a small test happen: transactions are streamed
-// before their commit, and spill.
-var settings = map[string]string{
-	"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB", "logical_decoding_work_mem": "64kB", "autovacuum_naptime": "10s",
-}
+// before their commit, and a crash of a replica takes back two seconds of commits.
+var settings = map[string]string{"logical_decoding_work_mem": "64kB", "wal_writer_delay": "2s"}
+
+// small makes the managed cluster quick and small, as testpg's are.
+var small = map[string]string{"fsync": "off", "full_page_writes": "off", "shared_buffers": "32MB", "autovacuum_naptime": "10s"}
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
@@ -101,14 +102,16 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 
-	alpha.theirs = testpg.Start(t, map[string]string{"logical_decoding_work_mem": "64kB"})
+	alpha.theirs = testpg.Start(t, settings)
 	alpha.port, alpha.data, alpha.admin = alpha.theirs.Port(), alpha.theirs.DataDir(), alpha.theirs.Server()
 	alpha.args = []string{"--postgres-connection", alpha.theirs.DSN("postgres")}
 
 	beta.port, beta.data = freePort(t), filepath.Join(beta.dir, "data")
 	var list []string
-	for name, value := range settings {
-		list = append(list, name+"="+value)
+	for _, some := range []map[string]string{settings, small} {
+		for name, value := range some {
+			list = append(list, name+"="+value)
+		}
 	}
 	beta.args = []string{"--postgres-managed-data-dir", beta.data, "--postgres-managed-port", strconv.Itoa(beta.port),
 		"--postgres-managed-listen-addresses", "127.0.0.1", "--postgres-managed-settings", strings.Join(list, ",")}
