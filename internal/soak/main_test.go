@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	duration = flag.Duration("soak", 40*time.Second, "how long rounds are begun")
+	duration = flag.Duration("soak", 30*time.Second, "how long rounds are begun")
 	seed     = flag.Uint64("seed", 0, "seed of the schedule; 0 takes a new one, which is printed")
 	keep     = flag.Bool("keep", false, "leave the instances' directory, with the agents' logs, when the test failed")
 )
