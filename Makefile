@@ -28,7 +28,7 @@ soak: postgres ## Run with faults and failovers for a long time: make soak FOR=1
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck
-	@out=$$(gofmt -l cmd internal); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
+	@out=$$(gofmt -l bench cmd internal); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi
 	go vet ./...
 	$(STATICCHECK) ./...
 
@@ -44,3 +44,11 @@ proto: ## Generate the peers' protocol (needs protoc, protoc-gen-go, protoc-gen-
 .PHONY: postgres
 postgres: ## Install PostgreSQL from Debian's packages, if it is missing
 	@scripts/install-postgres.sh
+
+.PHONY: bench
+bench: postgres build ## Measure Hawser against its rivals (an hour); writes bench/RESULTS.md
+	go run ./bench
+
+.PHONY: bench-short
+bench-short: postgres build ## The same with a tenth of the data, one round: shows that all of it runs
+	go run ./bench -short -rounds 1 -out /tmp/hawser-bench-short.md -json /tmp/hawser-bench-short.json

@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// work is one kind of measurement.
+type work struct {
+	name, title string
+	note        string // what is done, for the reader
+	unit        string // of metric "value"
+	more        bool   // more of it is better
+	rivals      []string
+	bars        []bar
+	run         func(ctx context.Context, b *bench, w *work) error
+	load        func(ctx context.Context, b *bench, s *server, round int) error // of a backlog
+}
+
+// bar is what Hawser has to reach: its speed, as a multiple of a rival's.
+type bar struct {
+	against string
+	ratio   float64
+}
+
+// works is filled by init, since works refer to functions that refer to it.
+var works []*work
+
+func init() {
+	everyone := []string{"native", "native-streaming", "hawser", "pglogical", "decode"}
+	works = []*work{
+		{name: "small", title: "Backlog of small transactions", unit: "s", rivals: []string{"native", "hawser", "pglogical", "decode"},
+			note: "200,000 transactions of pgbench -N (one update, one insert), scale 40",
+			bars: []bar{{"native", 2.0}}, run: runBacklog, load: loadSmall},
+		{name: "inserts", title: "Backlog of one transaction of inserts", unit: "s", rivals: everyone,
+			note: "one transaction that inserts 1,000,000 rows",
+			bars: []bar{{"native", 1.3}, {"native-streaming", 1.0}}, run: runBacklog, load: loadInserts},
+		{name: "updates", title: "Backlog of one transaction of updates", unit: "s", rivals: everyone,
+			note: "one transaction that updates 500,000 rows of pgbench_accounts",
+			bars: []bar{{"native", 1.5}}, run: runBacklog, load: loadUpdates},
+		{name: "mixed", title: "Backlog of mixed transactions", unit: "s", rivals: []string{"native", "hawser", "pglogical", "decode"},
+			note: "40,000 transactions shaped after TPC-C: foreign keys, secondary indexes, deletes, large values, a table without a key",
+			bars: []bar{{"native", 1.5}}, run: runBacklog, load: loadMixed},
+	}
+}
+
+func workNames() []string {
+	var names []string
+	for _, w := range works {
+		names = append(names, w.name)
+	}
+	return names
+}
+
+// runBacklog stops the contestants one after another, writes while they are
+// stopped, and measures how long each needs to catch up.
+func runBacklog(ctx context.Context, b *bench, w *work) error {
+	entries, err := b.contestants(ctx, w.rivals)
+	if err != nil {
+		return err
+	}
+	b.book.start(w)
+	for round := range b.rounds {
+		for _, e := range turned(entries, round) {
+			s, err := b.backlog(ctx, e, func(s *server) error { return w.load(ctx, b, s, round) })
+			if err != nil {
+				return fmt.Errorf("%s, round %d: %w", e.name, round+1, err)
+			}
+			b.book.add(w, e.name, s)
+			b.say("%-8s round %d  %-18s %6.2f s  %s", w.name, round+1, e.title, s["value"], s.cost())
+		}
+	}
+	for _, e := range entries {
+		if err := e.equal(ctx); err != nil {
+			return fmt.Errorf("%s: %w", e.name, err)
+		}
+	}
+	return nil
+}
+
+// backlog is one measurement.
+func (b *bench) backlog(ctx context.Context, e *entry, load func(*server) error) (sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Minute)
+	defer cancel()
+	p := e.pair
+	if err := p.rest(ctx); err != nil {
+		return nil, err
+	}
+	if err := e.c.hold(ctx); err != nil {
+		return nil, fmt.Errorf("stop following: %w", err)
+	}
+	before, err := written(ctx, p.primary)
+	if err != nil {
+		return nil, err
+	}
+	if err := load(p.primary); err != nil {
+		return nil, err
+	}
+	after, err := written(ctx, p.primary)
+	if err != nil {
+		return nil, err
+	}
+	b.marker++
+	if err := p.primary.exec(ctx, database, fmt.Sprintf("INSERT INTO bench_marker VALUES (%d)", b.marker), "CHECKPOINT"); err != nil {
+		return nil, err
+	}
+	end, err := p.primary.text(ctx, database, `SELECT pg_current_wal_flush_lsn()::text`)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.replica.exec(ctx, database, "CHECKPOINT"); err != nil {
+		return nil, err
+	}
+	m := startMeter(e)
+	if err := e.c.catchUp(ctx, b.marker, end); err != nil {
+		return nil, err
+	}
+	s := m.stop()
+	s["changes"] = after - before
+	return s, nil
+}
+
+// written is how many rows were written to the primary's database since its start.
+func written(ctx context.Context, s *server) (float64, error) {
+	text, err := s.text(ctx, database, `SELECT sum(n_tup_ins + n_tup_upd + n_tup_del)::text FROM pg_stat_user_tables WHERE schemaname = 'public'`)
+	if err != nil {
+		return 0, err
+	}
+	var n float64
+	_, err = fmt.Sscan(text, &n)
+	return n, err
+}
+
+// equal compares both sides, so that nobody is fast by leaving something out.
+func (e *entry) equal(ctx context.Context) error {
+	if e.limit {
+		return nil
+	}
+	const digest = `
+		SELECT string_agg(t, E'\n' ORDER BY t) FROM (
+			SELECT format('%s %s', relname, (xpath('/row/x/text()', query_to_xml(format(
+				'SELECT count(*) || '' rows, '' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) AS x FROM %s t', c.oid::regclass), false, true, '')))[1]) AS t
+			FROM pg_class c WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace) x`
+	var sides [2]string
+	for i, s := range []*server{e.pair.primary, e.pair.replica} {
+		var err error
+		if sides[i], err = s.text(ctx, database, digest); err != nil {
+			return fmt.Errorf("compare both sides: %w", err)
+		}
+	}
+	if sides[0] != sides[1] {
+		return errors.New("the replica differs:\n" + sides[0] + "\nand\n" + sides[1])
+	}
+	return nil
+}
+
+// pgbench writes without waiting for each commit's disk: only the WAL counts.
+func (b *bench) pgbench(ctx context.Context, s *server, args ...string) error {
+	cmd := s.command(ctx, "pgbench", append([]string{"--no-vacuum", "--client=8", "--jobs=2", "--max-tries=10"}, append(args, database)...)...)
+	cmd.Env = append(cmd.Env, "PGOPTIONS=-c synchronous_commit=off")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("pgbench: %w: %s", err, last(out))
+	}
+	return nil
+}
+
+func loadSmall(ctx context.Context, b *bench, s *server, round int) error {
+	return b.small(ctx, s, b.size(200_000), round)
+}
+
+func (b *bench) small(ctx context.Context, s *server, transactions, round int) error {
+	return b.pgbench(ctx, s, "--skip-some-updates", "--protocol=prepared", fmt.Sprintf("--transactions=%d", transactions/8), fmt.Sprintf("--random-seed=%d", round+1))
+}
+
+func loadInserts(ctx context.Context, b *bench, s *server, round int) error {
+	n := b.size(1_000_000)
+	return s.exec(ctx, database, fmt.Sprintf(
+		`INSERT INTO bulk SELECT i, i %% 1000, md5(i::text), now() FROM generate_series(%d, %d) i`, round*n+1, (round+1)*n))
+}
+
+func loadUpdates(ctx context.Context, b *bench, s *server, _ int) error {
+	return s.exec(ctx, database, fmt.Sprintf(`UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid <= %d`, b.size(500_000)))
+}
+
+// mixedScripts are the kinds of transactions, with their weights.
+var mixedScripts = []struct {
+	name, text string
+	weight     int
+}{
+	{"order", "SELECT mixed_order(:w, :d, :c, :i)", 40},
+	{"payment", "SELECT mixed_payment(:w, :d, :c)", 40},
+	{"delivery", "SELECT mixed_delivery(:w, :d)", 12},
+	{"document", "SELECT mixed_document(:id, false)", 6},
+	{"rewrite", "SELECT mixed_document(:id, true)", 2},
+}
+
+func loadMixed(ctx context.Context, b *bench, s *server, round int) error {
+	vars := fmt.Sprintf("\\set w random(1, %d)\n\\set d random(1, 10)\n\\set c random(1, 1000)\n\\set i random(1, 9900)\n\\set id random(1, 2000)\n", b.size(10))
+	args := []string{"--protocol=prepared", fmt.Sprintf("--transactions=%d", b.size(40_000)/8), fmt.Sprintf("--random-seed=%d", round+1)}
+	for _, m := range mixedScripts {
+		file := filepath.Join(b.dir, "mixed-"+m.name+".pgbench")
+		if err := os.WriteFile(file, []byte(vars+m.text+";\n"), 0o644); err != nil {
+			return err
+		}
+		args = append(args, fmt.Sprintf("--file=%s@%d", file, m.weight))
+	}
+	return b.pgbench(ctx, s, args...)
+}
+
+// sample is what one measurement gave, by name.
+type sample map[string]float64
+
+// cost is the sample's CPU and memory, in words.
+func (s sample) cost() string {
+	parts := []string{fmt.Sprintf("CPU primary %.1f s, replica %.1f s", s["cpu_primary"], s["cpu_replica"])}
+	if s["rss_agent_primary"] > 0 {
+		parts = append(parts, fmt.Sprintf("agents %.1f s %.0f MB, %.1f s %.0f MB",
+			s["cpu_agent_primary"], s["rss_agent_primary"], s["cpu_agent_replica"], s["rss_agent_replica"]))
+	}
+	return strings.Join(append(parts, fmt.Sprintf("load %.1f", s["load"])), "; ")
+}
+
+// meter measures one stretch of work.
+type meter struct {
+	e     *entry
+	cpu   []float64
+	begun time.Time
+}
+
+func startMeter(e *entry) *meter {
+	for _, pid := range e.c.agents() {
+		resetRSS(pid)
+	}
+	return &meter{e: e, cpu: e.cpu(), begun: time.Now()}
+}
+
+func (m *meter) stop() sample {
+	s := sample{"value": time.Since(m.begun).Seconds(), "load": loadAverage()}
+	for i, now := range m.e.cpu() {
+		s[[]string{"cpu_primary", "cpu_replica", "cpu_agent_primary", "cpu_agent_replica"}[i]] = now - m.cpu[i]
+	}
+	for i, pid := range m.e.c.agents() {
+		s[[]string{"rss_agent_primary", "rss_agent_replica"}[i]] = peakRSS(pid)
+	}
+	return s
+}
+
+// cpu is that of the primary, the replica and the agents, in this order.
+func (e *entry) cpu() []float64 {
+	out := []float64{cpuOfCluster(e.pair.primary.postmaster()), cpuOfCluster(e.pair.replica.postmaster())}
+	for _, pid := range e.c.agents() {
+		out = append(out, cpu(pid))
+	}
+	return out
+}
