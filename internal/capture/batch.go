@@ -3,8 +3,23 @@ package capture
 import (
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/hawser/hawser/internal/frame"
+)
+
+const (
+	// A frame costs both agents as much as a hundred records do, and the server sends
+	// each record by itself. So a batch goes at once only while few do: pace is their
+	// distance in a long run, and burst is how far ahead of it they may be. A link with
+	// fewer than a thousand transactions a second never waits.
+	pace  = time.Millisecond
+	burst = 20 * pace
+	// linger is how long records wait for the end of their transaction, without which
+	// they are of no use to the secondary.
+	linger = 2 * time.Millisecond
+	// enoughBytes go in any case.
+	enoughBytes = 64 << 10
 )
 
 // batch passes records from the goroutine that reads the server to the one that
@@ -13,10 +28,14 @@ import (
 type batch struct {
 	mu     sync.Mutex
 	cond   sync.Cond
+	timer  *time.Timer // wakes take
 	closed bool
 
 	fill  buffer
 	spare buffer
+	first time.Time // when fill's first record came
+	whole bool      // fill ends with a commit
+	paid  time.Time // pace for each batch that went
 	end   frame.LSN // of the last keepalive; it stands behind the records in fill
 }
 
@@ -29,7 +48,27 @@ type buffer struct {
 
 var errBatchClosed = errors.New("the stream is closing")
 
-func (b *batch) init() { b.cond.L = &b.mu }
+func (b *batch) init() {
+	b.cond.L = &b.mu
+	b.timer = time.AfterFunc(time.Hour, func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.cond.Broadcast()
+	})
+	b.timer.Stop()
+}
+
+// due is how long the records in fill have to wait yet.
+func (b *batch) due(now time.Time) time.Duration {
+	if len(b.fill.bytes) >= enoughBytes {
+		return 0
+	}
+	wait := b.paid.Add(-burst).Sub(now)
+	if !b.whole && b.end == 0 {
+		wait = max(wait, b.first.Add(linger).Sub(now))
+	}
+	return max(wait, 0)
+}
 
 // add copies a record; payload may be reused by the caller. It blocks while the
 // batch is full. A record that is larger than a batch travels alone.
@@ -42,12 +81,30 @@ func (b *batch) add(lsn frame.LSN, payload []byte) error {
 	if b.closed {
 		return errBatchClosed
 	}
+	first := len(b.fill.lsns) == 0
+	if first {
+		b.first = time.Now()
+	}
+	few := len(b.fill.bytes) < enoughBytes
 	b.fill.bytes = append(b.fill.bytes, payload...)
 	b.fill.lsns = append(b.fill.lsns, lsn)
 	b.fill.ends = append(b.fill.ends, len(b.fill.bytes))
 	b.end = 0 // a keepalive before this record says nothing more than the record does
-	b.cond.Broadcast()
+	b.whole = isCommit(payload)
+	// Waking take for each record would cost more than the record does.
+	if few && (first || b.whole || len(b.fill.bytes) >= enoughBytes) {
+		b.wake(time.Now())
+	}
 	return nil
+}
+
+// wake lets take run as soon as the records in fill are due.
+func (b *batch) wake(now time.Time) {
+	if wait := b.due(now); wait > 0 {
+		b.timer.Reset(wait)
+		return
+	}
+	b.cond.Broadcast()
 }
 
 func (b *batch) keepalive(end frame.LSN) error {
@@ -65,22 +122,41 @@ func (b *batch) keepalive(end frame.LSN) error {
 func (b *batch) take() ([]frame.Record, frame.LSN, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for !b.closed && len(b.fill.lsns) == 0 && b.end == 0 {
+	for !b.closed {
+		if len(b.fill.lsns) > 0 {
+			wait := b.due(time.Now())
+			if wait == 0 {
+				break
+			}
+			b.timer.Reset(wait)
+		} else if b.end > 0 {
+			break
+		}
 		b.cond.Wait()
 	}
 	if b.closed {
 		return nil, 0, errBatchClosed
 	}
+	if now := time.Now(); b.paid.Before(now) {
+		b.paid = now
+	}
+	b.paid = b.paid.Add(pace)
 	full, end := b.fill, b.end
 	b.fill, b.spare, b.end = b.spare.reset(), full, 0
 	b.cond.Broadcast()
 	return full.records(), end, nil
 }
 
+// isCommit peeks at a record's type: Commit, or Stream Commit.
+func isCommit(payload []byte) bool {
+	return len(payload) > 0 && (payload[0] == 'C' || payload[0] == 'c')
+}
+
 func (b *batch) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed = true
+	b.timer.Stop()
 	b.cond.Broadcast()
 }
 

@@ -1,0 +1,102 @@
+package capture
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/frame"
+)
+
+func newBatch(t *testing.T) *batch {
+	t.Helper()
+	b := &batch{}
+	b.init()
+	t.Cleanup(b.close)
+	return b
+}
+
+func put(t *testing.T, b *batch, lsn frame.LSN, payload string) {
+	t.Helper()
+	if err := b.add(lsn, []byte(payload)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func take(t *testing.T, b *batch) []frame.Record {
+	t.Helper()
+	records, _, err := b.take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append([]frame.Record(nil), records...)
+}
+
+// A transaction on an idle line travels whole, and at once.
+func TestBatchWaitsForTheCommit(t *testing.T) {
+	b := newBatch(t)
+	put(t, b, 1, "B")
+	if b.due(b.first) != linger {
+		t.Errorf("a begin alone is due in %s, not in %s", b.due(b.first), linger)
+	}
+	put(t, b, 2, "I")
+	put(t, b, 3, "C")
+	if b.due(time.Now()) != 0 {
+		t.Error("a whole transaction has to wait on an idle line")
+	}
+	if got := take(t, b); len(got) != 3 {
+		t.Errorf("%d records, not 3", len(got))
+	}
+}
+
+// A transaction whose end is long in coming is sent in parts.
+func TestBatchDoesNotWaitForeverForTheCommit(t *testing.T) {
+	b := newBatch(t)
+	put(t, b, 1, "B")
+	if got := take(t, b); len(got) != 1 {
+		t.Errorf("%d records, not 1", len(got))
+	}
+}
+
+// Many small transactions share frames; a large one does not wait.
+func TestBatchKeepsPace(t *testing.T) {
+	b := newBatch(t)
+	for range 2 * burst / pace {
+		put(t, b, 1, "C")
+		take(t, b)
+	}
+	put(t, b, 1, "C")
+	if now := b.paid.Add(-burst - pace/2); b.due(now) != pace/2 {
+		t.Errorf("due in %s behind a burst, not in %s", b.due(now), pace/2)
+	}
+	put(t, b, 2, string(make([]byte, enoughBytes)))
+	if b.due(time.Now()) != 0 {
+		t.Error("a large batch has to wait")
+	}
+}
+
+// What is taken has the order and the bytes of what was put in, whatever was lent.
+func TestBatchKeepsOrder(t *testing.T) {
+	b := newBatch(t)
+	const n = 20000
+	go func() {
+		scratch := make([]byte, 1)
+		for i := range n {
+			scratch[0] = "BIC"[i%3]
+			if b.add(frame.LSN(i+1), scratch) != nil {
+				return
+			}
+		}
+	}()
+	frames := 0
+	for next := 0; next < n; frames++ {
+		for _, r := range take(t, b) {
+			if r.LSN != frame.LSN(next+1) || r.Payload[0] != "BIC"[next%3] {
+				t.Fatalf("record %d is %s %q", next, r.LSN, r.Payload)
+			}
+			next++
+		}
+	}
+	if frames > n/10 {
+		t.Errorf("%d records travelled in %d frames", n, frames)
+	}
+}
