@@ -101,6 +101,8 @@ type Applier struct {
 	conn *pgx.Conn
 	out  *writer
 
+	values [][]byte // of the statement at hand, for reuse
+
 	dec       pgoutput.Decoder
 	relations map[uint32]*relation
 	types     map[uint32]pgoutput.Type

@@ -30,7 +30,10 @@ type target struct {
 	columns    []column // in the order of the stream's columns
 	key        []int    // columns that find a row; nil: the whole row
 	full       bool     // the primary sends whole old rows
+	checks     bool     // it has CHECK constraints, which may look at other tables
 	statements map[string]*statement
+	inserts    *gather               // of rows that were not written yet; nil until one is
+	updates    map[uint64]*statement // by the columns that were not sent
 }
 
 type column struct {
@@ -72,10 +75,17 @@ func (a *Applier) forgetTarget(r *relation) {
 	if r.target == nil {
 		return
 	}
-	for _, s := range r.target.statements {
-		a.out.forget(s)
-	}
+	a.forgetStatements(r.target)
 	r.target = nil
+}
+
+func (a *Applier) forgetStatements(t *target) {
+	a.out.release(t)
+	for key, s := range t.statements {
+		a.out.forget(s)
+		delete(t.statements, key)
+	}
+	clear(t.updates)
 }
 
 // forgetTargets is called after DDL.
@@ -106,7 +116,8 @@ SELECT c.oid, a.attname, a.attnum, a.atttypid, format_type(a.atttypid, NULL), a.
                  JOIN pg_amop f ON f.amopfamily = o.opcfamily AND f.amopstrategy = 3 AND f.amoplefttype = o.opcintype AND f.amoprighttype = o.opcintype
                  JOIN pg_operator p ON p.oid = f.amopopr JOIN pg_namespace s ON s.oid = p.oprnamespace
                  WHERE o.opcdefault AND o.opcintype = b.base), ''), c.relkind,
-       coalesce(a.attnum = ANY (k.indkey::int2[]), false)
+       coalesce(a.attnum = ANY (k.indkey::int2[]), false),
+       EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c')
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -168,6 +179,7 @@ type columnFound struct {
 	table  uint32 // the replica's oid
 	kind   string // 'r', or 'p' of a partitioned table
 	unique bool   // of the index that finds a row best
+	checks bool   // the table has CHECK constraints
 }
 
 func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFound, error) {
@@ -178,7 +190,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.typ, &f.generated, &f.always, &f.equal, &f.kind, &f.unique}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.typ, &f.generated, &f.always, &f.equal, &f.kind, &f.unique, &f.checks}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -196,7 +208,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 		return nil, problem.New("table-missing", "table "+r.quoted, "it has changes on the primary and does not exist on the replica",
 			"create it on the replica as it is on the primary, then hawser link resume NAME")
 	}
-	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}}
+	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}, updates: map[uint64]*statement{}}
 	var flagged, unique []int
 	for i, c := range r.def.Columns {
 		f, ok := byName[c.Name]
@@ -204,7 +216,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 			return nil, problem.New("column-missing", "column "+postgres.QuoteIdent(c.Name)+" of table "+r.quoted,
 				"it exists on the primary and not on the replica", "add it on the replica as it is on the primary, then hawser link resume NAME")
 		}
-		t.oid, t.rows = f.table, "ONLY "+r.quoted
+		t.oid, t.rows, t.checks = f.table, "ONLY "+r.quoted, f.checks
 		if f.kind == "p" {
 			t.rows = r.quoted
 		}
@@ -247,12 +259,15 @@ type builder struct {
 
 func (b *builder) param(c column, v pgoutput.Column) string {
 	b.oids = append(b.oids, c.oid)
-	if v.Kind == pgoutput.Null {
-		b.values = append(b.values, nil)
-	} else {
-		b.values = append(b.values, nonNil(v.Data))
-	}
+	b.values = append(b.values, parameter(v))
 	return "$" + strconv.Itoa(len(b.oids))
+}
+
+func parameter(v pgoutput.Column) []byte {
+	if v.Kind == pgoutput.Null {
+		return nil
+	}
+	return nonNil(v.Data)
 }
 
 // nonNil keeps an empty string from being sent as NULL.
@@ -273,28 +288,14 @@ func (a *Applier) insert(ctx context.Context, r *relation, m *pgoutput.Insert) e
 	if skip, err := a.withheld(ctx, r, m.New); skip || err != nil {
 		return err
 	}
-	var b builder
-	b.WriteString("INSERT INTO " + r.quoted)
-	writeRow(&b, r.target, m.New)
-	return a.run(ctx, r, "INSERT", &b)
-}
-
-// writeRow writes the columns and values of a whole row. OVERRIDING SYSTEM VALUE
-// lets an identity column take the primary's value.
-func writeRow(b *builder, t *target, row []pgoutput.Column) {
-	var names, values []string
-	for i, c := range t.columns {
-		if c.generated {
-			continue
-		}
-		names = append(names, c.name)
-		values = append(values, b.param(c, row[i]))
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
 	}
-	if len(names) == 0 {
-		b.WriteString(" DEFAULT VALUES")
-		return
+	if r.target.inserts == nil {
+		r.target.inserts = newGather(r, a.statement)
 	}
-	b.WriteString(" (" + strings.Join(names, ", ") + ") OVERRIDING SYSTEM VALUE VALUES (" + strings.Join(values, ", ") + ")")
+	a.batch.changes++
+	return a.out.insert(r.target.inserts, m.New)
 }
 
 func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) error {
@@ -319,6 +320,15 @@ func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) e
 			return a.replace(ctx, r, old, m.New)
 		}
 	}
+	if err := a.out.order(t, false); err != nil {
+		return err
+	}
+	sent, known := t.sent(m.New)
+	if s := t.updates[sent]; known && s != nil {
+		if values, ok := a.updateValues(t, old, m.New); ok {
+			return a.send(ctx, r, "UPDATE", s, values)
+		}
+	}
 	var b builder
 	var sets []string
 	for i, c := range t.columns {
@@ -334,7 +344,44 @@ func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) e
 	if err := a.where(&b, r, old); err != nil {
 		return err
 	}
-	return a.run(ctx, r, "UPDATE", &b)
+	s := a.statement(r, b.String(), b.oids, "UPDATE")
+	if known {
+		t.updates[sent] = s
+	}
+	return a.send(ctx, r, "UPDATE", s, b.values)
+}
+
+// sent names the columns of an update that were sent, where these alone make its
+// statement: the text is then not written anew for each row.
+func (t *target) sent(row []pgoutput.Column) (columns uint64, known bool) {
+	if len(t.key) == 0 || len(row) > 64 {
+		return 0, false
+	}
+	for i, v := range row {
+		if v.Kind != pgoutput.Unchanged {
+			columns |= 1 << i
+		}
+	}
+	return columns, true
+}
+
+// updateValues are the parameters of update's statement, in its order. It is false
+// for a key that update refuses.
+func (a *Applier) updateValues(t *target, old, row []pgoutput.Column) ([][]byte, bool) {
+	values := a.values[:0]
+	for i, c := range t.columns {
+		if !c.generated && !c.always && row[i].Kind != pgoutput.Unchanged {
+			values = append(values, parameter(row[i]))
+		}
+	}
+	for _, i := range t.key {
+		if old[i].Kind == pgoutput.Unchanged || old[i].Kind == pgoutput.Null {
+			return nil, false
+		}
+		values = append(values, parameter(old[i]))
+	}
+	a.values = values
+	return values, true
 }
 
 // changes tells whether an update may have changed column i. A column of the key
@@ -459,24 +506,31 @@ func (r *relation) fits(row []pgoutput.Column) error {
 
 // run queues a change; it must meet exactly one row.
 func (a *Applier) run(ctx context.Context, r *relation, verb string, b *builder) error {
-	if err := a.ensureBatch(ctx); err != nil {
+	if err := a.out.order(r.target, false); err != nil {
 		return err
 	}
-	sql := b.String()
-	what := &doing{verb, r}
+	return a.send(ctx, r, verb, a.statement(r, b.String(), b.oids, verb), b.values)
+}
+
+// statement returns a table's prepared statement.
+func (a *Applier) statement(r *relation, sql string, oids []uint32, verb string) *statement {
 	s := r.target.statements[sql]
 	if s == nil {
 		if len(r.target.statements) >= maxStatements {
-			for key, old := range r.target.statements {
-				a.out.forget(old)
-				delete(r.target.statements, key)
-			}
+			a.forgetStatements(r.target)
 		}
-		s = a.out.prepare(sql, b.oids, what)
+		s = a.out.prepare(sql, oids, &doing{verb, r})
 		r.target.statements[sql] = s
 	}
+	return s
+}
+
+func (a *Applier) send(ctx context.Context, r *relation, verb string, s *statement, values [][]byte) error {
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
+	}
 	a.batch.changes++
-	return a.out.exec(s, b.values, expectation{affected: 1, what: what})
+	return a.out.send(s, values, expectation{affected: 1, what: &doing{verb, r}})
 }
 
 // truncate empties the tables that are live.

@@ -30,6 +30,10 @@ type writer struct {
 	names  int
 	mine   map[string]*statement
 	broken bool // the connection's state is unknown: nothing may follow
+
+	gathered []*gather // those that hold rows
+	held     int       // bytes in them
+	late     error     // of rows that were written where no error could be returned
 }
 
 // expectation is what the answer to one request must be.
@@ -79,9 +83,16 @@ func (w *writer) forget(s *statement) {
 	w.push(expectation{prepare: true}, 0)
 }
 
-// exec queues a prepared statement with its values in text form. It blocks while
-// too much is under way.
+// exec queues a prepared statement with its values in text form, behind all rows
+// that are held. It blocks while too much is under way.
 func (w *writer) exec(s *statement, values [][]byte, want expectation) error {
+	if err := w.settle(); err != nil {
+		return err
+	}
+	return w.send(s, values, want)
+}
+
+func (w *writer) send(s *statement, values [][]byte, want expectation) error {
 	w.start()
 	w.pipe.SendQueryPrepared(s.name, values, nil, nil)
 	size := 0
@@ -114,6 +125,9 @@ func (w *writer) push(e expectation, size int) {
 
 // idle waits for every answer and leaves the connection free for other use.
 func (w *writer) idle() error {
+	if err := w.settle(); err != nil {
+		return err
+	}
 	if w.pipe == nil {
 		return nil
 	}
