@@ -70,6 +70,18 @@ func (b *batch) due(now time.Time) time.Duration {
 	return max(wait, 0)
 }
 
+// rest is how long the reader of the server may rest, since what it would bring
+// had to wait for its turn anyway: it then reads many records at once, where it would
+// wake up for each.
+func (b *batch) rest() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.fill.bytes) >= enoughBytes {
+		return 0
+	}
+	return max(0, time.Until(b.paid.Add(-burst)))
+}
+
 // add copies a record; payload may be reused by the caller. It blocks while the
 // batch is full. A record that is larger than a batch travels alone.
 func (b *batch) add(lsn frame.LSN, payload []byte) error {
@@ -137,10 +149,14 @@ func (b *batch) take() ([]frame.Record, frame.LSN, error) {
 	if b.closed {
 		return nil, 0, errBatchClosed
 	}
-	if now := time.Now(); b.paid.Before(now) {
+	now := time.Now()
+	if b.paid.Before(now) {
 		b.paid = now
 	}
 	b.paid = b.paid.Add(pace)
+	if most := now.Add(burst + pace); b.paid.After(most) { // large batches pay no more
+		b.paid = most
+	}
 	full, end := b.fill, b.end
 	b.fill, b.spare, b.end = b.spare.reset(), full, 0
 	b.cond.Broadcast()

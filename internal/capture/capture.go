@@ -157,6 +157,9 @@ func slotProblem(name string, err error) error {
 // the batch is full, and TCP's flow control then holds the server.
 func (r *run) receive(ctx context.Context) error {
 	for {
+		if r.conn.Frontend().ReadBufferLen() == 0 {
+			time.Sleep(r.batch.rest()) // at most a pace
+		}
 		msg, err := r.conn.ReceiveMessage(ctx)
 		if err != nil {
 			return fmt.Errorf("read the replication stream: %w", err)
