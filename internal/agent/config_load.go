@@ -106,8 +106,12 @@ func keysOf(v reflect.Value, prefix string) []configKey {
 		if standard == "" {
 			standard = textOf(value)
 		}
+		kind := value.Kind()
+		if _, ok := value.Interface().(fmt.Stringer); ok {
+			kind = reflect.String // a level or a size is written as text
+		}
 		keys = append(keys, configKey{
-			name: name, doc: field.Tag.Get("doc"), standard: standard, kind: value.Kind(),
+			name: name, doc: field.Tag.Get("doc"), standard: standard, kind: kind,
 			flag: strings.NewReplacer(".", "-", "_", "-").Replace(name),
 			env:  envPrefix + strings.ToUpper(strings.ReplaceAll(name, ".", "_")),
 		})
@@ -219,7 +223,7 @@ func (s *envSource) read(name, value string) (string, any) {
 		}
 		return key.name, m
 	}
-	if !isForeign(name) {
+	if !isForeign(name, value) {
 		known := make([]string, len(s.keys))
 		for i, key := range s.keys {
 			known[i] = key.env
@@ -232,12 +236,15 @@ func (s *envSource) read(name, value string) (string, any) {
 // isForeign knows the HAWSER_ variables that are not keys: those of the command
 // line, and those that Kubernetes sets in every container for a Service whose
 // name begins with hawser.
-func isForeign(name string) bool {
+func isForeign(name, value string) bool {
 	switch name {
 	case "HAWSER_CONFIG", "HAWSER_TOKEN_FILE", "HAWSER_PG_BIN":
 		return true
 	}
-	kubernetes := regexp.MustCompile(`^HAWSER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$`)
+	if strings.HasSuffix(name, "_PORT") && !strings.HasSuffix(name, "_SERVICE_PORT") {
+		return strings.Contains(value, "://") // else it may be a key that is spelt wrong
+	}
+	kubernetes := regexp.MustCompile(`^HAWSER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$`)
 	return kubernetes.MatchString(name)
 }
 
