@@ -144,8 +144,9 @@ func (a *app) linkVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify NAME",
 		Short: "Prove that both sides hold the same rows",
-		Long: `Compares every table of both sides at one position, while writes go on. The exit
-code is 6 when they differ, and 1 when not all could be compared.`,
+		Long: `Compares both sides at one position, while writes go on: the rows of every table, the
+definitions of all objects, and the sequences. The exit code is 6 when something
+differs, and 1 when not all could be compared.`,
 		Example:           "  hawser link verify orders",
 		Args:              args("NAME"),
 		ValidArgsFunction: a.completeLink,
@@ -171,7 +172,7 @@ code is 6 when they differ, and 1 when not all could be compared.`,
 	return c
 }
 
-// differing counts the tables that were compared and differ.
+// differing counts the tables and objects that were compared and differ.
 func differing(r api.VerifyReport) int {
 	n := 0
 	for _, t := range r.Tables {
@@ -179,7 +180,29 @@ func differing(r api.VerifyReport) int {
 			n++
 		}
 	}
+	for _, o := range r.Objects {
+		if !o.Uncertain {
+			n++
+		}
+	}
 	return n
+}
+
+// objectLines tell what differs beside rows.
+func objectLines(p page, objects []api.VerifyObject) {
+	side := func(text string) string {
+		if text == "" {
+			return "nothing"
+		}
+		return clean(text)
+	}
+	for _, o := range objects {
+		mark := p.paint(bad, "differs")
+		if o.Uncertain {
+			mark = p.paint(warn, "may differ")
+		}
+		p.line("%s  %s %s: the primary has %s, the secondary %s", mark, clean(o.Kind), clean(o.Name), side(o.Primary), side(o.Secondary))
+	}
 }
 
 func verifyPage(p page, r api.VerifyReport) {
@@ -204,9 +227,11 @@ func verifyPage(p page, r api.VerifyReport) {
 			p.problem("", p.paint(bad, clean(qualified(t.Schema, t.Name))+": "), t.Problem)
 		}
 	}
+	objectLines(p, r.Objects)
+	p.findings(r.Findings)
 	switch n := differing(r); {
 	case n > 0:
-		p.line("%s", p.paint(bad, fmt.Sprintf("The two sides differ in %d of %d tables at %s.", n, len(r.Tables), r.Position)))
+		p.line("%s", p.paint(bad, fmt.Sprintf("The two sides differ in %d tables and objects at %s.", n, r.Position)))
 	case r.Equal:
 		p.line("%s", p.paint(good, fmt.Sprintf("Both sides hold the same %s rows in %d tables at %s, compared in %s.", count(total), len(r.Tables), r.Position, span(r.Seconds))))
 	default:

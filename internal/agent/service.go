@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -224,7 +225,7 @@ func (s *service) VerifyLink(ctx context.Context, name string, o api.VerifyOptio
 }
 
 func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
-	out := api.VerifyReport{Link: name, Equal: r.Equal, Position: r.Position, At: r.At, Seconds: r.Seconds}
+	out := api.VerifyReport{Link: name, Equal: r.Equal, Position: r.Position, At: r.At, Seconds: r.Seconds, Findings: r.Findings}
 	for _, t := range r.Tables {
 		out.Tables = append(out.Tables, api.VerifyTable{
 			Schema: t.Schema, Name: t.Name, Compared: t.Verdict != verify.Unchecked, Equal: t.Verdict == verify.Same,
@@ -232,7 +233,26 @@ func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
 			HashPrimary: t.PrimaryHash.String(), HashSecondary: t.SecondaryHash.String(), Problem: differenceOf(t),
 		})
 	}
+	for _, d := range r.Schema {
+		out.Objects = append(out.Objects, api.VerifyObject{Kind: d.Kind, Name: d.Object, Primary: d.Primary, Secondary: d.Secondary, Uncertain: d.Uncertain})
+	}
+	for _, d := range r.Sequences {
+		out.Objects = append(out.Objects, api.VerifyObject{
+			Kind: "sequence value", Name: postgres.QuoteIdent(d.Schema, d.Name), Primary: sequenceText(d.Primary), Secondary: sequenceText(d.Secondary),
+		})
+	}
 	return out
+}
+
+func sequenceText(s *verify.Sequence) string {
+	if s == nil {
+		return ""
+	}
+	text := strconv.FormatInt(s.Last, 10)
+	if !s.Called {
+		text += ", not yet used"
+	}
+	return text
 }
 
 // namedRows bounds the differing rows that a problem names.
@@ -254,7 +274,7 @@ func differenceOf(t verify.TableReport) *problem.Problem {
 		rows = append(rows, d.Kind+" "+row)
 	}
 	return problem.New("rows-differ", "table "+postgres.QuoteIdent(t.Schema, t.Name), "rows differ: "+strings.Join(rows, "; "),
-		"hawser link drop NAME --remove-replica and hawser link create NAME copy the database again")
+		"hawser link resync NAME --table "+t.Schema+"."+t.Name)
 }
 
 func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) error {

@@ -202,7 +202,7 @@ func missing(e expectation, tag pgconn.CommandTag) error {
 	p := problem.New("row-missing", "",
 		fmt.Sprintf("the change met %d rows on the replica where the primary had %d: the replica differs from the primary; nothing was skipped",
 			tag.RowsAffected(), e.affected),
-		"hawser link verify NAME names the rows; hawser link drop NAME --remove-replica and hawser link create NAME copies the database again")
+		"hawser link resync NAME compares the tables and copies those that differ")
 	if e.what != nil {
 		p.Object = e.what.String()
 	}

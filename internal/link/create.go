@@ -101,6 +101,9 @@ func (m *Manager) validateSide(ctx context.Context, name, _ string, r validateRe
 			return problem.Findings{taken(name)}, nil
 		}
 	}
+	if p := m.unfit(r.Database, r.Role); p != nil {
+		return problem.Findings{p}, nil
+	}
 	if r.Role == role.Secondary {
 		return m.validateSecondary(ctx, r)
 	}
@@ -109,6 +112,24 @@ func (m *Manager) validateSide(ctx context.Context, name, _ string, r validateRe
 		return problem.Findings{p}, nil
 	}
 	return findings, err
+}
+
+// unfit refuses a database that can't have this role by what this instance knows
+// already. A secondary belongs to one link alone.
+func (m *Manager) unfit(database string, r role.Role) *problem.Problem {
+	if database == m.cfg.Server.Database() {
+		return problem.New("maintenance-database", "database "+database, "the agent keeps what it remembers in it, so it can't be linked itself",
+			"link another database, or name another one in postgres.connection")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, l := range m.links {
+		if l.rec.Database == database && r == role.Secondary {
+			return problem.New("already-linked", "database "+database, "link "+name+" uses it on instance "+m.cfg.Instance,
+				"hawser link show "+name+"; a secondary belongs to one link")
+		}
+	}
+	return nil
 }
 
 func (m *Manager) validatePrimary(ctx context.Context, database string) (problem.Findings, error) {
@@ -250,6 +271,9 @@ func (m *Manager) createSide(ctx context.Context, name, from string, r createReq
 func (m *Manager) createHere(ctx context.Context, name, peer string, r createRequest) (createReply, error) {
 	if _, err := m.find(name); err == nil {
 		return createReply{}, taken(name)
+	}
+	if p := m.unfit(r.Database, r.Role); p != nil {
+		return createReply{}, p
 	}
 	side, err := json.Marshal(role.Initial(r.Role, r.From))
 	if err != nil {

@@ -248,11 +248,24 @@ type FailoverPhase struct {
 // VerifyReport is the comparison of both sides at one position.
 type VerifyReport struct {
 	Link     string        `json:"link"`
-	Equal    bool          `json:"equal" doc:"Every table was compared, and both sides held the same rows"`
+	Equal    bool          `json:"equal" doc:"Everything was compared, and both sides held the same"`
 	Position frame.LSN     `json:"position" doc:"The primary's position at which they were compared"`
 	Tables   []VerifyTable `json:"tables" nullable:"false"`
-	At       time.Time     `json:"at"`
-	Seconds  float64       `json:"seconds" doc:"How long it took"`
+	// Objects are what differs beside rows: definitions and sequences.
+	Objects  []VerifyObject   `json:"objects" nullable:"false"`
+	Findings problem.Findings `json:"findings,omitempty" nullable:"false" doc:"What could not be compared, tables apart"`
+	At       time.Time        `json:"at"`
+	Seconds  float64          `json:"seconds" doc:"How long it took"`
+}
+
+// VerifyObject is an object, or a fact about one, that differs. A side that does not
+// have it says nothing.
+type VerifyObject struct {
+	Kind      string `json:"kind"`
+	Name      string `json:"name"`
+	Primary   string `json:"primary,omitempty"`
+	Secondary string `json:"secondary,omitempty"`
+	Uncertain bool   `json:"uncertain,omitempty" doc:"Servers of different versions may print the same in different words"`
 }
 
 // VerifyTable is the comparison of one table.
