@@ -40,7 +40,6 @@ type column struct {
 	name      string // quoted
 	attnum    int16
 	oid       uint32 // type on the replica
-	typ       string // its name
 	generated bool
 	always    bool   // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
 	equal     string // the equality of its type that an index may serve; "" when there is none
@@ -110,7 +109,7 @@ func (w *writer) own(sql string) *statement {
 }
 
 const sqlTarget = `
-SELECT c.oid, a.attname, a.attnum, a.atttypid, format_type(a.atttypid, NULL), a.attgenerated <> '', a.attidentity = 'a',
+SELECT c.oid, a.attname, a.attnum, a.atttypid, a.attgenerated <> '', a.attidentity = 'a',
        coalesce((SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname)
                  FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
                  JOIN pg_amop f ON f.amopfamily = o.opcfamily AND f.amopstrategy = 3 AND f.amoplefttype = o.opcintype AND f.amoprighttype = o.opcintype
@@ -190,7 +189,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.typ, &f.generated, &f.always, &f.equal, &f.kind, &f.unique, &f.checks}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.equal, &f.kind, &f.unique, &f.checks}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -478,7 +477,7 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 			continue
 		}
 		p := b.param(c, old[i])
-		same = append(same, "i."+c.name+"::text = "+p+"::"+c.typ+"::text")
+		same = append(same, "i."+c.name+"::text = "+p+"::text")
 		if c.equal != "" {
 			equal = append(equal, "i."+c.name+" "+c.equal+" "+p)
 		}
