@@ -24,14 +24,18 @@ const maxMarks = 4096
 // lagMeter remembers when the primary was where. A position that the secondary
 // has not shown yet is as old as its mark; when nothing arrives, lag grows.
 type lagMeter struct {
-	mu    sync.Mutex
-	marks []mark // ascending
-	end   frame.LSN
-	last  time.Duration // from mark to acknowledgement, of the newest mark acknowledged
-	sentL frame.LSN
-	ack   frame.Ack
-	ackAt time.Time
+	mu     sync.Mutex
+	marks  []mark // ascending
+	end    frame.LSN
+	last   time.Duration // from mark to acknowledgement, of the newest mark acknowledged
+	lastAt time.Time     // of that acknowledgement
+	sentL  frame.LSN
+	ack    frame.Ack
+	ackAt  time.Time
 }
+
+// staleAfter is how long the delay of the last change tells anything about now.
+const staleAfter = 2 * time.Second
 
 type mark struct {
 	lsn frame.LSN
@@ -78,7 +82,7 @@ func (m *lagMeter) acked(a frame.Ack, at time.Time) {
 	m.ack, m.ackAt = a, at
 	n := 0
 	for n < len(m.marks) && m.marks[n].lsn <= a.Visible {
-		m.last = at.Sub(m.marks[n].at)
+		m.last, m.lastAt = at.Sub(m.marks[n].at), at
 		n++
 	}
 	m.marks = append(m.marks[:0], m.marks[n:]...)
@@ -88,6 +92,9 @@ func (m *lagMeter) read(now time.Time) Lag {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	l := Lag{Bytes: m.end.Sub(m.ack.Visible), Sent: m.sentL, Ack: m.ack, At: m.ackAt, Seconds: m.last.Seconds()}
+	if len(m.marks) == 0 && now.Sub(m.lastAt) > staleAfter {
+		l.Seconds = 0 // all is shown, and nothing was written since
+	}
 	if len(m.marks) > 0 {
 		l.Seconds = max(l.Seconds, now.Sub(m.marks[0].at).Seconds())
 	}
