@@ -301,11 +301,12 @@ func (l *link) prepareToLead(ctx context.Context) error {
 
 func (l *link) fitToLead() error {
 	s := l.status()
-	if s.Role == role.Secondary && s.State == Synchronized {
+	// One that is catching up is waited for, within the failover's time limit.
+	if s.Role == role.Secondary && (s.State == Synchronized || s.State == CatchingUp && !l.isRepairing()) {
 		return nil
 	}
 	return problem.New("not-synchronized", "link "+l.rec.Name,
-		fmt.Sprintf("the secondary is %s; a planned failover needs it synchronized", s.State),
+		fmt.Sprintf("the secondary is %s; a planned failover needs it to follow", s.State),
 		"hawser link watch "+l.rec.Name+", and run the failover when it is synchronized")
 }
 
