@@ -120,6 +120,7 @@ type Applier struct {
 	durable   frame.LSN
 	lastAck   frame.Ack
 	sequences map[[2]string]frame.SequenceValue
+	due       bool // sequences are to be set where the next target transaction ends
 	waiting   []waiter
 	handoff   *Handoff
 	barrier   *barrier
@@ -407,6 +408,12 @@ func (a *Applier) carryOut(ctx context.Context, c command) error {
 func (a *Applier) yield(ctx context.Context) error {
 	if a.txn != nil || a.batch.open {
 		return nil
+	}
+	if a.due {
+		a.due = false
+		if err := a.applySequences(ctx); err != nil {
+			return err
+		}
 	}
 	for a.wanted.Load() > 0 {
 		select {

@@ -16,6 +16,7 @@ var ErrNotPrefix = errors.New("the snapshot is no prefix of the commit order")
 // the primary shows: every transaction that the snapshot sees is committed here,
 // and none that it does not see.
 type barrier struct {
+	open     func(ctx context.Context) (frame.Snapshot, frame.LSN, error)
 	snapshot frame.Snapshot
 	until    frame.LSN // everything that the snapshot sees was committed before
 	take     func(ctx context.Context) error
@@ -27,8 +28,11 @@ type barrier struct {
 // AtSnapshot calls take, on Apply's goroutine, when the replica is in the state of
 // the primary's snapshot. until is a position of the primary's WAL that was read
 // behind the snapshot. It returns when it is sure that the state was that one.
-func (a *Applier) AtSnapshot(ctx context.Context, snapshot frame.Snapshot, until frame.LSN, take func(ctx context.Context) error) error {
-	return a.atBarrier(ctx, &barrier{snapshot: snapshot, until: until, take: take})
+//
+// open takes the snapshot while nothing is applied: what is applied behind it would be
+// in the replica and not in the snapshot.
+func (a *Applier) AtSnapshot(ctx context.Context, open func(ctx context.Context) (frame.Snapshot, frame.LSN, error), take func(ctx context.Context) error) error {
+	return a.atBarrier(ctx, &barrier{open: open, take: take})
 }
 
 func (a *Applier) atBarrier(ctx context.Context, b *barrier) error {
@@ -36,6 +40,12 @@ func (a *Applier) atBarrier(ctx context.Context, b *barrier) error {
 	err := a.do(ctx, func(ctx context.Context) error {
 		if a.barrier != nil {
 			return errBarrierTaken
+		}
+		if b.open != nil {
+			var err error
+			if b.snapshot, b.until, err = b.open(ctx); err != nil {
+				return err
+			}
 		}
 		a.barrier = b
 		return a.passBarrier(ctx)

@@ -50,7 +50,7 @@ func (a *Applier) settleBatch(ctx context.Context, more bool) error {
 	if a.txn != nil || a.batch.end == 0 {
 		return nil
 	}
-	if more && a.handoff == nil && !a.batch.ddl && a.wanted.Load() == 0 && a.barrier == nil && a.batch.changes < maxBatchChanges &&
+	if more && a.handoff == nil && !a.batch.ddl && a.wanted.Load() == 0 && a.barrier == nil && !a.due && a.batch.changes < maxBatchChanges &&
 		(!a.batch.open || time.Since(a.batch.since) < maxBatchTime) {
 		return nil
 	}

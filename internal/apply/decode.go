@@ -179,6 +179,7 @@ func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
 		}
 		a.seeds.observe(s)
 	}
+	a.due = a.due || h.End == 0 && len(a.sequences) > 0
 	if a.txn != nil {
 		return nil
 	}
@@ -190,7 +191,13 @@ func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
 		a.reach(h.End)
 		return nil
 	}
-	return a.applySequences(ctx)
+	if !a.due {
+		return nil
+	}
+	if err := a.settleBatch(ctx, false); err != nil {
+		return err
+	}
+	return a.yield(ctx)
 }
 
 // openStream begins or goes on with a transaction that is sent before its commit.

@@ -275,6 +275,17 @@ func (s *show) prove(ctx context.Context) error {
 	}
 	s.r.say("under running writes, at position %s: %d tables, equal: %v, in %.1f s", report.Position, len(report.Tables), report.Equal, report.Seconds)
 	if !report.Equal {
+		for _, t := range report.Tables {
+			if !t.Equal {
+				s.r.say("%s.%s: %d and %d rows, compared %v: %v", t.Schema, t.Name, t.RowsPrimary, t.RowsSecondary, t.Compared, t.Problem)
+			}
+		}
+		for _, f := range report.Findings {
+			s.r.say("%v", f)
+		}
+		for _, o := range report.Objects {
+			s.r.say("%s %s: the primary has %q, the secondary %q", o.Kind, o.Name, o.Primary, o.Secondary)
+		}
 		return errors.New("hawser link verify found differences")
 	}
 	acked := s.load.stop()

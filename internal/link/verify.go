@@ -85,23 +85,23 @@ func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 			"hawser link watch "+l.rec.Name+", and verify when it is synchronized")
 	}
 	var opened compareOpened
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, struct{}{}, &opened); err != nil {
-		return VerifyReport{}, err
-	}
-	theirs := remoteSide{l, opened.ID}
-	defer func() {
-		_ = theirs.ask(context.WithoutCancel(ctx), "close", nil, nil)
-	}()
 	var export string
 	conn, err := l.connect(ctx, "verify")
 	if err != nil {
 		return VerifyReport{}, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	err = a.AtSnapshot(ctx, opened.Snapshot, opened.Until, func(ctx context.Context) error {
+	err = a.AtSnapshot(ctx, func(ctx context.Context) (frame.Snapshot, frame.LSN, error) {
+		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, struct{}{}, &opened)
+		return opened.Snapshot, opened.Until, err
+	}, func(ctx context.Context) error {
 		export, _, _, err = exportSnapshot(ctx, conn)
 		return err
 	})
+	theirs := remoteSide{l, opened.ID}
+	defer func() {
+		_ = theirs.ask(context.WithoutCancel(ctx), "close", nil, nil)
+	}()
 	if err != nil {
 		return VerifyReport{}, err
 	}
