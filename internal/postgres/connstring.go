@@ -54,8 +54,14 @@ func checkSecrets(connString string) error {
 	authority, rest, _ := strings.Cut(rest, "/")
 	authority, _, _ = strings.Cut(authority, "?")
 	path, _, _ := strings.Cut(rest, "?")
-	if strings.Count(authority, "@") > 1 || strings.Contains(path, "@") {
+	if strings.Count(authority, "@") > 1 || strings.Contains(path, "@") || strings.Contains(connString, "#") {
 		return unreadable(mislaid)
+	}
+	_, query, _ := strings.Cut(connString, "?")
+	for pair := range strings.SplitSeq(query, "&") {
+		if pair != "" && !strings.Contains(pair, "=") {
+			return unreadable("behind ? stand parameters, each as NAME=VALUE; " + mislaid)
+		}
 	}
 	return nil
 }

@@ -146,6 +146,8 @@ func (s Session) apply(c *pgconn.Config) {
 		c.Database = s.Database
 	}
 	maps.Copy(c.RuntimeParams, s.Settings)
+	// Go's strings, whatever the role, the database or the environment want.
+	c.RuntimeParams["client_encoding"] = "UTF8"
 	if s.Purpose != "" {
 		c.RuntimeParams["application_name"] = "hawser:" + s.Purpose
 	}
@@ -176,7 +178,7 @@ func (s *Server) Environ(database string) []string {
 		"PGHOST=" + strings.Join(hosts, ","), "PGPORT=" + strings.Join(ports, ","),
 		"PGUSER=" + s.config.User, "PGDATABASE=" + database, "PGAPPNAME=hawser:tool",
 		"PGCONNECT_TIMEOUT=" + strconv.Itoa(int(max(s.config.ConnectTimeout, time.Second).Seconds())),
-		"PGTARGETSESSIONATTRS=" + attrs,
+		"PGTARGETSESSIONATTRS=" + attrs, "PGCLIENTENCODING=UTF8",
 	}
 	for _, key := range slices.Sorted(maps.Keys(toolVariables)) {
 		if value := s.settings[key]; value != "" {
