@@ -205,17 +205,30 @@ func attemptsOf(err error) error {
 	if refused := (*pgconn.ConnectError)(nil); errors.As(err, &refused) {
 		err = errors.Unwrap(refused)
 	}
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return err
-	}
 	var all attempts
 	seen := map[string]bool{} // sslmode=prefer tries each address twice
-	for _, e := range joined.Unwrap() {
+	for _, e := range apart(err) {
 		if !seen[e.Error()] {
 			seen[e.Error()] = true
 			all = append(all, e)
 		}
+	}
+	return all
+}
+
+// apart takes joined errors from each other, also from under a common heading:
+// their text would be one of several lines.
+func apart(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		joined, ok = errors.Unwrap(err).(interface{ Unwrap() []error })
+	}
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, apart(e)...)
 	}
 	return all
 }

@@ -98,7 +98,7 @@ const (
 	inAuthentication = "ClientAuthentication"
 	inRole           = "InitializeSessionUserId"
 	inDatabase       = "CheckMyDatabase"
-	inWalSender      = "InitWalSenderSlot"
+	inProcess        = "InitProcess" // no slot for one more process of this kind
 )
 
 func (r *refusal) database() string {
@@ -143,10 +143,15 @@ func (r *refusal) notAdmitted(object, role, database string) *problem.Problem {
 		return problem.New("no-such-role", "role "+role, "server "+r.server.String()+" has no such role, or one that may not log in",
 			"CREATE ROLE "+role+" LOGIN REPLICATION PASSWORD '…'; or ALTER ROLE "+role+" LOGIN;")
 	case inAuthentication:
-		return problem.New("not-admitted", object, "its pg_hba.conf has no line that admits role "+role+" to database "+database+" from the address that it names",
-			fmt.Sprintf("add to pg_hba.conf: host %s %s ADDRESS/32 scram-sha-256, then SELECT pg_reload_conf();", database, role))
+		line := fmt.Sprintf("add to pg_hba.conf: host %s %s ADDRESS/32 scram-sha-256, then SELECT pg_reload_conf();", database, role)
+		if r.config.TLSConfig == nil {
+			return problem.New("not-admitted", object, "its pg_hba.conf admits role "+role+" to database "+database+" from this address not at all, or with TLS alone",
+				"sslmode=require in the connection string where its lines are hostssl, otherwise "+line)
+		}
+		return problem.New("not-admitted", object, "its pg_hba.conf admits role "+role+" to database "+database+" from this address not at all, or with a certificate alone",
+			line+" Where the line asks for a certificate: sslcert=FILE sslkey=FILE in the connection string")
 	}
-	return problem.New("authentication-failed", object, "it does not believe that this is role "+role+": pg_hba.conf asks for a proof (peer, cert, gss …) that was not given",
+	return problem.New("authentication-failed", object, "it does not believe that this is role "+role+": pg_hba.conf asks for a proof (peer, gss …) that was not given",
 		"name the role in the connection string that belongs to this user or certificate, or let pg_hba.conf ask for scram-sha-256")
 }
 
@@ -169,7 +174,10 @@ func (r *refusal) tooMany(object, role, database string) *problem.Problem {
 		return problem.New(code, "database "+database, "all connections that its limit allows are taken", "ALTER DATABASE "+database+" CONNECTION LIMIT -1;")
 	case inRole:
 		return problem.New(code, "role "+role, "all connections that its limit allows are taken", "ALTER ROLE "+role+" CONNECTION LIMIT -1;")
-	case inWalSender:
+	case inProcess:
+		if r.config.RuntimeParams["replication"] == "" {
+			break
+		}
 		return problem.New(code, object, "all its replication connections are taken",
 			"ALTER SYSTEM SET max_wal_senders = 100; then restart PostgreSQL")
 	}

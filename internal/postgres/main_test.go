@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
@@ -19,6 +20,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(testpg.Main(m))
 }
+
+// within bounds what a server may take on a busy machine.
+const within = time.Minute
 
 func open(t testing.TB, connString string) *postgres.Server {
 	t.Helper()
