@@ -285,7 +285,12 @@ func (c *Cluster) ensure(ctx context.Context) error {
 	if err := c.makeDirectories(); err != nil {
 		return err
 	}
-	if err := c.redoUnfinished(ctx); err != nil {
+	lock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := c.redoUnfinished(); err != nil {
 		return err
 	}
 	root, err := os.OpenRoot(c.cfg.DataDir)
@@ -296,7 +301,7 @@ func (c *Cluster) ensure(ctx context.Context) error {
 	have, err := root.ReadFile("PG_VERSION")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := c.initdb(ctx); err != nil {
+		if err := c.initdb(ctx, lock); err != nil {
 			return err
 		}
 	case err != nil:

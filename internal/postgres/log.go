@@ -107,7 +107,9 @@ func (c *Cluster) startFailed(before logMark, p *child) error {
 	return failed.Because(errEnded)
 }
 
-var severity = regexp.MustCompile(`(FATAL|PANIC|ERROR|DETAIL|HINT|error|initdb: error):  ?`)
+// severity finds the lines that tell why. Before "configuration file contains
+// errors" the errors themselves are of severity LOG.
+var severity = regexp.MustCompile(`(FATAL|PANIC|ERROR|DETAIL|HINT|error|initdb: error):  ?|LOG:  (invalid|unrecognized|parameter "|syntax error|could not|.* outside the valid range)`)
 
 // salient picks from a log what tells why a program ended; from one in another
 // language, its end.

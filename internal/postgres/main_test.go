@@ -18,6 +18,8 @@ func TestMain(m *testing.M) {
 			_ = os.Unsetenv(name)
 		}
 	}
+	// What the agent holds in its environment is not for PostgreSQL.
+	_ = os.Setenv("HAWSER_TEST_SECRET", secret)
 	os.Exit(testpg.Main(m))
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -134,44 +133,47 @@ func (o owner) passes(info fs.FileInfo) bool {
 	return mode&0o001 != 0
 }
 
-// marker is a file that stands while initdb is at work. What initdb left when it
-// was killed looks like a cluster and is none.
-func (c *Cluster) marker() string {
-	return filepath.Join(c.cfg.SocketDir, "initdb-unfinished."+strconv.Itoa(c.cfg.Port))
-}
-
-// mark opens the marker and locks it. initdb inherits the lock, and so holds it
-// even when the agent that started it is gone.
-func (c *Cluster) mark(ctx context.Context, flags int) (*os.File, error) {
-	f, err := os.OpenFile(c.marker(), flags|os.O_RDWR, 0o600)
+// lock makes agents that were given the same data directory take turns in making
+// and starting its cluster. It lies on the directory itself, and initdb inherits it:
+// it is held even when the agent that started initdb is gone.
+func (c *Cluster) lock(ctx context.Context) (*os.File, error) {
+	f, err := os.Open(c.cfg.DataDir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open the data directory: %w", err)
 	}
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
+		switch {
+		case err == nil:
 			return f, nil
+		case !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR):
+			_ = f.Close()
+			return nil, fmt.Errorf("lock the data directory %s: %w", c.cfg.DataDir, err)
+		case !c.isWanted():
+			_ = f.Close()
+			return nil, fmt.Errorf("start PostgreSQL in %s: %w", c.cfg.DataDir, errStopped)
 		}
 		select {
 		case <-ctx.Done():
 			_ = f.Close()
-			return nil, fmt.Errorf("wait for another initdb: %w", ctx.Err())
+			return nil, fmt.Errorf("another agent makes or starts the cluster in %s: %w", c.cfg.DataDir, ctx.Err())
 		case <-time.After(wait):
 		}
 	}
 }
 
+// marker is a file that stands while initdb is at work. What initdb left when it
+// was killed looks like a cluster and is none. Only who holds the lock touches it.
+func (c *Cluster) marker() string {
+	return filepath.Join(c.cfg.SocketDir, "initdb-unfinished."+strconv.Itoa(c.cfg.Port))
+}
+
 // redoUnfinished empties a data directory in which an initdb of ours was killed.
-func (c *Cluster) redoUnfinished(ctx context.Context) error {
-	f, err := c.mark(ctx, 0)
+func (c *Cluster) redoUnfinished() error {
+	dir, err := os.ReadFile(c.marker())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("find out what became of initdb: %w", err)
-	}
-	defer f.Close()
-	dir, err := io.ReadAll(f)
 	if err != nil {
 		return fmt.Errorf("find out what became of initdb: %w", err)
 	}
@@ -205,7 +207,7 @@ func (c *Cluster) clean() error {
 }
 
 // initdb makes a cluster in an empty directory.
-func (c *Cluster) initdb(ctx context.Context) error {
+func (c *Cluster) initdb(ctx context.Context, lock *os.File) error {
 	entries, err := os.ReadDir(c.cfg.DataDir)
 	if err != nil {
 		return fmt.Errorf("look into the data directory: %w", err)
@@ -214,12 +216,7 @@ func (c *Cluster) initdb(ctx context.Context) error {
 		return problem.New("data-directory-not-empty", "directory "+c.cfg.DataDir, "it is not empty and holds no PostgreSQL cluster",
 			"name an empty directory, or a new one, in postgres.managed.data_dir")
 	}
-	marker, err := c.mark(ctx, os.O_CREATE|os.O_TRUNC)
-	if err != nil {
-		return fmt.Errorf("mark that initdb begins: %w", err)
-	}
-	defer marker.Close()
-	if _, err := marker.WriteString(c.cfg.DataDir); err != nil {
+	if err := os.WriteFile(c.marker(), []byte(c.cfg.DataDir), 0o600); err != nil {
 		return fmt.Errorf("mark that initdb begins: %w", err)
 	}
 	c.cfg.Log.Info("making a cluster", "data_dir", c.cfg.DataDir, "version", c.version.text)
@@ -232,7 +229,7 @@ func (c *Cluster) initdb(ctx context.Context) error {
 	if c.cfg.Settings["fsync"] == "off" {
 		args = append(args, "--no-sync") // who gives up safety wants speed
 	}
-	if out, err := c.program(ctx, marker, "initdb", args...); err != nil {
+	if out, err := c.program(ctx, lock, "initdb", args...); err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}

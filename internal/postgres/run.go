@@ -393,7 +393,7 @@ func (c *Cluster) revive(ctx context.Context) {
 	if !c.isWanted() || c.isUp() {
 		return
 	}
-	if err := c.run(ctx, false); err != nil {
+	if err := c.runAlone(ctx); err != nil {
 		if ctx.Err() != nil || errors.Is(err, errStopped) {
 			return
 		}
@@ -403,6 +403,16 @@ func (c *Cluster) revive(ctx context.Context) {
 	}
 	c.setStatus(func(s *ClusterStatus) { s.Restarts++ })
 	c.cfg.Log.Info("PostgreSQL is up again", "pid", c.Status().PID)
+}
+
+// runAlone keeps another agent from taking our new server for what a dead one left.
+func (c *Cluster) runAlone(ctx context.Context) error {
+	lock, err := c.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return c.run(ctx, false)
 }
 
 // Stop shuts the server down in order, ending its sessions; when ctx ends first,
