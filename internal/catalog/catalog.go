@@ -56,7 +56,9 @@ func migrate(ctx context.Context, conn *pgx.Conn, kind string) error {
 	if err != nil {
 		return err
 	}
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	// A stricter level, which may be a role's default, would show the schema as it was
+	// before the lock was waited for.
+	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrationLock)); err != nil {
 			return fmt.Errorf("lock the migrations: %w", err)
 		}

@@ -50,7 +50,8 @@ func DropSchema(ctx context.Context, db DB) error {
 	}
 	sql := `DROP SCHEMA IF EXISTS hawser CASCADE`
 	if instance {
-		sql = `DROP TABLE IF EXISTS hawser.schema_entry, hawser.deferred, hawser.seed_table, hawser.seeding, hawser.member;
+		sql = `DROP TABLE IF EXISTS hawser.schema_entry, hawser.deferred, hawser.seed_table, hawser.seeding,
+				hawser.position, hawser.repair, hawser.quiet, hawser.member;
 			DELETE FROM hawser.migration WHERE kind = 'database'`
 	}
 	if _, err := db.Exec(ctx, sql); err != nil {

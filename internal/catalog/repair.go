@@ -19,7 +19,9 @@ type RepairTable struct {
 func PutRepair(ctx context.Context, db DB, link string, t RepairTable) error {
 	b := &pgx.Batch{}
 	for _, key := range t.Keys {
-		b.Queue(`INSERT INTO hawser.repair (link, tbl, columns, key) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`, link, t.OID, t.Columns, key)
+		b.Queue(`
+			INSERT INTO hawser.repair (link, tbl, columns, key, digest)
+			VALUES ($1, $2, $3, $4::text[], sha256(convert_to($4::text[]::text, 'UTF8'))) ON CONFLICT DO NOTHING`, link, t.OID, t.Columns, key)
 	}
 	sender, ok := db.(interface {
 		SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
