@@ -334,6 +334,7 @@ func TestUnfinished(t *testing.T) {
 	t.Run("killed", func(t *testing.T) {
 		t.Parallel()
 		cfg := managed(t)
+		c := newCluster(t, cfg)
 		// As a machine that lost power leaves it.
 		for _, dir := range []string{cfg.DataDir, cfg.SocketDir} {
 			if err := os.Mkdir(dir, 0o700); err != nil {
@@ -345,7 +346,6 @@ func TestUnfinished(t *testing.T) {
 		write(t, filepath.Join(cfg.SocketDir, "initdb-unfinished."+strconv.Itoa(cfg.Port)), []byte(cfg.DataDir), 0o600)
 		giveToPostgres(t, cfg.DataDir)
 		giveToPostgres(t, cfg.SocketDir)
-		c := newCluster(t, cfg)
 		ensure(t, c)
 		stop(t, c)
 	})
@@ -419,6 +419,15 @@ func TestClusterRefuses(t *testing.T) {
 			makeDir(t, cfg.SocketDir, 0o755)
 			giveToPostgres(t, cfg.SocketDir)
 		}, code: "socket-directory-open", remedy: "chmod 700"},
+		"closed to its owner": {prepare: func(t *testing.T, cfg *postgres.ClusterConfig) {
+			makeDir(t, cfg.DataDir, 0)
+			giveToPostgres(t, cfg.DataDir)
+		}, code: "directory-closed", remedy: "chmod 700"},
+		"configuration elsewhere": {prepare: func(t *testing.T, cfg *postgres.ClusterConfig) {
+			c := newCluster(t, *cfg)
+			dataOf(strings.SplitN(c.Status().Version, ".", 2)[0], false)(t, cfg)
+			cfg.BinDir = os.Getenv("HAWSER_TEST_PG_BIN")
+		}, code: "config-missing", remedy: "copy the file"},
 		"owned by another": {prepare: func(t *testing.T, cfg *postgres.ClusterConfig) {
 			makeDir(t, cfg.DataDir, 0o700)
 			write(t, filepath.Join(cfg.DataDir, "PG_VERSION"), []byte("15\n"), 0o600)

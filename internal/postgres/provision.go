@@ -83,6 +83,9 @@ func (c *Cluster) checkOwner(dir string) error {
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || int(stat.Uid) == c.owner.uid {
+		if info.Mode().Perm()&0o700 != 0o700 {
+			return problem.New("directory-closed", "directory "+dir, "its mode keeps its own user "+c.owner.name+" from it, as whom PostgreSQL runs", "chmod 700 "+dir)
+		}
 		return nil
 	}
 	entries, err := os.ReadDir(dir)
@@ -347,6 +350,10 @@ func quoteSetting(v string) string {
 // keepLine sees that a file has a line, at its beginning or at its end.
 func (c *Cluster) keepLine(root *os.Root, name, line string, first bool, changed *bool) error {
 	text, err := root.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return problem.New("config-missing", "file "+filepath.Join(c.cfg.DataDir, name), "a managed cluster has its configuration in the data directory, and this one has not: Debian's own clusters keep it in /etc/postgresql",
+			"copy the file from there, or name an empty directory in postgres.managed.data_dir")
+	}
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}

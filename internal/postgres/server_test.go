@@ -131,11 +131,6 @@ func TestInfoWithoutIdentity(t *testing.T) {
 // TestTool: the newest program is taken that is as new as the server; pg_dump
 // refuses a newer server.
 func TestTool(t *testing.T) {
-	c := testpg.Shared(t)
-	info, err := c.Server().Info(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	for _, major := range []string{"14", "15", "16", "17"} {
 		program(t, dir+"/"+major, "pg_dump", "pg_dump (PostgreSQL) "+major+".3 (Debian "+major+".3-1)")
@@ -155,8 +150,8 @@ func TestTool(t *testing.T) {
 		"exactly as new":       {[]string{"14", "15"}, 15, "15"},
 		"beta":                 {[]string{"17", "beta"}, 18, "beta"},
 		"no program at all":    {[]string{"text", "stranger", "missing", "16"}, 14, "16"},
-		"too old: the usual":   {[]string{"14"}, info.Version / 10000, ""},
-		"relative: not looked": {nil, info.Version / 10000, ""},
+		"too old: the usual":   {[]string{"14"}, 15, ""},
+		"relative: not looked": {nil, 15, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var path []string
@@ -177,7 +172,7 @@ func TestTool(t *testing.T) {
 			}
 		})
 	}
-	_, err = postgres.Tool("pg_dump", 98)
+	_, err := postgres.Tool("pg_dump", 98)
 	wantProblem(t, err, "tool-missing", "apt-get install postgresql", false)
 	_, err = postgres.Tool("no-such-program", 14)
 	wantProblem(t, err, "tool-missing", "HAWSER_PG_BIN", false)
