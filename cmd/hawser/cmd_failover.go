@@ -161,8 +161,9 @@ differs, and 1 when not all could be compared.`,
 			return err
 		}
 		a.show(report, func(p page) { verifyPage(p, report) })
+		tables, objects := differing(report)
 		switch {
-		case differing(report) > 0:
+		case tables+objects > 0:
 			return quietly{exitDiffers}
 		case !report.Equal:
 			return quietly{exitFailed}
@@ -172,37 +173,79 @@ differs, and 1 when not all could be compared.`,
 	return c
 }
 
-// differing counts the tables and objects that were compared and differ.
-func differing(r api.VerifyReport) int {
-	n := 0
+// differing counts what was compared and differs. What two versions may only print
+// in different words is a note.
+func differing(r api.VerifyReport) (tables, objects int) {
 	for _, t := range r.Tables {
 		if t.Compared && !t.Equal {
-			n++
+			tables++
 		}
 	}
-	for _, o := range r.Objects {
+	for _, o := range r.Schema {
 		if !o.Uncertain {
-			n++
+			objects++
 		}
 	}
-	return n
+	return tables, objects + len(r.Sequences)
 }
 
 // objectLines tell what differs beside rows.
-func objectLines(p page, objects []api.VerifyObject) {
-	side := func(text string) string {
-		if text == "" {
-			return "nothing"
-		}
-		return clean(text)
-	}
-	for _, o := range objects {
-		mark := p.paint(bad, "differs")
+func objectLines(p page, r api.VerifyReport) {
+	var notes []string
+	for _, o := range r.Schema {
+		text := fmt.Sprintf("%s %s: the primary has %s, the secondary %s", clean(o.Kind), clean(o.Name), sideText(o.Primary), sideText(o.Secondary))
 		if o.Uncertain {
-			mark = p.paint(warn, "may differ")
+			notes = append(notes, text)
+			continue
 		}
-		p.line("%s  %s %s: the primary has %s, the secondary %s", mark, clean(o.Kind), clean(o.Name), side(o.Primary), side(o.Secondary))
+		p.line("%s  %s", p.paint(bad, "differs"), text)
 	}
+	for _, s := range r.Sequences {
+		p.line("%s  sequence %s: the primary is %s, the secondary %s", p.paint(bad, "differs"), clean(qualified(s.Schema, s.Name)), sequenceText(s.Primary), sequenceText(s.Secondary))
+	}
+	if len(notes) == 0 {
+		return
+	}
+	p.line("%s", p.paint(dim, fmt.Sprintf("notes (%d): the two versions of PostgreSQL print these in different words, or they differ", len(notes))))
+	for _, text := range notes {
+		p.line("  %s", text)
+	}
+}
+
+func sideText(definition string) string {
+	if definition == "" {
+		return "none"
+	}
+	return block(definition, "    ")
+}
+
+func sequenceText(s *api.SequenceState) string {
+	switch {
+	case s == nil:
+		return "without it"
+	case !s.Called:
+		return fmt.Sprintf("at %d, which it has not given out", s.Last)
+	}
+	return fmt.Sprintf("at %d", s.Last)
+}
+
+// differText counts what differs, in words.
+func differText(tables, objects int) string {
+	var parts []string
+	if tables > 0 {
+		parts = append(parts, plural(tables, "table"))
+	}
+	if objects > 0 {
+		parts = append(parts, plural(objects, map[bool]string{true: "other object", false: "object"}[tables > 0]))
+	}
+	return strings.Join(parts, " and ")
+}
+
+func plural(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return count(n) + " " + one + "s"
 }
 
 func verifyPage(p page, r api.VerifyReport) {
@@ -227,11 +270,15 @@ func verifyPage(p page, r api.VerifyReport) {
 			p.problem("", p.paint(bad, clean(qualified(t.Schema, t.Name))+": "), t.Problem)
 		}
 	}
-	objectLines(p, r.Objects)
+	objectLines(p, r)
 	p.findings(r.Findings)
-	switch n := differing(r); {
-	case n > 0:
-		p.line("%s", p.paint(bad, fmt.Sprintf("The two sides differ in %d tables and objects at %s.", n, r.Position)))
+	tables, objects := differing(r)
+	switch {
+	case tables+objects > 0:
+		p.line("%s", p.paint(bad, fmt.Sprintf("The two sides differ in %s at %s.", differText(tables, objects), r.Position)))
+		if !r.Complete {
+			p.line("%s", p.paint(warn, "Not all could be compared."))
+		}
 	case r.Equal:
 		p.line("%s", p.paint(good, fmt.Sprintf("Both sides hold the same %s rows in %d tables at %s, compared in %s.", count(total), len(r.Tables), r.Position, span(r.Seconds))))
 	default:

@@ -113,13 +113,25 @@ func serve(t *testing.T, s api.Service) string {
 // testdata; -update writes them.
 func TestGolden(t *testing.T) {
 	t.Parallel()
-	equal := api.VerifyReport{Link: "orders", Equal: true, Position: 0x16B3748, At: start(), Seconds: 2.5, Tables: []api.VerifyTable{
+	equal := api.VerifyReport{Link: "orders", Equal: true, Complete: true, Position: 0x16B3748, At: start(), Seconds: 2.5, Tables: []api.VerifyTable{
 		{Schema: "public", Name: "customer", Compared: true, Equal: true, RowsPrimary: 1200, RowsSecondary: 1200, HashPrimary: "ab", HashSecondary: "ab"},
 		{Schema: "public", Name: "My Table", Compared: true, Equal: true, RowsPrimary: 1_000_000, RowsSecondary: 1_000_000, HashPrimary: "cd", HashSecondary: "cd"}}}
 	differs := api.VerifyReport{Link: "orders", Position: 0x16B3748, At: start(), Seconds: 2.5, Tables: []api.VerifyTable{
 		{Schema: "public", Name: "customer", Compared: true, RowsPrimary: 1200, RowsSecondary: 1199, HashPrimary: "ab", HashSecondary: "ac",
 			Problem: problem.New("rows-differ", "", "1 row is missing on the secondary.", "hawser link show orders")},
 		{Schema: "public", Name: "log", RowsPrimary: 0, Problem: problem.New("not-comparable", "", "Its type xml has no order.", "Compare it by hand.")}}}
+	objects := api.VerifyReport{Link: "orders", Complete: true, Position: 0x16B3748, At: start(), Seconds: 2.5, Tables: equal.Tables,
+		Schema: []api.VerifyObject{
+			{Kind: "index", Name: "public.customer_name", Primary: "CREATE INDEX customer_name ON public.customer USING btree (name)"},
+			{Kind: "view", Name: "public.\x1b[2Jv", Primary: "SELECT 1", Secondary: "SELECT 1 AS one", Uncertain: true}},
+		Sequences: []api.VerifySequence{
+			{Schema: "public", Name: "Order_id_seq", Primary: &api.SequenceState{Last: 41, Called: true}, Secondary: &api.SequenceState{Last: 1}},
+			{Schema: "public", Name: "gone", Primary: &api.SequenceState{Last: 7, Called: true}}}}
+	worded := objects // by another version
+	worded.Equal, worded.Schema, worded.Sequences = true, objects.Schema[1:], nil
+	unread := objects
+	unread.Complete, unread.Schema, unread.Sequences = false, nil, nil
+	unread.Findings = problem.Findings{problem.New("not-comparable", "schema", "The primary's catalogs can't be read.", "GRANT pg_read_all_data TO hawser;")}
 	partly := api.VerifyReport{Link: "orders", Position: 0x16B3748, At: start(), Seconds: 2.5, Tables: differs.Tables[1:]}
 	wrongWay := []api.PeerTestStep{{Name: "name resolution", OK: true, Detail: "west.example.com is 192.0.2.7", DurationSeconds: 0.0011},
 		{Name: "TLS", Detail: "no answer", DurationSeconds: 5, Problem: problem.New("tls-blocked", "address 192.0.2.7:5022", "TCP connects, but TLS does not pass: a firewall looks into the connection.", "Let port 5022 pass without inspection.")}}
@@ -188,6 +200,10 @@ func TestGolden(t *testing.T) {
 		"link-verify-differs":       {call{args: "link verify orders", fake: &fake{verify: differs}}, 6},
 		"link-verify-partly":        {call{args: "link verify orders", fake: &fake{verify: partly}}, 1},
 		"link-verify-json":          {call{args: "link verify orders -o json", fake: &fake{verify: differs}}, 6},
+		"link-verify-objects":       {call{args: "link verify orders", fake: &fake{verify: objects}}, 6},
+		"link-verify-objects-json":  {call{args: "link verify orders -o json", fake: &fake{verify: objects}}, 6},
+		"link-verify-worded":        {call{args: "link verify orders", fake: &fake{verify: worded}}, 0},
+		"link-verify-unread":        {call{args: "link verify orders", fake: &fake{verify: unread}}, 1},
 		"link-drop":                 {call{args: "link drop orders"}, 0},
 		"link-drop-json":            {call{args: "link drop orders --remove-replica --yes -o json"}, 0},
 		"link-drop-unconfirmed":     {call{args: "link drop orders --remove-replica"}, 2},

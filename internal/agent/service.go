@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -225,41 +224,39 @@ func (s *service) VerifyLink(ctx context.Context, name string, o api.VerifyOptio
 }
 
 func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
-	out := api.VerifyReport{Link: name, Equal: r.Equal, Position: r.Position, At: r.At, Seconds: r.Seconds, Findings: r.Findings}
+	out := api.VerifyReport{Link: name, Equal: r.Equal, Complete: r.Complete, Position: r.Position, At: r.At, Seconds: r.Seconds, Findings: r.Findings}
 	for _, t := range r.Tables {
-		out.Tables = append(out.Tables, api.VerifyTable{
+		table := api.VerifyTable{
 			Schema: t.Schema, Name: t.Name, Compared: t.Verdict != verify.Unchecked, Equal: t.Verdict == verify.Same,
 			RowsPrimary: t.PrimaryRows, RowsSecondary: t.SecondaryRows,
-			HashPrimary: t.PrimaryHash.String(), HashSecondary: t.SecondaryHash.String(), Problem: differenceOf(t),
-		})
+			HashPrimary: t.PrimaryHash.String(), HashSecondary: t.SecondaryHash.String(), Key: t.Key, More: t.More, Problem: differenceOf(name, t),
+		}
+		for _, d := range t.Differences {
+			table.Differences = append(table.Differences, api.VerifyRow(d))
+		}
+		out.Tables = append(out.Tables, table)
 	}
 	for _, d := range r.Schema {
-		out.Objects = append(out.Objects, api.VerifyObject{Kind: d.Kind, Name: d.Object, Primary: d.Primary, Secondary: d.Secondary, Uncertain: d.Uncertain})
+		out.Schema = append(out.Schema, api.VerifyObject{Kind: d.Kind, Name: d.Object, Primary: d.Primary, Secondary: d.Secondary, Uncertain: d.Uncertain})
 	}
 	for _, d := range r.Sequences {
-		out.Objects = append(out.Objects, api.VerifyObject{
-			Kind: "sequence value", Name: postgres.QuoteIdent(d.Schema, d.Name), Primary: sequenceText(d.Primary), Secondary: sequenceText(d.Secondary),
-		})
+		out.Sequences = append(out.Sequences, api.VerifySequence{Schema: d.Schema, Name: d.Name, Primary: sequenceOf(d.Primary), Secondary: sequenceOf(d.Secondary)})
 	}
 	return out
 }
 
-func sequenceText(s *verify.Sequence) string {
+func sequenceOf(s *verify.Sequence) *api.SequenceState {
 	if s == nil {
-		return ""
+		return nil
 	}
-	text := strconv.FormatInt(s.Last, 10)
-	if !s.Called {
-		text += ", not yet used"
-	}
-	return text
+	return &api.SequenceState{Last: s.Last, Called: s.Called}
 }
 
 // namedRows bounds the differing rows that a problem names.
 const namedRows = 10
 
-func differenceOf(t verify.TableReport) *problem.Problem {
-	if t.Problem != nil || len(t.Differences) == 0 {
+func differenceOf(link string, t verify.TableReport) *problem.Problem {
+	if t.Problem != nil || t.Verdict != verify.Differs {
 		return t.Problem
 	}
 	var rows []string
@@ -273,8 +270,15 @@ func differenceOf(t verify.TableReport) *problem.Problem {
 		}
 		rows = append(rows, d.Kind+" "+row)
 	}
-	return problem.New("rows-differ", "table "+postgres.QuoteIdent(t.Schema, t.Name), "rows differ: "+strings.Join(rows, "; "),
-		"hawser link resync NAME --table "+t.Schema+"."+t.Name)
+	if t.More || len(t.Differences) > namedRows {
+		rows = append(rows, "and more")
+	}
+	cause := "rows differ"
+	if len(rows) > 0 {
+		cause += ": " + strings.Join(rows, "; ")
+	}
+	return problem.New("rows-differ", "table "+postgres.QuoteIdent(t.Schema, t.Name), cause,
+		"hawser link resync "+link+" --table "+postgres.QuoteIdent(t.Schema, t.Name))
 }
 
 func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) error {

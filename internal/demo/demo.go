@@ -283,8 +283,11 @@ func (s *show) prove(ctx context.Context) error {
 		for _, f := range report.Findings {
 			s.r.say("%v", f)
 		}
-		for _, o := range report.Objects {
+		for _, o := range report.Schema {
 			s.r.say("%s %s: the primary has %q, the secondary %q", o.Kind, o.Name, o.Primary, o.Secondary)
+		}
+		for _, q := range report.Sequences {
+			s.r.say("sequence %s.%s: the primary is at %+v, the secondary at %+v", q.Schema, q.Name, q.Primary, q.Secondary)
 		}
 		return errors.New("hawser link verify found differences")
 	}

@@ -244,7 +244,7 @@ func (h *handler) linkOperations(api huma.API) {
 	reads(api, huma.Operation{OperationID: "verify-link", Method: http.MethodPost, Path: "/v1/links/{name}/verify", Summary: "Compare both sides at one position"},
 		func(ctx context.Context, in *namedWith[verifyBody]) (VerifyReport, error) {
 			r, err := h.service.VerifyLink(ctx, in.Name, VerifyOptions{Timeout: seconds(in.Body.TimeoutSeconds)})
-			r.Tables, r.Objects = orEmpty(r.Tables), orEmpty(r.Objects)
+			r.Tables, r.Schema, r.Sequences, r.Findings = orEmpty(r.Tables), orEmpty(r.Schema), orEmpty(r.Sequences), orEmpty(r.Findings)
 			return r, err
 		})
 }

@@ -245,27 +245,45 @@ type FailoverPhase struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// VerifyReport is the comparison of both sides at one position.
+// VerifyReport is the comparison of both sides at one position. It tells what
+// differs, and what could not be compared; what is in neither was the same.
 type VerifyReport struct {
-	Link     string        `json:"link"`
-	Equal    bool          `json:"equal" doc:"Everything was compared, and both sides held the same"`
-	Position frame.LSN     `json:"position" doc:"The primary's position at which they were compared"`
-	Tables   []VerifyTable `json:"tables" nullable:"false"`
-	// Objects are what differs beside rows: definitions and sequences.
-	Objects  []VerifyObject   `json:"objects" nullable:"false"`
-	Findings problem.Findings `json:"findings,omitempty" nullable:"false" doc:"What could not be compared, tables apart"`
-	At       time.Time        `json:"at"`
-	Seconds  float64          `json:"seconds" doc:"How long it took"`
+	Link     string    `json:"link"`
+	Equal    bool      `json:"equal" doc:"Everything was compared, and both sides held the same"`
+	Complete bool      `json:"complete" doc:"Everything could be compared; when it is false and nothing differs, nothing is proved"`
+	Position frame.LSN `json:"position" doc:"The primary's position at which they were compared"`
+
+	Tables    []VerifyTable    `json:"tables" nullable:"false" doc:"Every table"`
+	Schema    []VerifyObject   `json:"schema" nullable:"false" doc:"Definitions that differ"`
+	Sequences []VerifySequence `json:"sequences" nullable:"false" doc:"Sequences whose state differs"`
+	Findings  problem.Findings `json:"findings" nullable:"false" doc:"What could not be compared, tables apart"`
+
+	At      time.Time `json:"at"`
+	Seconds float64   `json:"seconds" doc:"How long it took"`
 }
 
 // VerifyObject is an object, or a fact about one, that differs. A side that does not
 // have it says nothing.
 type VerifyObject struct {
-	Kind      string `json:"kind"`
+	Kind      string `json:"kind" example:"index"`
 	Name      string `json:"name"`
 	Primary   string `json:"primary,omitempty"`
 	Secondary string `json:"secondary,omitempty"`
-	Uncertain bool   `json:"uncertain,omitempty" doc:"Servers of different versions may print the same in different words"`
+	Uncertain bool   `json:"uncertain,omitempty" doc:"It is a note: servers of different versions may print the same in different words"`
+}
+
+// VerifySequence is a sequence whose state differs.
+type VerifySequence struct {
+	Schema    string         `json:"schema"`
+	Name      string         `json:"name"`
+	Primary   *SequenceState `json:"primary,omitempty" doc:"Absent when the primary does not have it"`
+	Secondary *SequenceState `json:"secondary,omitempty" doc:"Absent when the secondary does not have it"`
+}
+
+// SequenceState is where a sequence stands.
+type SequenceState struct {
+	Last   int64 `json:"last_value"`
+	Called bool  `json:"is_called" doc:"false: last_value is the next one, not the last"`
 }
 
 // VerifyTable is the comparison of one table.
@@ -278,7 +296,21 @@ type VerifyTable struct {
 	RowsSecondary int64            `json:"rows_secondary"`
 	HashPrimary   string           `json:"hash_primary,omitempty"`
 	HashSecondary string           `json:"hash_secondary,omitempty"`
+	Key           []string         `json:"key,omitempty" nullable:"false" doc:"The columns whose values the differences tell"`
+	Differences   []VerifyRow      `json:"differences,omitempty" nullable:"false" doc:"Rows that differ"`
+	More          bool             `json:"more,omitempty" doc:"More rows differ than are named"`
 	Problem       *problem.Problem `json:"problem,omitempty" doc:"Why the table could not be compared, or what differs"`
+}
+
+// VerifyRow is a row that differs; of a table without a key, all rows that are equal
+// to each other.
+type VerifyRow struct {
+	Kind      string   `json:"kind" enum:"missing,extra,different" doc:"missing: on the primary alone; extra: on the secondary alone"`
+	Key       []string `json:"key,omitempty" nullable:"false"`
+	Columns   []string `json:"columns,omitempty" nullable:"false" doc:"Those that differ, where both sides have the row"`
+	Text      string   `json:"text,omitempty" doc:"Where there is no key: the beginning of the row"`
+	Primary   int64    `json:"primary" doc:"How many such rows the primary has"`
+	Secondary int64    `json:"secondary" doc:"How many such rows the secondary has"`
 }
 
 // Database is one database of an instance.
