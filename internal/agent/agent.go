@@ -13,9 +13,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hawser/hawser/internal/agent/api"
@@ -77,7 +79,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.peers, err = peer.New(peer.Config{
-		Identity: a.identity, Trust: trust{a.store}, Handler: handler{a}, Listen: a.cfg.Endpoint.Listen, Version: a.version, Log: a.log,
+		Identity: a.identity, Trust: trust{a}, Handler: handler{a}, Listen: a.cfg.Endpoint.Listen, Version: a.version, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -173,12 +175,24 @@ func (h handler) Stream(ctx context.Context, from, link, kind string, s peer.Str
 	return h.a.links.Stream(ctx, from, link, kind, s)
 }
 
+// do runs f on the connection to the maintenance database. That one may have ended
+// since it was last used, as it does when PostgreSQL restarts; asking shows it, and
+// the store then connects anew.
+func (a *agent) do(ctx context.Context, f func(conn *pgx.Conn) error) error {
+	_ = a.store.Do(ctx, func(conn *pgx.Conn) error { return conn.Ping(ctx) })
+	err := a.store.Do(ctx, f)
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && strings.HasPrefix(pg.Code, "57P0") {
+		return problem.New("server-not-ready", "server "+a.server.String(), "PostgreSQL ended the connection, as it does when it stops or restarts", "hawser status").Because(err).Retry()
+	}
+	return err
+}
+
 // trust tells the peers whom the catalog trusts.
-type trust struct{ store *link.Store }
+type trust struct{ a *agent }
 
 func (t trust) Trusted(ctx context.Context) ([]peer.Trusted, error) {
 	var out []peer.Trusted
-	err := t.store.Do(ctx, func(conn *pgx.Conn) error {
+	err := t.a.do(ctx, func(conn *pgx.Conn) error {
 		peers, err := catalog.Peers(ctx, conn)
 		for _, p := range peers {
 			out = append(out, peer.Trusted{Name: p.Name, CertificatePEM: p.Certificate, Address: p.Address})

@@ -162,7 +162,7 @@ func (s *service) knownPeer(ctx context.Context, name string) error {
 	if name == "" {
 		return nil
 	}
-	peers, err := trust{s.store}.Trusted(ctx)
+	peers, err := trust{s.agent}.Trusted(ctx)
 	if err != nil {
 		return err
 	}
@@ -291,7 +291,7 @@ func (s *service) Databases(ctx context.Context) ([]api.Database, error) {
 		byDatabase[l.Database] = l
 	}
 	var out []api.Database
-	err := s.store.Do(ctx, func(conn *pgx.Conn) error {
+	err := s.do(ctx, func(conn *pgx.Conn) error {
 		rows, err := conn.Query(ctx, `
 			SELECT datname, pg_get_userbyid(datdba), pg_database_size(oid) FROM pg_database
 			WHERE NOT datistemplate AND datallowconn ORDER BY datname`)
@@ -313,7 +313,7 @@ func (s *service) Databases(ctx context.Context) ([]api.Database, error) {
 }
 
 func (s *service) AddPeer(ctx context.Context, p api.AddPeer) (api.Peer, error) {
-	err := s.store.Do(ctx, func(conn *pgx.Conn) error {
+	err := s.do(ctx, func(conn *pgx.Conn) error {
 		return catalog.PutPeer(ctx, conn, catalog.Peer{Name: p.Name, Certificate: p.Certificate, Address: p.Address})
 	})
 	if err != nil {
@@ -339,7 +339,7 @@ func (s *service) RemovePeer(ctx context.Context, name string) error {
 	if used := s.links.UsesPeer(name); len(used) > 0 {
 		return problem.New("peer-in-use", "peer "+name, "links use it: "+strings.Join(used, ", "), "hawser link drop "+used[0])
 	}
-	err := s.store.Do(ctx, func(conn *pgx.Conn) error {
+	err := s.do(ctx, func(conn *pgx.Conn) error {
 		_, err := catalog.DeletePeer(ctx, conn, name)
 		return err
 	})
