@@ -275,12 +275,13 @@ func (a *app) linkDrop() *cobra.Command {
 		Short: "Drop a link",
 		Long: `Drops a link on both sides, and removes what Hawser put into the databases: slot,
 publication, triggers and the schema hawser. The replica stays, as an ordinary
-read-write database, unless --remove-replica drops it.`,
+read-write database, unless --remove-replica drops it; that never drops a database
+which Hawser had not created, such as the old primary's after a failover.`,
 		Example:           "  hawser link drop orders\n  hawser link drop orders --remove-replica --yes",
 		Args:              args("NAME"),
 		ValidArgsFunction: a.completeLink,
 	}
-	c.Flags().BoolVar(&o.RemoveReplica, "remove-replica", false, "drop the secondary's database, too")
+	c.Flags().BoolVar(&o.RemoveReplica, "remove-replica", false, "drop the secondary's database, too, if Hawser created it")
 	c.Flags().BoolVar(&o.Force, "force", false, "drop this side even when the other can't be reached")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
@@ -289,14 +290,25 @@ read-write database, unless --remove-replica drops it.`,
 				return err
 			}
 		}
-		if err := c.DropLink(ctx, args[0], o); err != nil {
+		result, err := c.DropLink(ctx, args[0], o)
+		if err != nil {
 			return err
 		}
-		a.show(struct {
-			Dropped        string `json:"dropped"`
-			ReplicaRemoved bool   `json:"replica_removed"`
-		}{args[0], o.RemoveReplica}, func(p page) { p.line("The link %s is dropped.", clean(args[0])) })
+		a.show(result, func(p page) { p.line("The link %s is dropped.%s", clean(args[0]), replicaText(result)) })
 		return nil
 	})
 	return c
+}
+
+// replicaText tells what became of a replica that was to be removed.
+func replicaText(r api.DropResult) string {
+	switch {
+	case !r.RemoveReplicaRequested:
+		return ""
+	case r.ReplicaRemoved == nil:
+		return " The other instance removes the replica only if Hawser had created that database: see hawser database list there."
+	case *r.ReplicaRemoved:
+		return " The replica is removed."
+	}
+	return " The replica stays, as a database that takes writes: Hawser had not created it."
 }

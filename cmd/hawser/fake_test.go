@@ -20,6 +20,7 @@ type fake struct {
 	verify   api.VerifyReport
 	steps    []api.PeerTestStep
 	peers    *api.PeerList
+	removed  *bool // of a drop
 	asked    []any // options and requests, in order
 }
 
@@ -124,7 +125,9 @@ func (f *fake) FailoverLink(_ context.Context, name string, o api.FailoverOption
 func (f *fake) VerifyLink(_ context.Context, name string, o api.VerifyOptions) (api.VerifyReport, error) {
 	return f.verify, f.ask(o)
 }
-func (f *fake) DropLink(_ context.Context, name string, o api.DropOptions) error { return f.ask(o) }
+func (f *fake) DropLink(_ context.Context, name string, o api.DropOptions) (api.DropResult, error) {
+	return api.DropResult{Dropped: name, RemoveReplicaRequested: o.RemoveReplica, ReplicaRemoved: f.removed}, f.ask(o)
+}
 func (f *fake) Databases(context.Context) ([]api.Database, error) {
 	return []api.Database{
 		{Name: "shop", Owner: "app", SizeBytes: 3 << 30, ReadOnly: true, Link: "orders", Role: api.RoleSecondary, State: api.StateSynchronized},

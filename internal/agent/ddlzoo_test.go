@@ -55,7 +55,7 @@ const regressed = "regression"
 func (r *regression) fresh() {
 	for _, i := range []*instance{r.a, r.b} {
 		if _, err := i.Link(context.Background(), regressed); err == nil {
-			if err := i.DropLink(context.Background(), regressed, api.DropOptions{RemoveReplica: true}); err != nil {
+			if _, err := i.DropLink(context.Background(), regressed, api.DropOptions{RemoveReplica: true}); err != nil {
 				r.t.Logf("drop the link: %v", err)
 			}
 		}

@@ -113,7 +113,7 @@ func TestDropLeavesNothing(t *testing.T) {
 			t.Parallel()
 			a, b := linked(t)
 			b.awaitState(t, "shop", api.StateSynchronized)
-			if err := a.DropLink(ctx, "shop", api.DropOptions{RemoveReplica: remove}); err != nil {
+			if _, err := a.DropLink(ctx, "shop", api.DropOptions{RemoveReplica: remove}); err != nil {
 				t.Fatal(err)
 			}
 			if got := traces(t, a, "shop"); len(got) != 0 {

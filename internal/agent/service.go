@@ -281,8 +281,39 @@ func differenceOf(link string, t verify.TableReport) *problem.Problem {
 		"hawser link resync "+link+" --table "+postgres.QuoteIdent(t.Schema, t.Name))
 }
 
-func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) error {
-	return s.links.Drop(ctx, name, link.DropOptions{RemoveReplica: o.RemoveReplica, Force: o.Force})
+func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) (api.DropResult, error) {
+	var rec catalog.Link
+	err := s.do(ctx, func(conn *pgx.Conn) (err error) {
+		rec, _, err = catalog.FindLink(ctx, conn, name)
+		return err
+	})
+	if err != nil {
+		return api.DropResult{}, err
+	}
+	var side role.State
+	if len(rec.Side) > 0 {
+		if err := json.Unmarshal(rec.Side, &side); err != nil {
+			return api.DropResult{}, fmt.Errorf("read the role of link %s: %w", name, err)
+		}
+	}
+	if err := s.links.Drop(ctx, name, link.DropOptions{RemoveReplica: o.RemoveReplica, Force: o.Force}); err != nil {
+		return api.DropResult{}, err
+	}
+	return api.DropResult{
+		Dropped: name, RemoveReplicaRequested: o.RemoveReplica, ReplicaRemoved: removed(o.RemoveReplica, side.Role, rec.OwnsDatabase),
+	}, nil
+}
+
+// removed tells whether a secondary's database went with its link: when it was asked
+// for, and Hawser had created the database. ownsHere is said of this side's, so a
+// primary that does not own its database can't tell; of the two sides at most one was
+// created.
+func removed(asked bool, here role.Role, ownsHere bool) *bool {
+	gone := asked && ownsHere && here == role.Secondary
+	if asked && here == role.Primary && !ownsHere {
+		return nil
+	}
+	return &gone
 }
 
 func (s *service) Databases(ctx context.Context) ([]api.Database, error) {

@@ -7,8 +7,34 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/link"
+	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/testpg"
 )
+
+// TestReplicaRemoved: what is told of a replica agrees with who owned it.
+func TestReplicaRemoved(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		asked, owns bool
+		here        role.Role
+		want        string
+	}{
+		"not asked":                       {false, true, role.Secondary, "false"},
+		"created here":                    {true, true, role.Secondary, "true"},
+		"the old primary":                 {true, false, role.Secondary, "false"},
+		"created there, or found empty":   {true, false, role.Primary, "unknown"},
+		"the replica of old, now primary": {true, true, role.Primary, "false"},
+	}
+	for name, test := range tests {
+		got := "unknown"
+		if r := removed(test.asked, test.here, test.owns); r != nil {
+			got = map[bool]string{true: "true", false: "false"}[*r]
+		}
+		if got != test.want {
+			t.Errorf("%s: got %s, want %s", name, got, test.want)
+		}
+	}
+}
 
 // TestConnectsAnew: a connection to the maintenance database that PostgreSQL ended
 // meanwhile, as it does when it restarts, is no error of whoever asks next.

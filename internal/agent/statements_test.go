@@ -74,7 +74,7 @@ func TestStatements(t *testing.T) {
 			if _, err := a.CreateLink(ctx, api.LinkSpec{Name: db, Database: db, Peer: "beta", Role: api.RolePrimary}); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { _ = a.DropLink(ctx, db, api.DropOptions{RemoveReplica: true}) })
+			t.Cleanup(func() { _, _ = a.DropLink(ctx, db, api.DropOptions{RemoveReplica: true}) })
 			b.awaitState(t, db, api.StateSynchronized)
 			for _, sql := range c.after {
 				var err error

@@ -59,7 +59,7 @@ type Service interface {
 	ResyncLink(ctx context.Context, name string, tables []string) error
 	RejoinLink(ctx context.Context, name string) error
 	VerifyLink(ctx context.Context, name string, o VerifyOptions) (VerifyReport, error)
-	DropLink(ctx context.Context, name string, o DropOptions) error
+	DropLink(ctx context.Context, name string, o DropOptions) (DropResult, error)
 
 	Databases(ctx context.Context) ([]Database, error)
 }
@@ -82,8 +82,8 @@ type VerifyOptions struct {
 
 // DropOptions say what stays when a link goes.
 type DropOptions struct {
-	// RemoveReplica drops the secondary's database too. Without it the replica
-	// stays, as an ordinary read-write database.
+	// RemoveReplica drops the secondary's database too, if Hawser created it.
+	// Otherwise it stays, as an ordinary read-write database.
 	RemoveReplica bool
 	// Force drops this side even when the other cannot be reached.
 	Force bool

@@ -51,7 +51,9 @@ func (s *stub) AddPeer(_ context.Context, p AddPeer) (Peer, error) {
 func (s *stub) Links(context.Context) ([]Link, error)                        { return s.links() }
 func (s *stub) Link(_ context.Context, name string) (Link, error)            { return s.link(name) }
 func (s *stub) PauseLink(_ context.Context, _ string) error                  { return s.pauseFail }
-func (s *stub) DropLink(_ context.Context, name string, o DropOptions) error { return s.drop(name, o) }
+func (s *stub) DropLink(_ context.Context, name string, o DropOptions) (DropResult, error) {
+	return DropResult{Dropped: name, RemoveReplicaRequested: o.RemoveReplica}, s.drop(name, o)
+}
 func (s *stub) CreateLink(ctx context.Context, spec LinkSpec) (Link, error) {
 	return s.create(ctx, spec)
 }
@@ -282,8 +284,9 @@ func TestOptionsArrive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.DropLink(t.Context(), "a", DropOptions{RemoveReplica: true}); err != nil {
-		t.Fatal(err)
+	dropped, err := c.DropLink(t.Context(), "a", DropOptions{RemoveReplica: true})
+	if err != nil || dropped != (DropResult{Dropped: "a", RemoveReplicaRequested: true}) {
+		t.Fatalf("dropped %+v, %v", dropped, err)
 	}
 	if gotFailover != (FailoverOptions{Force: true, Timeout: 1500 * time.Millisecond}) || gotVerify.Timeout != time.Minute || gotDrop != (DropOptions{RemoveReplica: true}) {
 		t.Errorf("got %+v %+v %+v", gotFailover, gotVerify, gotDrop)
@@ -500,7 +503,7 @@ func TestCompleteAddress(t *testing.T) {
 func TestWireNames(t *testing.T) {
 	t.Parallel()
 	seen := map[reflect.Type]bool{}
-	for _, v := range []any{Instance{}, Certificate{}, PeerList{}, AddPeer{}, PeerTestStep{}, LinkSpec{}, Link{}, FailoverResult{}, VerifyReport{}, Database{}, errorBody{}} {
+	for _, v := range []any{Instance{}, Certificate{}, PeerList{}, AddPeer{}, PeerTestStep{}, LinkSpec{}, Link{}, FailoverResult{}, VerifyReport{}, DropResult{}, Database{}, errorBody{}} {
 		checkWireNames(t, reflect.TypeOf(v), seen)
 	}
 }

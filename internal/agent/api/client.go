@@ -157,10 +157,9 @@ func (c *Client) VerifyLink(ctx context.Context, name string, o VerifyOptions) (
 }
 
 // DropLink drops a link.
-func (c *Client) DropLink(ctx context.Context, name string, o DropOptions) error {
+func (c *Client) DropLink(ctx context.Context, name string, o DropOptions) (DropResult, error) {
 	q := url.Values{"remove_replica": {strconv.FormatBool(o.RemoveReplica)}, "force": {strconv.FormatBool(o.Force)}}
-	_, err := call[none](ctx, c, http.MethodDelete, linkPath(name, "")+"?"+q.Encode(), nil)
-	return err
+	return call[DropResult](ctx, c, http.MethodDelete, linkPath(name, "")+"?"+q.Encode(), nil)
 }
 
 // Databases asks for the databases of the instance.

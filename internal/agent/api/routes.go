@@ -65,7 +65,7 @@ type (
 	}
 	dropInput struct {
 		Name          string `path:"name" maxLength:"64"`
-		RemoveReplica bool   `query:"remove_replica" doc:"Drop the secondary's database too"`
+		RemoveReplica bool   `query:"remove_replica" doc:"Drop the secondary's database too, if Hawser created it"`
 		Force         bool   `query:"force" doc:"Drop this side even when the other can't be reached"`
 	}
 )
@@ -214,9 +214,9 @@ func (h *handler) links(api huma.API) {
 			}
 			return h.service.CreateLink(ctx, in.Body)
 		})
-	changesOnly(h, api, huma.Operation{OperationID: "drop-link", Method: http.MethodDelete, Path: "/v1/links/{name}",
-		Summary: "Drop a link", Description: "The replica stays, as an ordinary read-write database, unless remove_replica is set."},
-		func(ctx context.Context, in *dropInput) error {
+	changes(h, api, huma.Operation{OperationID: "drop-link", Method: http.MethodDelete, Path: "/v1/links/{name}",
+		Summary: "Drop a link", Description: "The replica stays, as an ordinary read-write database, unless remove_replica is set and Hawser had created it."},
+		func(ctx context.Context, in *dropInput) (DropResult, error) {
 			return h.service.DropLink(ctx, in.Name, DropOptions{RemoveReplica: in.RemoveReplica, Force: in.Force})
 		})
 }

@@ -245,6 +245,15 @@ type FailoverPhase struct {
 	Seconds float64 `json:"seconds"`
 }
 
+// DropResult tells what went with a link.
+type DropResult struct {
+	Dropped                string `json:"dropped" doc:"The link's name"`
+	RemoveReplicaRequested bool   `json:"remove_replica_requested"`
+	// ReplicaRemoved is nil where only the other instance knows whether Hawser
+	// had created its database.
+	ReplicaRemoved *bool `json:"replica_removed" doc:"Whether the secondary's database was dropped: only one that Hawser had created is. null when only the other instance knows"`
+}
+
 // VerifyReport is the comparison of both sides at one position. It tells what
 // differs, and what could not be compared; what is in neither was the same.
 type VerifyReport struct {
