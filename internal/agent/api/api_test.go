@@ -48,9 +48,9 @@ func (s *stub) AddPeer(_ context.Context, p AddPeer) (Peer, error) {
 	s.added = p
 	return Peer{Name: p.Name, Address: p.Address}, nil
 }
-func (s *stub) Links(context.Context) ([]Link, error)                        { return s.links() }
-func (s *stub) Link(_ context.Context, name string) (Link, error)            { return s.link(name) }
-func (s *stub) PauseLink(_ context.Context, _ string) error                  { return s.pauseFail }
+func (s *stub) Links(context.Context) ([]Link, error)             { return s.links() }
+func (s *stub) Link(_ context.Context, name string) (Link, error) { return s.link(name) }
+func (s *stub) PauseLink(_ context.Context, _ string) error       { return s.pauseFail }
 func (s *stub) DropLink(_ context.Context, name string, o DropOptions) (DropResult, error) {
 	return DropResult{Dropped: name, RemoveReplicaRequested: o.RemoveReplica}, s.drop(name, o)
 }

@@ -82,7 +82,7 @@ func newHandler(ctx context.Context, config Config) http.Handler {
 	c.RejectUnknownQueryParameters = true
 	c.Transformers = []huma.Transformer{ourErrors}
 	api := humago.New(mux, c)
-	h := &handler{service: config.Service, life: ctx}
+	h := &handler{service: naming{config.Service}, life: ctx}
 	h.instance(api)
 	h.peers(api)
 	h.links(api)
