@@ -263,7 +263,7 @@ whose replication slot was lost. Readers of the secondary see a table empty unti
 its copy is complete.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.ResyncLink(ctx, name, tables) })
 	c.Example = "  hawser link resync orders\n  hawser link resync orders --table public.invoice"
-	c.Flags().StringArrayVar(&tables, "table", nil, "a table to copy, as SCHEMA.NAME; may be repeated")
+	c.Flags().StringArrayVar(&tables, "table", nil, "a `table` to copy, as SCHEMA.NAME; may be repeated")
 	return c
 }
 

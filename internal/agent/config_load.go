@@ -48,8 +48,10 @@ func LoadConfig(sources Sources) (Config, error) {
 	if err := c.complete(); err != nil {
 		return Config{}, err
 	}
-	if len(wrong) == 0 { // else what could not be read would be found missing
-		findings = append(findings, c.Check()...)
+	for _, f := range c.Check() {
+		if !follows(f, wrong) {
+			findings = append(findings, f)
+		}
 	}
 	if err := findings.Err(); err != nil {
 		return Config{}, err
@@ -57,32 +59,65 @@ func LoadConfig(sources Sources) (Config, error) {
 	return c, nil
 }
 
-// BindFlags defines a flag for every key.
+// follows reports whether a finding says again, in other words, that a value could
+// not be read: it then looks as if it were missing.
+func follows(f *problem.Problem, wrong problem.Findings) bool {
+	return slices.ContainsFunc(wrong, func(w *problem.Problem) bool {
+		return w.Object == f.Object || strings.HasPrefix(w.Object, f.Object+".")
+	})
+}
+
+// BindFlags defines a flag for every key. A flag takes any text: LoadConfig reads it
+// as it reads the other sources, and tells of all that are wrong at once.
 func BindFlags(flags *pflag.FlagSet) {
 	for _, key := range configKeys() {
-		switch key.kind {
-		case reflect.Map:
-			flags.StringToString(key.flag, nil, key.doc)
-		case reflect.Int:
-			flags.Int(key.flag, 0, key.usage())
-		default:
-			flags.String(key.flag, "", key.usage())
+		if key.kind == reflect.Map {
+			flags.StringToString(key.flag, nil, strings.Replace(key.doc, "name=value,…", "`name=value,…`", 1)) // the word for its form
+			flags.Lookup(key.flag).DefValue = ""                                                               // help would show []
+			continue
 		}
+		flags.Var(&flagText{kind: key.form}, key.flag, key.usage())
 	}
 }
+
+// flagText is the text of a flag, and the word that help has for its form.
+type flagText struct{ text, kind string }
+
+func (f *flagText) Set(text string) error { f.text = text; return nil }
+func (f *flagText) String() string        { return f.text }
+func (f *flagText) Type() string          { return f.kind }
 
 // configKey is one key of the configuration, under all its names.
 type configKey struct {
 	name, flag, env string
 	doc, standard   string // standard: the default, in words or as a value
 	kind            reflect.Kind
+	form            string // of its value, in a word
 }
 
 func (k configKey) usage() string {
-	if k.standard == "" {
+	switch k.standard {
+	case "":
 		return k.doc
+	case "required":
+		return k.doc + " (required)"
 	}
 	return k.doc + " (default " + k.standard + ")"
+}
+
+// formOf is the word for what a key's value is.
+func formOf(value any) string {
+	switch value.(type) {
+	case ByteSize:
+		return "size"
+	case slog.Level:
+		return "level"
+	case LogFormat:
+		return "format"
+	case int:
+		return "number"
+	}
+	return "text"
 }
 
 // configKeys lists the keys of Config in their order.
@@ -106,12 +141,8 @@ func keysOf(v reflect.Value, prefix string) []configKey {
 		if standard == "" {
 			standard = textOf(value)
 		}
-		kind := value.Kind()
-		if _, ok := value.Interface().(fmt.Stringer); ok {
-			kind = reflect.String // a level or a size is written as text
-		}
 		keys = append(keys, configKey{
-			name: name, doc: field.Tag.Get("doc"), standard: standard, kind: kind,
+			name: name, doc: field.Tag.Get("doc"), standard: standard, kind: value.Kind(), form: formOf(value.Interface()),
 			flag: strings.NewReplacer(".", "-", "_", "-").Replace(name),
 			env:  envPrefix + strings.ToUpper(strings.ReplaceAll(name, ".", "_")),
 		})
@@ -143,7 +174,7 @@ func load(k *koanf.Koanf, sources Sources) (problem.Findings, error) {
 		}
 		findings = append(findings, unknownKeys(k.Raw(), "", keys, sources.File)...)
 	}
-	vars := envSource{keys: keys}
+	vars := envSource{keys: keys, environ: sources.Environ}
 	_ = k.Load(env.Provider(".", env.Opt{Prefix: envPrefix, EnvironFunc: func() []string { return sources.Environ }, TransformFunc: vars.read}), nil) // never fails: it reads memory
 	findings = append(findings, vars.findings...)
 	if sources.Flags != nil {
@@ -204,6 +235,7 @@ func meant(name string, known []string) string {
 // envSource turns HAWSER_ variables into keys.
 type envSource struct {
 	keys     []configKey
+	environ  []string
 	findings problem.Findings
 }
 
@@ -223,7 +255,7 @@ func (s *envSource) read(name, value string) (string, any) {
 		}
 		return key.name, m
 	}
-	if !isForeign(name, value) {
+	if !s.isForeign(name, value) {
 		known := make([]string, len(s.keys))
 		for i, key := range s.keys {
 			known[i] = key.env
@@ -235,17 +267,27 @@ func (s *envSource) read(name, value string) (string, any) {
 
 // isForeign knows the HAWSER_ variables that are not keys: those of the command
 // line, and those that Kubernetes sets in every container for a Service whose
-// name begins with hawser.
-func isForeign(name, value string) bool {
+// name begins with hawser. A port of Kubernetes' is told from a key that is spelt
+// wrong by its value, which is a URL, or by the Service's host that stands beside it.
+func (s *envSource) isForeign(name, value string) bool {
 	switch name {
 	case "HAWSER_CONFIG", "HAWSER_TOKEN_FILE", "HAWSER_PG_BIN":
 		return true
 	}
-	if strings.HasSuffix(name, "_PORT") && !strings.HasSuffix(name, "_SERVICE_PORT") {
-		return strings.Contains(value, "://") // else it may be a key that is spelt wrong
+	if kubernetesOwn.MatchString(name) {
+		return true
 	}
-	kubernetes := regexp.MustCompile(`^HAWSER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$`)
-	return kubernetes.MatchString(name)
+	m := kubernetesPort.FindStringSubmatch(name)
+	return m != nil && (strings.Contains(value, "://") || s.isSet(m[1]+"_SERVICE_HOST"))
+}
+
+var (
+	kubernetesOwn  = regexp.MustCompile(`^HAWSER(_\w+)?_(SERVICE_HOST|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$`)
+	kubernetesPort = regexp.MustCompile(`^(HAWSER(?:_\w+?)??)_(?:SERVICE_PORT(?:_\w+)?|PORT)$`)
+)
+
+func (s *envSource) isSet(name string) bool {
+	return slices.ContainsFunc(s.environ, func(v string) bool { return strings.HasPrefix(v, name+"=") })
 }
 
 func flagValue(flags *pflag.FlagSet, f *pflag.Flag, keys []configKey) (string, any) {
@@ -288,12 +330,41 @@ func decode(k *koanf.Koanf, c *Config) problem.Findings {
 	}})
 	var findings problem.Findings
 	for _, e := range decodeErrors(err) {
-		findings = append(findings, problem.New("invalid-config", "key "+e.Name(), "Its value has the wrong form: "+rootCause(e).Error()+".", "docs/configuration.md shows the key."))
+		findings = append(findings, wrongForm(e, k.Get(e.Name())))
 	}
 	if err != nil && len(findings) == 0 {
 		findings = append(findings, problem.New("invalid-config", "", "The configuration can't be read", "docs/configuration.md shows one.").Because(err))
 	}
 	return findings
+}
+
+// wrongForm says in words what a value should be; the decoder speaks of Go's types.
+func wrongForm(e *mapstructure.DecodeError, value any) *problem.Problem {
+	name := e.Name()
+	i := slices.IndexFunc(configKeys(), func(k configKey) bool { return k.name == name })
+	if i < 0 {
+		return invalid(name, "Its value has the wrong form: "+rootCause(e).Error()+".", "docs/configuration.md shows the key.")
+	}
+	key := configKeys()[i]
+	text := fmt.Sprintf("%q", fmt.Sprint(value))
+	switch value.(type) {
+	case map[string]any:
+		text = "A map"
+	case []any:
+		text = "A list"
+	}
+	want := map[string]string{"size": "a size such as 256MiB or 16GB", "level": "a level of log lines", "number": "a whole number", "text": "text"}[key.form]
+	if key.kind == reflect.Map {
+		want = "a map of names and values"
+	}
+	remedy := "docs/configuration.md shows the key."
+	switch {
+	case key.form == "level":
+		remedy = "log: {level: info}, or debug, warn or error"
+	case key.standard != "" && key.form != "text":
+		remedy = "for instance " + name + ": " + key.standard
+	}
+	return invalid(name, text+" is not "+want+".", remedy)
 }
 
 // boolText keeps PostgreSQL's spelling of a YAML boolean among the settings.
@@ -304,17 +375,19 @@ func boolText(from, to reflect.Type, data any) (any, error) {
 	return data, nil
 }
 
+// decodeErrors finds the errors of single values, which the decoder joins and wraps.
 func decodeErrors(err error) []*mapstructure.DecodeError {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+	switch e := err.(type) {
+	case *mapstructure.DecodeError:
+		return []*mapstructure.DecodeError{e}
+	case interface{ Unwrap() []error }:
 		var all []*mapstructure.DecodeError
-		for _, e := range joined.Unwrap() {
-			all = append(all, decodeErrors(e)...)
+		for _, one := range e.Unwrap() {
+			all = append(all, decodeErrors(one)...)
 		}
 		return all
-	}
-	var d *mapstructure.DecodeError
-	if errors.As(err, &d) {
-		return []*mapstructure.DecodeError{d}
+	case interface{ Unwrap() error }:
+		return decodeErrors(e.Unwrap())
 	}
 	return nil
 }

@@ -118,7 +118,14 @@ func TestRefusals(t *testing.T) {
 		"bad connection":     {source(t, "name: a\npostgres: {connection: 'port=none'}", nil), "key postgres.connection"},
 		"missing CA":         {source(t, "name: a\npostgres: {connection: 'host=x sslmode=verify-full sslrootcert=/nonexistent/ca'}", nil), "/nonexistent/ca"},
 		"port":               {source(t, "name: a\npostgres: {managed: {port: 70000}}", nil), "70000 is not a port"},
-		"port in words":      {source(t, "name: a\npostgres: {managed: {port: many}}", nil), "key postgres.managed.port: Its value has the wrong form"},
+		"port in words":      {source(t, "name: a\npostgres: {managed: {port: many}}", nil), `key postgres.managed.port: "many" is not a whole number`},
+		"port as a list":     {source(t, "name: a\npostgres: {managed: {port: [1]}}", nil), "key postgres.managed.port: A list is not a whole number"},
+		"name as a map":      {source(t, "name: {a: b}\npostgres: {managed: {}}", nil), "key name"},
+		"settings as text":   {source(t, "name: a\npostgres: {managed: {settings: x}}", nil), "is not a map of names"},
+		"port's variable":    {source(t, good, []string{"HAWSER_POSTGRES_MANAGD_PORT=5"}), "Did you mean HAWSER_POSTGRES_MANAGED_PORT?"},
+		"other's port":       {source(t, good, []string{"HAWSER_MANAGED_PORT=5433", "HAWSER_WEST_SERVICE_HOST=10.0.0.1"}), "variable HAWSER_MANAGED_PORT"},
+		"service's port":     {source(t, good, []string{"HAWSER_POSTGRES_SERVICE_PORT=5"}), "variable HAWSER_POSTGRES_SERVICE_PORT"},
+		"number's flag":      {source(t, good, nil, "--limits-seed-workers", "some"), `"some" is not a whole number`},
 		"bin dir":            {source(t, "name: a\npostgres: {managed: {bin_dir: /nonexistent}}", nil), "key postgres.managed.bin_dir"},
 		"run as root":        {source(t, "name: a\npostgres: {managed: {run_as: root}}", nil), "refuses to run as root"},
 		"run as nobody here": {source(t, "name: a\npostgres: {managed: {run_as: no-such-user}}", nil), "There is no user"},
@@ -128,9 +135,10 @@ func TestRefusals(t *testing.T) {
 		"open API":           {source(t, good+"api: {listen: ':5023'}", nil), "key api.listen"},
 		"URL as socket":      {source(t, good, []string{"HAWSER_SOCKET=http://127.0.0.1:1"}), "is a URL"},
 		"long socket":        {source(t, good+"socket: /"+strings.Repeat("s", 200), nil), "key socket"},
-		"level":              {source(t, good+"log: {level: loud}", nil), "key log.level"},
+		"level":              {source(t, good+"log: {level: loud}", nil), `key log.level: "loud" is not a level`},
+		"level's flag":       {source(t, good, nil, "--log-level", "loud"), `key log.level: "loud" is not a level`},
 		"format":             {source(t, good+"log: {format: xml}", nil), "key log.format"},
-		"size":               {source(t, good+"limits: {memory: 1 lot}", nil), "key limits.memory"},
+		"size":               {source(t, good+"limits: {memory: 1 lot}", nil), `key limits.memory: "1 lot" is not a size`},
 		"little memory":      {source(t, good+"limits: {memory: 1MB}", nil), "too little"},
 		"workers":            {source(t, good+"limits: {seed_workers: 0}", nil), "key limits.seed_workers"},
 		"WAL":                {source(t, good+"limits: {wal_held: 1MB}", nil), "key limits.wal_held"},
@@ -154,6 +162,12 @@ func TestAllFindingsAtOnce(t *testing.T) {
 	if !ok || len(joined.Unwrap()) != 4 { // name, endpoint, postgres, memory
 		t.Errorf("got %v", err)
 	}
+	// What can't be read hides nothing, and is not found missing as well.
+	_, err = LoadConfig(source(t, "name: [a]", []string{"HAWSER_NAM=a"}, "--limits-memory=3XB", "--log-level=loud", "--limits-seed-workers=x", "--endpoint-listen=x"))
+	joined, ok = err.(interface{ Unwrap() []error })
+	if !ok || len(joined.Unwrap()) != 7 { // HAWSER_NAM, name, memory, level, workers, endpoint, postgres
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestVariablesOfOthersAreLeftAlone(t *testing.T) {
@@ -161,6 +175,7 @@ func TestVariablesOfOthersAreLeftAlone(t *testing.T) {
 	_, err := LoadConfig(source(t, "name: a\npostgres: {managed: {}}", []string{
 		"HAWSER_CONFIG=x", "HAWSER_TOKEN_FILE=x", "HAWSER_PG_BIN=x",
 		"HAWSER_SERVICE_HOST=10.0.0.1", "HAWSER_SERVICE_PORT=5022", "HAWSER_SERVICE_PORT_PEERS=5022", "HAWSER_PORT=tcp://10.0.0.1:5022",
+		"HAWSER_EAST_SERVICE_HOST=10.0.0.2", "HAWSER_EAST_SERVICE_PORT=5022", "HAWSER_EAST_SERVICE_PORT_PEERS=5022", "HAWSER_EAST_PORT=tcp://10.0.0.2:5022",
 		"HAWSER_PORT_5022_TCP=tcp://10.0.0.1:5022", "HAWSER_PORT_5022_TCP_ADDR=10.0.0.1", "HAWSER_WEST_SERVICE_HOST=10.0.0.1", "HAWSER_WEST_PORT_5022_TCP_PROTO=tcp",
 	}))
 	if err != nil {
