@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -239,10 +240,30 @@ func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Cl
 			if err != nil {
 				return err
 			}
+			l = a.settled(ctx, c, l)
 			a.show(l, func(p page) { p.line("%s", a.plainLine(l)) })
 			return nil
 		}),
 	}
+}
+
+// settled gives a link that has just been started the moment that its stream needs to
+// open, so that what is shown is what becomes of it.
+func (a *app) settled(ctx context.Context, c *api.Client, l api.Link) api.Link {
+	const patience, between = 2 * time.Second, 100 * time.Millisecond
+	for began := time.Now(); l.State == api.StateDisconnected && time.Since(began) < patience; {
+		select {
+		case <-ctx.Done():
+			return l
+		case <-time.After(min(a.poll, between)):
+		}
+		next, err := c.Link(ctx, l.Name)
+		if err != nil {
+			return l // whoever looks next will tell
+		}
+		l = next
+	}
+	return l
 }
 
 func (a *app) linkRejoin() *cobra.Command {

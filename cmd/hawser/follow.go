@@ -45,6 +45,9 @@ func (a *app) create(ctx context.Context, c *api.Client, spec api.LinkSpec, noWa
 		fmt.Fprint(a.out, "validating and preparing …")
 	}
 	l, err := c.CreateLink(ctx, spec)
+	if err == nil {
+		l = a.settled(ctx, c, l)
+	}
 	if a.inPlace() {
 		fmt.Fprint(a.out, "\r\x1b[K")
 	}

@@ -337,6 +337,20 @@ func TestWaitsForAnAgentThatIsAway(t *testing.T) {
 	}
 }
 
+// TestResumeShowsWhatBecomesOfIt: not that the stream is not open yet.
+func TestResumeShowsWhatBecomesOfIt(t *testing.T) {
+	t.Parallel()
+	opening := synchronized()
+	opening.State = api.StateDisconnected
+	for _, verb := range []string{"resume", "resync", "rejoin"} {
+		f := &fake{links: []api.Link{opening, opening, catchingUp()}}
+		code, out, errOut := call{args: "link " + verb + " orders", fake: f}.run(t)
+		if code != 0 || !strings.Contains(out, "orders catching-up") {
+			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
+		}
+	}
+}
+
 func TestNoAgent(t *testing.T) {
 	t.Parallel()
 	for _, args := range []string{"status", "link list", "link watch", "peer list"} {
