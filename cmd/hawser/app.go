@@ -101,8 +101,12 @@ func knownCommand(c *cobra.Command, args []string) error {
 	return fmt.Errorf("%s has no command %q%s", c.CommandPath(), args[0], suggest(c.SuggestionsFor(args[0])))
 }
 
-// flagError names the flag that was meant.
+// flagError names the flag that was meant. Where the command is unknown, that is
+// what is wrong: no flag of it can be known.
 func flagError(c *cobra.Command, err error) error {
+	if given := c.Flags().Args(); c.HasSubCommands() && len(given) > 0 {
+		return usage{knownCommand(c, given)}
+	}
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {
 		return usage{err}

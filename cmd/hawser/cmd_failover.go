@@ -36,7 +36,7 @@ Ctrl-C leaves the command, not the failover: that goes on to its end.`,
 	c.Flags().DurationVar(&o.Timeout, "timeout", 30*time.Second, "how long a planned failover may take before it is called off")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
-		if o.Timeout < 0 {
+		if o.Timeout <= 0 {
 			return usagef("--timeout is %s: want a positive duration", o.Timeout)
 		}
 		if o.Force {

@@ -79,7 +79,7 @@ statement that mends it. The exit code is 5 when one of them blocks.`,
 
 func verdict(p page, database string, findings problem.Findings) string {
 	if n := len(findings.Blocking()); n > 0 {
-		return p.paint(bad, fmt.Sprintf("%s can't be linked yet: %d of the findings block.", clean(database), n))
+		return p.paint(bad, fmt.Sprintf("%s can't be linked yet: %s.", clean(database), map[bool]string{true: "1 finding blocks", false: count(n) + " findings block"}[n == 1]))
 	}
 	return p.paint(good, clean(database)+" is fit to be linked.")
 }

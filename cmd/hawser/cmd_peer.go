@@ -39,6 +39,11 @@ For a peer that is trusted already this takes its new certificate and address.`,
 		}
 		request.Certificate = certificate
 		peer, err := c.AddPeer(ctx, request)
+		if p, ok := problem.As(err); ok && p.Object == "" { // the agent knows what it was given, not from where
+			named := *p
+			named.Object = map[bool]string{true: "standard input", false: "file " + args[0]}[args[0] == "-"]
+			return &named
+		}
 		if err != nil {
 			return err
 		}

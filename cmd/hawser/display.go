@@ -140,7 +140,7 @@ func (a *app) plainLine(l api.Link) string {
 		line += ", lag " + lagText(l) + ", WAL held " + orUnknown(l.WALHeldBytes, bytesText[uint64])
 	}
 	if telling(l.Cause) {
-		line += ", because: " + clean(l.Cause.Cause)
+		line += ", because: " + clean(l.Cause.Cause) + " [" + clean(l.Cause.Code) + "]"
 	}
 	return line
 }

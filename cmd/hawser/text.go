@@ -140,7 +140,8 @@ func (p page) findings(all problem.Findings) {
 	}
 }
 
-// problem writes a problem: its object and cause, and its remedy below.
+// problem writes a problem: its object and cause, its code, by which documentation
+// and programs know it, and its remedy below. A note's code says no more than its text.
 func (p page) problem(indent, title string, f *problem.Problem) {
 	text := f.Cause
 	if f.Err != nil {
@@ -149,7 +150,11 @@ func (p page) problem(indent, title string, f *problem.Problem) {
 	if f.Object != "" {
 		text = f.Object + ": " + text
 	}
-	p.line("%s%s%s", indent, title, block(text, indent+"  "))
+	code := ""
+	if f.Code != "" && f.Severity != problem.Note {
+		code = " " + p.paint(dim, "["+clean(f.Code)+"]")
+	}
+	p.line("%s%s%s%s", indent, title, block(text, indent+"  "), code)
 	if f.Remedy != "" {
 		p.line("%s  %s %s", indent, p.paint(dim, "remedy:"), p.paint(bold, block(f.Remedy, indent+"          ")))
 	}

@@ -42,7 +42,11 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	log.Info("agent ended", "cause", err)
+	if err == nil {
+		log.Info("agent ended, as it was asked to")
+	} else {
+		log.Error("agent ended", "cause", err)
+	}
 	return err
 }
 

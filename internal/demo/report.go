@@ -31,7 +31,7 @@ func (r *report) say(format string, args ...any) {
 		return
 	}
 	r.clear()
-	fmt.Fprintln(r.Out, "  "+text)
+	fmt.Fprintln(r.Out, "  "+indent(text))
 }
 
 func (r *report) line(v any) {
