@@ -267,7 +267,11 @@ func verifyPage(p page, r api.VerifyReport) {
 	}
 	for _, t := range r.Tables {
 		if t.Problem != nil {
-			p.problem("", p.paint(bad, clean(qualified(t.Schema, t.Name))+": "), t.Problem)
+			title := ""
+			if t.Problem.Object == "" { // else it names the table itself
+				title = p.paint(bad, clean(qualified(t.Schema, t.Name))+": ")
+			}
+			p.problem("", title, t.Problem)
 		}
 	}
 	objectLines(p, r)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 
@@ -278,7 +279,17 @@ func differenceOf(link string, t verify.TableReport) *problem.Problem {
 		cause += ": " + strings.Join(rows, "; ")
 	}
 	return problem.New("rows-differ", "table "+postgres.QuoteIdent(t.Schema, t.Name), cause,
-		"hawser link resync "+link+" --table "+postgres.QuoteIdent(t.Schema, t.Name))
+		"hawser link resync "+link+" --table "+shellWord(t.Schema+"."+t.Name))
+}
+
+// shellWord is s as a shell reads it back.
+func shellWord(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("_.-", r)
+	}) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) (api.DropResult, error) {

@@ -9,6 +9,7 @@ import (
 	"github.com/hawser/hawser/internal/link"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/testpg"
+	"github.com/hawser/hawser/internal/verify"
 )
 
 // TestReplicaRemoved: what is told of a replica agrees with who owned it.
@@ -33,6 +34,25 @@ func TestReplicaRemoved(t *testing.T) {
 		if got != test.want {
 			t.Errorf("%s: got %s, want %s", name, got, test.want)
 		}
+	}
+}
+
+// TestDifferenceCanBeTyped: the remedy of a table that differs is for a shell, and is
+// there when no row could be named.
+func TestDifferenceCanBeTyped(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"log": "hawser link resync shop --table public.log", "It's\" x": `hawser link resync shop --table 'public.It'\''s" x'`,
+	} {
+		p := differenceOf("shop", verify.TableReport{Schema: "public", Name: name, Verdict: verify.Differs})
+		if p == nil || p.Cause != "rows differ" || p.Remedy != want {
+			t.Errorf("got %v, want %s", p, want)
+		}
+	}
+	many := verify.TableReport{Schema: "public", Name: "log", Verdict: verify.Differs, Key: []string{"id"}, More: true,
+		Differences: []verify.Difference{{Kind: verify.Different, Key: []string{"7"}, Columns: []string{"at"}}}}
+	if p := differenceOf("shop", many); p.Cause != "rows differ: different id=7 in at; and more" {
+		t.Errorf("got %v", p)
 	}
 }
 
