@@ -284,7 +284,7 @@ func verifyPage(p page, r api.VerifyReport) {
 			p.line("%s", p.paint(warn, "Not all could be compared."))
 		}
 	case r.Equal:
-		p.line("%s", p.paint(good, fmt.Sprintf("Both sides hold the same %s rows in %d tables at %s, compared in %s.", count(total), len(r.Tables), r.Position, span(r.Seconds))))
+		p.line("%s", p.paint(good, fmt.Sprintf("Both sides hold the same %s rows in %s at %s, compared in %s.", count(total), plural(len(r.Tables), "table"), r.Position, span(r.Seconds))))
 	default:
 		p.line("%s", p.paint(warn, "Nothing differs in what was compared, but not all could be."))
 	}

@@ -77,7 +77,7 @@ func (a *app) create(ctx context.Context, c *api.Client, spec api.LinkSpec, noWa
 func doneText(l api.Link, now time.Time) string {
 	took := span(now.Sub(l.CreatedAt).Seconds())
 	if s := l.Seeding; s != nil {
-		return fmt.Sprintf("%s, %s rows in %d tables, after %s.", bytesText(s.BytesDone), count(s.RowsDone), s.TablesTotal, took)
+		return fmt.Sprintf("%s, %s rows in %s, after %s.", bytesText(s.BytesDone), count(s.RowsDone), plural(s.TablesTotal, "table"), took)
 	}
 	return "after " + took + "."
 }
