@@ -36,6 +36,7 @@ check: ## gofmt, go vet, staticcheck
 fuzz: ## Fuzz what parses bytes from outside, a minute each
 	go test ./internal/frame -fuzz FuzzDecode -fuzztime 60s
 	go test ./internal/pgoutput -fuzz FuzzDecode -fuzztime 60s
+	go test ./internal/postgres -fuzz FuzzOpen -fuzztime 60s
 
 .PHONY: proto
 proto: ## Generate the peers' protocol (needs protoc, protoc-gen-go, protoc-gen-go-grpc)
