@@ -57,7 +57,7 @@ func TestRecorded(t *testing.T) {
 		}
 		t.Run(strconv.Itoa(major)+"/"+filepath.Base(name), func(t *testing.T) {
 			t.Parallel()
-			equal(t, withoutBlocks(tell(t, messages)), expected(t, strings.TrimSuffix(filepath.Base(name), ".txt"), major))
+			equal(t, withoutChoices(tell(t, messages)), expected(t, strings.TrimSuffix(filepath.Base(name), ".txt"), major))
 		})
 	}
 }
