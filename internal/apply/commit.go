@@ -85,9 +85,13 @@ func (a *Applier) commitBatch(ctx context.Context) error {
 }
 
 // commitTarget stores the position with the data, commits both, and asks where
-// that lies in the replica's WAL: one round trip.
+// that lies in the replica's WAL. It is sent only when every change is known to have
+// met its row: to the server a change that meets none is no failure.
 func (a *Applier) commitTarget(ctx context.Context, b batch) error {
 	if err := a.storeSkipped(ctx); err != nil {
+		return err
+	}
+	if err := a.out.answered(); err != nil {
 		return err
 	}
 	err := a.out.exec(a.out.own(catalog.SQLSetPosition), [][]byte{[]byte(a.cfg.Origin), []byte(b.end.String())}, expectation{affected: 1})

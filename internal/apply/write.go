@@ -123,6 +123,22 @@ func (w *writer) push(e expectation, size int) {
 	w.bytes += size
 }
 
+// answered waits for every answer: all that was asked for did happen as it should.
+func (w *writer) answered() error {
+	if err := w.settle(); err != nil {
+		return err
+	}
+	if len(w.queue) == 0 {
+		return nil
+	}
+	w.pipe.SendFlushRequest()
+	if err := w.pipe.Flush(); err != nil {
+		return w.fail(err)
+	}
+	w.groups, w.open, w.bytes = w.groups[:0], 0, 0
+	return w.read(len(w.queue))
+}
+
 // idle waits for every answer and leaves the connection free for other use.
 func (w *writer) idle() error {
 	if err := w.settle(); err != nil {
