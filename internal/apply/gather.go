@@ -1,122 +1,254 @@
 package apply
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/hawser/hawser/internal/pgoutput"
 )
 
-// Inserts into one table that follow one another are written by one statement of
-// several rows, which costs the server less than half of what as many statements do.
+// Changes of one table are held until there are enough of them, and written by
+// statements of many rows: these cost the server a half to a third of one statement
+// for each row.
 //
-// Rows are held until there are enough, until something else is done to their
-// table, or until anything but a change is written: a COMMIT above all. So the
-// changes of one table keep their order. Those of different tables may change
-// places within the target transaction: its readers see only the whole, and the
-// session fires neither triggers nor foreign keys. A CHECK constraint may call a
-// function that looks at other tables; where there is one, nothing changes places.
+// Held changes are written before anything but a change is: before COMMIT above all.
+// The changes of different tables may change places within the target transaction,
+// and so may those of one table where nobody can tell: its readers see only the
+// whole, and the session fires neither triggers nor foreign keys. What could tell is
+//
+//   - a CHECK constraint, which may call a function that looks at any table: where
+//     there is one, nothing changes places;
+//   - a unique index beside the key's, or an exclusion constraint: a value may pass
+//     from one row to another within a transaction. Only INSERTs that follow one
+//     another are held then.
+//
+// Every other table with a key is held as net changes: of each key what the changes
+// come to, deleted first, then updated, then inserted, in the order of the keys,
+// which finds neighbouring rows on the same pages.
+//
+// The keys are compared as text. Two texts of one key (1.0 and 1.00) are no trouble:
+// PostgreSQL sends an UPDATE from one to the other with both, and such an UPDATE is
+// not held.
 
 const (
-	// gatherRows are written by one statement; fewer by some of a row each.
-	gatherRows = 64
-	// gatherParams bounds a statement's parameters: wide tables get fewer rows.
-	gatherParams = 1024
-	// gatherBytes and heldBytes bound what is held for one table and for all.
-	gatherBytes = 64 << 10
-	heldBytes   = 1 << 20
+	// setRows are written by one statement, or a few of the smaller number.
+	setRows, fewRows = 64, 8
+	// setParams bounds a statement's parameters: wide tables get fewer rows.
+	setParams = 1024
+	// netRows are held of one table at most. The server works on them while the next
+	// ones are decoded.
+	netRows = 4096
+	// heldBytes bounds what is held of all tables. A row above wideRow is not held.
+	heldBytes = 8 << 20
+	wideRow   = 256 << 10
 )
 
-// gather holds rows of one table that are to be inserted.
 type gather struct {
-	rel      *relation
-	make     func(r *relation, sql string, oids []uint32, verb string) *statement
-	columns  []int // those that can be written
-	rows     int   // held
-	most     int   // that one statement takes
-	bytes    []byte
-	ends     []int // of each value in bytes; -1 less the end for a null
-	values   [][]byte
-	one, all *statement
-	what     *doing
+	rel     *relation
+	prepare func(r *relation, sql string, oids []uint32, verb string) *statement
+
+	rows  []heldRow
+	cells [][]byte // of all rows, each with all columns
+	space []byte   // what cells point into; full ones are left to them
+	bytes int
+	byKey map[string]int // the row of each key; nil while there are INSERTs alone
+
+	writable []int // columns that an INSERT writes
+	key      []byte
+	args     [][]byte // both for reuse
 }
 
-func newGather(r *relation, make func(*relation, string, []uint32, string) *statement) *gather {
-	g := &gather{rel: r, make: make, what: &doing{"INSERT", r}}
-	for i, c := range r.target.columns {
-		if !c.generated {
-			g.columns = append(g.columns, i)
+// heldRow is the net change of one row.
+type heldRow struct {
+	verb  verb
+	first int    // its first cell
+	sent  uint64 // of an UPDATE: the columns with a value
+}
+
+type verb byte
+
+const (
+	nothing verb = iota // inserted and deleted again
+	deleted
+	updated
+	inserted
+)
+
+// setKey names a statement of several rows.
+type setKey struct {
+	verb verb
+	sent uint64
+	rows int
+}
+
+// held returns the gather of r's table.
+func (a *Applier) held(r *relation) *gather {
+	if r.target.held == nil {
+		g := &gather{rel: r, prepare: a.statement}
+		for i, c := range r.target.columns {
+			if !c.generated {
+				g.writable = append(g.writable, i)
+			}
+		}
+		r.target.held = g
+	}
+	return r.target.held
+}
+
+// wide tells whether a row is too large to be copied and kept.
+func wide(row []pgoutput.Column) bool {
+	n := 0
+	for _, c := range row {
+		n += len(c.Data)
+	}
+	return n > wideRow
+}
+
+// add holds a change that is the first of its key.
+func (g *gather) add(v verb, row []pgoutput.Column, sent uint64) {
+	g.rows = append(g.rows, heldRow{v, len(g.cells), sent})
+	for i, c := range row {
+		if v == deleted && !slices.Contains(g.rel.target.key, i) {
+			c = pgoutput.Column{}
+		}
+		g.cells = append(g.cells, g.copy(c))
+	}
+}
+
+// copy keeps a value: the stream's own bytes are valid for a moment only.
+func (g *gather) copy(c pgoutput.Column) []byte {
+	if c.Kind != pgoutput.Text {
+		return nil
+	}
+	if cap(g.space)-len(g.space) < len(c.Data) {
+		g.space = make([]byte, 0, max(64<<10, len(c.Data)))
+	}
+	from := len(g.space)
+	g.space = append(g.space, c.Data...)
+	g.bytes += len(c.Data)
+	return nonNil(g.space[from:len(g.space):len(g.space)])
+}
+
+// find looks a row's key up among the held changes.
+func (g *gather) find(row []pgoutput.Column) (at int, ok bool) {
+	if g.byKey == nil {
+		g.byKey = make(map[string]int, len(g.rows))
+		for i, h := range g.rows {
+			g.byKey[string(g.keyOf(func(c int) []byte { return g.cells[h.first+c] }))] = i
 		}
 	}
-	g.most = max(1, min(gatherRows, gatherParams/max(1, len(g.columns))))
-	return g
+	at, ok = g.byKey[string(g.keyOf(func(c int) []byte { return row[c].Data }))]
+	return at, ok
 }
 
-// sql inserts n rows. OVERRIDING SYSTEM VALUE lets an identity column take the
-// primary's value.
-func (g *gather) sql(n int) (sql string, oids []uint32) {
-	if len(g.columns) == 0 {
-		return "INSERT INTO " + g.rel.quoted + " DEFAULT VALUES", nil
+// keyOf is a key as one string of bytes.
+func (g *gather) keyOf(cell func(column int) []byte) []byte {
+	g.key = g.key[:0]
+	for _, i := range g.rel.target.key {
+		v := cell(i)
+		g.key = binary.AppendUvarint(g.key, uint64(len(v)))
+		g.key = append(g.key, v...)
 	}
-	var names, rows []string
-	for _, i := range g.columns {
-		names = append(names, g.rel.target.columns[i].name)
+	return g.key
+}
+
+// insert takes a row. False: it has to be written after what is held.
+func (g *gather) insert(row []pgoutput.Column) bool {
+	if g.byKey == nil {
+		g.add(inserted, row, 0)
+		return true
 	}
-	for range n {
-		var values []string
-		for _, i := range g.columns {
-			oids = append(oids, g.rel.target.columns[i].oid)
-			values = append(values, "$"+strconv.Itoa(len(oids)))
+	at, ok := g.find(row)
+	if ok && g.rows[at].verb != nothing {
+		return false
+	}
+	g.byKey[string(g.key)] = len(g.rows)
+	g.add(inserted, row, 0)
+	return true
+}
+
+// update takes a change that leaves the key as it is.
+func (g *gather) update(row []pgoutput.Column, sent uint64) bool {
+	at, ok := g.find(row)
+	if !ok {
+		g.byKey[string(g.key)] = len(g.rows)
+		g.add(updated, row, sent)
+		return true
+	}
+	h := &g.rows[at]
+	if h.verb != updated && h.verb != inserted {
+		return false
+	}
+	for i, c := range row {
+		if c.Kind != pgoutput.Unchanged {
+			g.cells[h.first+i] = g.copy(c)
 		}
-		rows = append(rows, "("+strings.Join(values, ", ")+")")
 	}
-	return "INSERT INTO " + g.rel.quoted + " (" + strings.Join(names, ", ") + ") OVERRIDING SYSTEM VALUE VALUES " + strings.Join(rows, ", "), oids
+	h.sent |= sent
+	return true
 }
 
-func (g *gather) add(row []pgoutput.Column) (size int) {
-	before := len(g.bytes)
-	for _, i := range g.columns {
-		if row[i].Kind == pgoutput.Null {
-			g.ends = append(g.ends, -1-len(g.bytes))
-			continue
-		}
-		g.bytes = append(g.bytes, row[i].Data...)
-		g.ends = append(g.ends, len(g.bytes))
+// delete takes the old row, of which the key alone counts.
+func (g *gather) delete(old []pgoutput.Column) bool {
+	at, ok := g.find(old)
+	if !ok {
+		g.byKey[string(g.key)] = len(g.rows)
+		g.add(deleted, old, 0)
+		return true
 	}
-	g.rows++
-	return len(g.bytes) - before
+	switch h := &g.rows[at]; h.verb {
+	case inserted:
+		h.verb = nothing
+	case updated:
+		h.verb = deleted
+	default:
+		return false
+	}
+	return true
 }
 
-// insert holds a row. Its bytes are copied.
-func (w *writer) insert(g *gather, row []pgoutput.Column) error {
-	t := g.rel.target
-	if err := w.order(t, true); err != nil {
+// hold takes a change in, and writes what is held where it is much.
+func (w *writer) hold(g *gather, take func() bool) error {
+	if err := w.order(g.rel.target, true); err != nil {
 		return err
 	}
-	if g.rows == 0 {
+	rows, size := len(g.rows), g.bytes
+	if !take() {
+		if err := w.drop(g); err != nil {
+			return err
+		}
+		rows, size = 0, 0
+		take() // nothing is held that it could contradict
+	}
+	if rows == 0 {
 		w.gathered = append(w.gathered, g)
 	}
-	w.held += g.add(row)
+	w.held += g.bytes - size
 	switch {
 	case w.held >= heldBytes:
 		return w.settle()
-	case g.rows >= g.most || len(g.bytes) >= gatherBytes || len(g.columns) == 0:
+	case g.byKey == nil && len(g.rows) >= g.most(setKey{verb: inserted}), len(g.rows) >= netRows:
 		return w.drop(g)
 	}
 	return nil
 }
 
-// order writes the rows that have to come before a change of table t: its own, but
-// for another insert, and with CHECK constraints all. It comes before the change's
-// statement is looked up, since it may make one, for which others are forgotten.
-func (w *writer) order(t *target, insert bool) error {
+// order writes what has to come before a change of table t: its own held changes,
+// unless the change joins them, and with CHECK constraints all. It comes before the
+// change's statement is looked up, since it may make one, for which others are
+// forgotten.
+func (w *writer) order(t *target, joins bool) error {
 	if w.late != nil {
 		return w.late
 	}
 	for i := 0; i < len(w.gathered); {
 		g := w.gathered[i]
 		own := g.rel.target == t
-		if own && insert || !own && !t.checks && !g.rel.target.checks {
+		if own && joins || !own && !t.checks && !g.rel.target.checks {
 			i++
 			continue
 		}
@@ -127,7 +259,7 @@ func (w *writer) order(t *target, insert bool) error {
 	return nil
 }
 
-// settle writes all rows that are held.
+// settle writes all changes that are held.
 func (w *writer) settle() error {
 	for len(w.gathered) > 0 && w.late == nil {
 		if err := w.drop(w.gathered[0]); err != nil {
@@ -137,62 +269,189 @@ func (w *writer) settle() error {
 	return w.late
 }
 
-// release writes a table's rows before its statements are forgotten.
+// release writes a table's changes before its statements are forgotten.
 func (w *writer) release(t *target) {
-	g := t.inserts
-	t.inserts = nil
-	if g != nil && g.rows > 0 {
-		if err := w.drop(g); err != nil && w.late == nil {
-			w.late = err
-		}
+	if t.held == nil || len(t.held.rows) == 0 {
+		return
+	}
+	if err := w.drop(t.held); err != nil && w.late == nil {
+		w.late = err
 	}
 }
 
-// drop writes the rows of one table and empties its gather.
+// drop writes the changes of one table and empties its gather.
 func (w *writer) drop(g *gather) error {
-	for i, other := range w.gathered {
-		if other == g {
-			w.gathered = append(w.gathered[:i], w.gathered[i+1:]...)
-			break
+	w.gathered = slices.DeleteFunc(w.gathered, func(other *gather) bool { return other == g })
+	w.held -= g.bytes
+	rows, cells, mixed := g.rows, g.cells, g.byKey != nil
+	// Emptied first: where a statement is made, others may be forgotten, and what is
+	// held is written before that.
+	g.rows, g.cells, g.byKey, g.bytes = nil, nil, nil, 0
+	if mixed {
+		g.sort(rows, cells)
+	}
+	for todo := rows; len(todo) > 0; {
+		n := 1
+		for n < len(todo) && todo[n].verb == todo[0].verb && todo[n].sent == todo[0].sent {
+			n++
 		}
-	}
-	rows, values := g.rows, g.lent()
-	w.held -= len(g.bytes)
-	g.rows, g.bytes, g.ends = 0, g.bytes[:0], g.ends[:0]
-	if cap(g.bytes) > 4*gatherBytes {
-		g.bytes = nil
-	}
-	if rows == g.most && rows > 1 {
-		if g.all == nil {
-			sql, oids := g.sql(rows)
-			g.all = g.make(g.rel, sql, oids, "INSERT")
-		}
-		return w.send(g.all, values, expectation{affected: int64(rows), what: g.what})
-	}
-	if g.one == nil {
-		sql, oids := g.sql(1)
-		g.one = g.make(g.rel, sql, oids, "INSERT")
-	}
-	for n := len(g.columns); rows > 0; rows-- {
-		if err := w.send(g.one, values[:n], expectation{affected: 1, what: g.what}); err != nil {
+		if err := w.writeAlike(g, todo[:n], cells); err != nil {
 			return err
 		}
-		values = values[n:]
+		todo = todo[n:]
+	}
+	clear(cells)
+	g.rows, g.cells, g.space = rows[:0], cells[:0], g.space[:0] // the server's copy is made
+	return nil
+}
+
+// sort brings net changes into the order in which they are written.
+func (g *gather) sort(rows []heldRow, cells [][]byte) {
+	slices.SortStableFunc(rows, func(x, y heldRow) int {
+		if c := cmp.Or(cmp.Compare(x.verb, y.verb), cmp.Compare(x.sent, y.sent)); c != 0 || x.verb == inserted {
+			return c
+		}
+		for _, i := range g.rel.target.key { // numbers in their order, as near as text comes to that
+			a, b := cells[x.first+i], cells[y.first+i]
+			if c := cmp.Or(cmp.Compare(len(a), len(b)), bytes.Compare(a, b)); c != 0 {
+				return c
+			}
+		}
+		return 0
+	})
+}
+
+// writeAlike writes changes of one kind.
+func (w *writer) writeAlike(g *gather, rows []heldRow, cells [][]byte) error {
+	kind := setKey{verb: rows[0].verb, sent: rows[0].sent}
+	if kind.verb == nothing {
+		return nil
+	}
+	columns, most := g.parameters(kind), g.most(kind)
+	what := &doing{kind.verb.String(), g.rel}
+	for len(rows) > 0 {
+		switch {
+		case len(rows) >= most:
+			kind.rows = most
+		case len(rows) >= fewRows && fewRows < most:
+			kind.rows = fewRows
+		default:
+			kind.rows = 1
+		}
+		g.args = g.args[:0]
+		for _, h := range rows[:kind.rows] {
+			for _, i := range columns {
+				g.args = append(g.args, cells[h.first+i])
+			}
+		}
+		if err := w.send(g.statement(kind), g.args, expectation{affected: int64(kind.rows), what: what}); err != nil {
+			return err
+		}
+		rows = rows[kind.rows:]
 	}
 	return nil
 }
 
-// lent are the values of all rows, as parts of bytes.
-func (g *gather) lent() [][]byte {
-	g.values = g.values[:0]
-	from := 0
-	for _, end := range g.ends {
-		if end < 0 {
-			g.values = append(g.values, nil)
-			continue
-		}
-		g.values = append(g.values, nonNil(g.bytes[from:end:end]))
-		from = end
+func (v verb) String() string { return [...]string{"nothing", "DELETE", "UPDATE", "INSERT"}[v] }
+
+// most is how many rows one statement takes.
+func (g *gather) most(kind setKey) int {
+	n := len(g.writable)
+	if kind.verb != inserted {
+		n = len(g.parameters(kind))
 	}
-	return g.values
+	if n == 0 {
+		return 1 // DEFAULT VALUES is of one row
+	}
+	return max(1, min(setRows, setParams/n))
+}
+
+// parameters are the columns that a statement needs of each row, in their order.
+func (g *gather) parameters(kind setKey) []int {
+	switch kind.verb {
+	case inserted:
+		return g.writable
+	case updated:
+		return append(slices.Clone(g.rel.target.key), g.rel.target.settable(kind.sent)...)
+	default:
+		return g.rel.target.key
+	}
+}
+
+// settable are the columns of those sent that an UPDATE sets when the key stays.
+func (t *target) settable(sent uint64) (columns []int) {
+	for i, c := range t.columns {
+		if sent&(1<<i) != 0 && !c.generated && !c.always && !slices.Contains(t.key, i) {
+			columns = append(columns, i)
+		}
+	}
+	return columns
+}
+
+// statement returns the prepared statement of a kind.
+func (g *gather) statement(kind setKey) *statement {
+	t := g.rel.target
+	s := t.sets[kind]
+	if s == nil {
+		sql, oids := g.sql(kind)
+		s = g.prepare(g.rel, sql, oids, kind.verb.String())
+		t.sets[kind] = s
+	}
+	return s
+}
+
+// sql writes a statement of a kind. One that finds several rows says in which order
+// they are found, values first, and so leaves the planner no other choice: the
+// statistics of a table that grows are always those of a smaller one.
+func (g *gather) sql(kind setKey) (sql string, oids []uint32) {
+	t, columns := g.rel.target, g.parameters(kind)
+	if len(columns) == 0 {
+		return "INSERT INTO " + g.rel.quoted + " DEFAULT VALUES", nil
+	}
+	var rows []string
+	for range kind.rows {
+		var values []string
+		for _, i := range columns {
+			oids = append(oids, t.columns[i].oid)
+			values = append(values, "$"+strconv.Itoa(len(oids)))
+		}
+		rows = append(rows, "("+strings.Join(values, ", ")+")")
+	}
+	if kind.verb == inserted {
+		var names []string
+		for _, i := range columns {
+			names = append(names, t.columns[i].name)
+		}
+		// OVERRIDING SYSTEM VALUE lets an identity column take the primary's value.
+		return "INSERT INTO " + g.rel.quoted + " (" + strings.Join(names, ", ") + ") OVERRIDING SYSTEM VALUE VALUES " + strings.Join(rows, ", "), oids
+	}
+	value := func(n int) string { return "$" + strconv.Itoa(n+1) }
+	if kind.rows > 1 {
+		value = func(n int) string { return "v.c" + strconv.Itoa(n) }
+	}
+	var match, sets, names []string
+	for n, i := range columns {
+		names = append(names, "c"+strconv.Itoa(n))
+		if n < len(t.key) {
+			match = append(match, "t."+t.columns[i].name+" "+t.columns[i].equals()+" "+value(n))
+		} else {
+			sets = append(sets, t.columns[i].name+" = "+value(n))
+		}
+	}
+	where, from := strings.Join(match, " AND "), ""
+	if kind.rows > 1 {
+		from = " (VALUES " + strings.Join(rows, ", ") + ") AS v (" + strings.Join(names, ", ") + ")" +
+			" CROSS JOIN LATERAL (SELECT t.ctid FROM " + t.rows + " AS t WHERE " + where + " OFFSET 0) AS i"
+		where = "t.ctid = i.ctid"
+	}
+	switch {
+	case kind.verb == deleted && from != "":
+		from = " USING" + from
+	case from != "":
+		from = " FROM" + from
+	}
+	if kind.verb == deleted {
+		return "DELETE FROM " + t.rows + " AS t" + from + " WHERE " + where, oids
+	}
+	return "UPDATE " + t.rows + " AS t SET " + strings.Join(sets, ", ") + from + " WHERE " + where, oids
 }

@@ -1,9 +1,11 @@
 package apply
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,9 +33,10 @@ type target struct {
 	key        []int    // columns that find a row; nil: the whole row
 	full       bool     // the primary sends whole old rows
 	checks     bool     // it has CHECK constraints, which may look at other tables
+	net        bool     // its changes may be held as net changes
 	statements map[string]*statement
-	inserts    *gather               // of rows that were not written yet; nil until one is
-	updates    map[uint64]*statement // by the columns that were not sent
+	sets       map[setKey]*statement // of these, those of held changes
+	held       *gather               // its changes that were not written yet; nil until one is
 }
 
 type column struct {
@@ -84,7 +87,7 @@ func (a *Applier) forgetStatements(t *target) {
 		a.out.forget(s)
 		delete(t.statements, key)
 	}
-	clear(t.updates)
+	clear(t.sets)
 }
 
 // forgetTargets is called after DDL.
@@ -116,7 +119,8 @@ SELECT c.oid, a.attname, a.attnum, a.atttypid, a.attgenerated <> '', a.attidenti
                  JOIN pg_operator p ON p.oid = f.amopopr JOIN pg_namespace s ON s.oid = p.oprnamespace
                  WHERE o.opcdefault AND o.opcintype = b.base), ''), c.relkind,
        coalesce(a.attnum = ANY (k.indkey::int2[]), false),
-       EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c')
+       EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
+       (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion))
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -179,6 +183,7 @@ type columnFound struct {
 	kind   string // 'r', or 'p' of a partitioned table
 	unique bool   // of the index that finds a row best
 	checks bool   // the table has CHECK constraints
+	alone  bool   // the table has one index that is unique or excludes
 }
 
 func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFound, error) {
@@ -189,7 +194,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.equal, &f.kind, &f.unique, &f.checks}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -207,7 +212,8 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 		return nil, problem.New("table-missing", "table "+r.quoted, "it has changes on the primary and does not exist on the replica",
 			"create it on the replica as it is on the primary, then hawser link resume NAME")
 	}
-	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}, updates: map[uint64]*statement{}}
+	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}, sets: map[setKey]*statement{}}
+	net := len(r.def.Columns) <= maxNetColumns
 	var flagged, unique []int
 	for i, c := range r.def.Columns {
 		f, ok := byName[c.Name]
@@ -219,6 +225,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 		if f.kind == "p" {
 			t.rows = r.quoted
 		}
+		net = net && f.kind == "r" && f.alone && !f.checks
 		t.columns = append(t.columns, f.column)
 		if c.Key {
 			flagged = append(flagged, i)
@@ -227,15 +234,16 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 			unique = append(unique, i)
 		}
 	}
+	if uniqueColumns(byName) != len(unique) {
+		unique = nil
+	}
 	t.key = flagged
 	if t.full {
 		// Whole old rows: a unique index of the replica finds the row as well as
 		// any. Without one the row itself has to.
 		t.key = unique
-		if uniqueColumns(byName) != len(unique) {
-			t.key = nil
-		}
 	}
+	t.net = net && len(t.key) > 0 && slices.Equal(t.key, unique)
 	return t, nil
 }
 
@@ -290,11 +298,12 @@ func (a *Applier) insert(ctx context.Context, r *relation, m *pgoutput.Insert) e
 	if err := a.ensureBatch(ctx); err != nil {
 		return err
 	}
-	if r.target.inserts == nil {
-		r.target.inserts = newGather(r, a.statement)
-	}
 	a.batch.changes++
-	return a.out.insert(r.target.inserts, m.New)
+	if wide(m.New) {
+		return a.sendRow(r, inserted, m.New, 0)
+	}
+	g := a.held(r)
+	return a.out.hold(g, func() bool { return g.insert(m.New) })
 }
 
 func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) error {
@@ -319,14 +328,8 @@ func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) e
 			return a.replace(ctx, r, old, m.New)
 		}
 	}
-	if err := a.out.order(t, false); err != nil {
-		return err
-	}
-	sent, known := t.sent(m.New)
-	if s := t.updates[sent]; known && s != nil {
-		if values, ok := a.updateValues(t, old, m.New); ok {
-			return a.send(ctx, r, "UPDATE", s, values)
-		}
+	if sent, ok := t.sameKey(old, m.New); ok {
+		return a.changeRow(ctx, r, updated, m.New, sent)
 	}
 	var b builder
 	var sets []string
@@ -343,44 +346,71 @@ func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) e
 	if err := a.where(&b, r, old); err != nil {
 		return err
 	}
-	s := a.statement(r, b.String(), b.oids, "UPDATE")
-	if known {
-		t.updates[sent] = s
-	}
-	return a.send(ctx, r, "UPDATE", s, b.values)
+	return a.run(ctx, r, "UPDATE", &b)
 }
 
-// sent names the columns of an update that were sent, where these alone make its
-// statement: the text is then not written anew for each row.
-func (t *target) sent(row []pgoutput.Column) (columns uint64, known bool) {
-	if len(t.key) == 0 || len(row) > 64 {
+// maxNetColumns is what a mask of columns can name.
+const maxNetColumns = 64
+
+// sameKey tells whether an UPDATE leaves the key as it is and sets anything beside
+// it, and which columns it was sent.
+func (t *target) sameKey(old, row []pgoutput.Column) (sent uint64, same bool) {
+	if len(row) > maxNetColumns || !t.keyed(old) || !t.keyed(row) {
 		return 0, false
+	}
+	for _, i := range t.key {
+		if !bytes.Equal(old[i].Data, row[i].Data) {
+			return 0, false
+		}
 	}
 	for i, v := range row {
 		if v.Kind != pgoutput.Unchanged {
-			columns |= 1 << i
+			sent |= 1 << i
 		}
 	}
-	return columns, true
+	return sent, len(t.settable(sent)) > 0
 }
 
-// updateValues are the parameters of update's statement, in its order. It is false
-// for a key that update refuses.
-func (a *Applier) updateValues(t *target, old, row []pgoutput.Column) ([][]byte, bool) {
-	values := a.values[:0]
-	for i, c := range t.columns {
-		if !c.generated && !c.always && row[i].Kind != pgoutput.Unchanged {
-			values = append(values, parameter(row[i]))
+// keyed tells whether a row can be found by its key alone.
+func (t *target) keyed(row []pgoutput.Column) bool {
+	for _, i := range t.key {
+		if row[i].Kind != pgoutput.Text {
+			return false
 		}
 	}
-	for _, i := range t.key {
-		if old[i].Kind == pgoutput.Unchanged || old[i].Kind == pgoutput.Null {
-			return nil, false
+	return len(t.key) > 0
+}
+
+// changeRow updates or deletes the row that a key names.
+func (a *Applier) changeRow(ctx context.Context, r *relation, v verb, row []pgoutput.Column, sent uint64) error {
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
+	}
+	a.batch.changes++
+	if !r.target.net || wide(row) {
+		return a.sendRow(r, v, row, sent)
+	}
+	g := a.held(r)
+	return a.out.hold(g, func() bool {
+		if v == deleted {
+			return g.delete(row)
 		}
-		values = append(values, parameter(old[i]))
+		return g.update(row, sent)
+	})
+}
+
+// sendRow writes one change behind those that are held of its table.
+func (a *Applier) sendRow(r *relation, v verb, row []pgoutput.Column, sent uint64) error {
+	if err := a.out.order(r.target, false); err != nil {
+		return err
+	}
+	g, kind := a.held(r), setKey{v, sent, 1}
+	values := a.values[:0]
+	for _, i := range g.parameters(kind) {
+		values = append(values, parameter(row[i]))
 	}
 	a.values = values
-	return values, true
+	return a.out.send(g.statement(kind), values, expectation{affected: 1, what: &doing{v.String(), r}})
 }
 
 // changes tells whether an update may have changed column i. A column of the key
@@ -437,6 +467,9 @@ func (a *Applier) delete(ctx context.Context, r *relation, m *pgoutput.Delete) e
 	}
 	if skip, err := a.withheld(ctx, r, m.Old); skip || err != nil {
 		return err
+	}
+	if r.target.keyed(m.Old) {
+		return a.changeRow(ctx, r, deleted, m.Old, 0)
 	}
 	var b builder
 	b.WriteString("DELETE FROM " + r.target.rows + " AS t")

@@ -1,0 +1,311 @@
+package apply
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"pgregory.net/rapid"
+
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// The primary's tables as these tests have them, with text values. In tableNet
+// changes are held as net ones; tableUnique has a second unique index, which forbids
+// that; tableFull sends whole old rows.
+const (
+	tableNet    = 6001
+	tableUnique = 6002
+	tableFull   = 6003
+)
+
+var gatherTables = []string{
+	`CREATE TABLE net (a text, b text, v text, w text, PRIMARY KEY (a, b))`,
+	`CREATE TABLE uniq (a text, b text, v text UNIQUE, w text, PRIMARY KEY (a, b))`,
+	`CREATE TABLE whole (a text NOT NULL, b text NOT NULL, v text, w text); CREATE UNIQUE INDEX ON whole (a, b)`,
+}
+
+func msgTable(oid uint32) []byte {
+	name, identity, key := map[uint32]string{tableNet: "net", tableUnique: "uniq", tableFull: "whole"}[oid], "d", byte(1)
+	if oid == tableFull {
+		identity, key = "f", 0
+	}
+	m := cat([]byte("R"), be32(oid), []byte("public\x00"+name+"\x00"+identity+"\x00\x04"))
+	for i, c := range []string{"a", "b", "v", "w"} {
+		flag := key
+		if i > 1 && identity == "d" {
+			flag = 0
+		}
+		m = cat(m, []byte{flag}, []byte(c+"\x00"), be32(25), be32(0xffffffff))
+	}
+	return m
+}
+
+// cell is a value: nil is NULL, same the mark of a value that was not sent.
+type cell *string
+
+var same = new(string)
+
+func text(s string) cell { return &s }
+
+func msgRow(cells []cell) []byte {
+	m := []byte{0, byte(len(cells))}
+	for _, c := range cells {
+		switch c {
+		case nil:
+			m = append(m, 'n')
+		case same:
+			m = append(m, 'u')
+		default:
+			m = cat(m, []byte("t"), be32(uint32(len(*c))), []byte(*c))
+		}
+	}
+	return m
+}
+
+// side is the primary: rows by key, and what it sends.
+type side struct {
+	oid  uint32
+	rows map[[2]string][2]cell
+	sent [][]byte
+}
+
+func (s *side) row(key [2]string) []cell {
+	v := s.rows[key]
+	return []cell{text(key[0]), text(key[1]), v[0], v[1]}
+}
+
+func (s *side) insert(key [2]string, v [2]cell) {
+	s.rows[key] = v
+	s.sent = append(s.sent, cat([]byte("I"), be32(s.oid), []byte("N"), msgRow(s.row(key))))
+}
+
+// old is the part of a message that tells the row before.
+func (s *side) old(key [2]string, needed bool) []byte {
+	switch {
+	case s.oid == tableFull:
+		return cat([]byte("O"), msgRow(s.row(key)))
+	case needed:
+		return cat([]byte("K"), msgRow([]cell{text(key[0]), text(key[1]), nil, nil}))
+	}
+	return nil
+}
+
+func (s *side) update(from, to [2]string, v [2]cell) {
+	old, before := s.old(from, from != to), s.rows[from]
+	sent := []cell{text(to[0]), text(to[1]), v[0], v[1]}
+	for i := range v {
+		if v[i] == same {
+			v[i] = before[i]
+		}
+	}
+	delete(s.rows, from)
+	s.rows[to] = v
+	s.sent = append(s.sent, cat([]byte("U"), be32(s.oid), old, []byte("N"), msgRow(sent)))
+}
+
+func (s *side) delete(key [2]string) {
+	s.sent = append(s.sent, cat([]byte("D"), be32(s.oid), s.old(key, true)))
+	delete(s.rows, key)
+}
+
+func (s *side) String() string {
+	var lines []string
+	for _, key := range slices.SortedFunc(maps.Keys(s.rows), func(x, y [2]string) int { return slices.Compare(x[:], y[:]) }) {
+		line := key[0] + "|" + key[1]
+		for _, c := range s.rows[key] {
+			if c == nil {
+				line += "|null"
+			} else {
+				line += "|" + *c
+			}
+		}
+		lines = append(lines, line)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (r *replica) table(conn *pgx.Conn, oid uint32) string {
+	name := map[uint32]string{tableNet: "net", tableUnique: "uniq", tableFull: "whole"}[oid]
+	return strings.Join(testpg.Rows(r.t, conn, `
+		SELECT coalesce(string_agg(concat_ws('|', a, b, coalesce(v, 'null'), coalesce(w, 'null')), E'\n' ORDER BY a COLLATE "C", b COLLATE "C"), '') FROM `+name), "")
+}
+
+// TestNetChanges: what changes come to is what they do one by one, however they are
+// held, merged and brought into another order.
+func TestNetChanges(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t), gatherTables...)
+	conn := r.c.Connect(t, r.db)
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	defer func() { _ = end() }()
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	at := uint64(1000)
+	send := func(sides []*side) {
+		var all [][]byte
+		for i, s := range sides {
+			all = append(all, msgBegin(at, uint32(at)))
+			if i < 3 {
+				all = append(all, msgTable(s.oid))
+			}
+			all = append(append(all, s.sent...), msgCommit(at))
+			s.sent = nil
+			at += 16
+		}
+		frames <- records(at, all...)
+		want := frame.LSN(at - 8)
+		testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) {
+			select {
+			case <-a.done:
+				return false, end()
+			default:
+				return a.Stats().Position >= want, nil
+			}
+		})
+	}
+	rapid.Check(t, func(rt *rapid.T) {
+		sides := []*side{}
+		for _, oid := range []uint32{tableNet, tableUnique, tableFull} {
+			s := &side{oid: oid, rows: map[[2]string][2]cell{}}
+			sides = append(sides, s)
+		}
+		// Two transactions for each table share a target transaction.
+		var order []*side
+		for range 2 {
+			for _, s := range sides {
+				one := *s
+				one.play(rt)
+				order = append(order, &one)
+			}
+		}
+		send(order)
+		for _, s := range sides {
+			if got, want := r.table(conn, s.oid), s.String(); got != want {
+				rt.Fatalf("table %d is\n%s\nand should be\n%s", s.oid, got, want)
+			}
+			for _, key := range slices.Collect(maps.Keys(s.rows)) {
+				s.delete(key)
+			}
+		}
+		send(sides)
+	})
+}
+
+// play makes random changes of a few keys, all of which the primary allows.
+func (s *side) play(rt *rapid.T) {
+	keys := rapid.SampledFrom([][2]string{{"1", "x"}, {"2", "x"}, {"10", "x"}, {"1x", ""}, {"", "1x"}, {"", ""}, {"ä", "|"}})
+	values := rapid.SampledFrom([]cell{nil, text(""), text("p"), text("q"), text("r"), same})
+	for range rapid.IntRange(0, 40).Draw(rt, "changes") {
+		key, to := keys.Draw(rt, "key"), keys.Draw(rt, "to")
+		v := [2]cell{values.Draw(rt, "v"), values.Draw(rt, "w")}
+		_, there := s.rows[key]
+		_, taken := s.rows[to]
+		switch rapid.IntRange(0, 4).Draw(rt, "verb") {
+		case 0:
+			if there || v[0] == same || v[1] == same || s.clash(key, v[0]) {
+				continue
+			}
+			s.insert(key, v)
+		case 1, 2:
+			if !there || s.clash(key, v[0]) {
+				continue
+			}
+			s.update(key, key, v)
+		case 3:
+			if !there || taken || s.clash(key, v[0]) {
+				continue
+			}
+			s.update(key, to, v)
+		case 4:
+			if !there {
+				continue
+			}
+			s.delete(key)
+		}
+	}
+}
+
+// clash tells whether another row has a value that must be unique.
+func (s *side) clash(key [2]string, v cell) bool {
+	if s.oid != tableUnique || v == nil || v == same {
+		return false
+	}
+	for other, row := range s.rows {
+		if other != key && row[0] != nil && *row[0] == *v {
+			return true
+		}
+	}
+	return false
+}
+
+// TestManyAlike: statements of many rows, of a few, and of the rest.
+func TestManyAlike(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t), gatherTables[0])
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	defer func() { _ = end() }()
+	s := &side{oid: tableNet, rows: map[[2]string][2]cell{}}
+	key := func(i int) [2]string { return [2]string{strconv.Itoa(i), "k"} }
+	const n = 2*netRows + 75
+	for i := range n {
+		s.insert(key(i), [2]cell{text("v"), text(strings.Repeat("w", 100))})
+	}
+	for i := range n {
+		s.update(key(i), key(i), [2]cell{text(fmt.Sprint("changed ", i)), []cell{same, nil, text("w")}[i%3]})
+		if i%2 == 0 {
+			s.delete(key(n - 1 - i/2))
+		}
+		if _, there := s.rows[key(i+1)]; !there {
+			break
+		}
+	}
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	frames <- records(1000, slices.Concat([][]byte{msgBegin(1000, 990), msgTable(tableNet)}, s.sent, [][]byte{msgCommit(1000)})...)
+	testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) { return a.Stats().Position >= 1008, nil })
+	if got, want := r.table(r.c.Connect(t, r.db), tableNet), s.String(); got != want {
+		t.Errorf("the table has %d rows and should have %d, or other values", strings.Count(got, "\n")+1, len(s.rows))
+	}
+}
+
+// TestMissingRow: a change that meets no row stops the applier before anything of its
+// transaction is committed, alone or among many. COMMIT had been sent before the
+// answer was read.
+func TestMissingRow(t *testing.T) {
+	for _, n := range []int{1, 20} {
+		t.Run(fmt.Sprint(n, " changes"), func(t *testing.T) {
+			r := newReplica(t, testpg.Shared(t), gatherTables[0])
+			s := &side{oid: tableNet, rows: map[[2]string][2]cell{}}
+			s.insert([2]string{"new", "k"}, [2]cell{})
+			for i := range n {
+				key := [2]string{strconv.Itoa(i), "k"}
+				s.rows[key] = [2]cell{}
+				s.delete(key)
+				if i < n-1 {
+					r.c.Exec(t, r.db, fmt.Sprintf(`INSERT INTO net VALUES ('%d', 'k')`, i))
+				}
+			}
+			frames := make(chan frame.Frame, 10)
+			a, before, end := r.run(frames, func(frame.Ack) {})
+			frames <- frame.Heartbeat{Snapshot: "900:900:"}
+			frames <- records(1000, slices.Concat([][]byte{msgBegin(1000, 990), msgTable(tableNet)}, s.sent, [][]byte{msgCommit(1000)})...)
+			<-a.done
+			if err := end(); err == nil || !strings.Contains(err.Error(), "row-missing") && !strings.Contains(err.Error(), "the replica differs") {
+				t.Errorf("the applier ended with %v", err)
+			}
+			if rows := testpg.Rows(t, r.c.Connect(t, r.db), `SELECT count(*) FROM net`); rows[0] != fmt.Sprint(n-1) {
+				t.Errorf("%s rows are left of a transaction that failed", rows)
+			}
+			_, after, end := r.run(make(chan frame.Frame), func(frame.Ack) {})
+			defer func() { _ = end() }()
+			if after != before {
+				t.Errorf("the position went from %s to %s with a transaction that failed", before, after)
+			}
+		})
+	}
+}
