@@ -20,6 +20,8 @@ const (
 	linger = 2 * time.Millisecond
 	// enoughBytes go in any case.
 	enoughBytes = 64 << 10
+	// busyRecords within two paces are a busy stream.
+	busyRecords = 40
 )
 
 // batch passes records from the goroutine that reads the server to the one that
@@ -36,7 +38,12 @@ type batch struct {
 	first time.Time // when fill's first record came
 	whole bool      // fill ends with a commit
 	paid  time.Time // pace for each batch that went
-	end   frame.LSN // of the last keepalive; it stands behind the records in fill
+
+	count   int       // records since counted
+	counted time.Time // when counting began
+	busy    bool      // there were many when it ended last
+
+	end frame.LSN // of the last keepalive; it stands behind the records in fill
 }
 
 // buffer holds records whose payloads lie one after another in bytes.
@@ -70,16 +77,25 @@ func (b *batch) due(now time.Time) time.Duration {
 	return max(wait, 0)
 }
 
-// rest is how long the reader of the server may rest, since what it would bring
-// had to wait for its turn anyway: it then reads many records at once, where it would
-// wake up for each.
+// rest is how long the reader of the server may rest: while the stream is busy, or
+// what it would bring had to wait for its turn anyway. It then reads many records at
+// once, where each would wake it up, which costs more than all else that is done
+// with the record.
 func (b *batch) rest() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	now := time.Now()
+	if now.Sub(b.counted) >= 2*pace {
+		b.busy = b.count >= busyRecords
+		b.count, b.counted = 0, now
+	}
+	if b.busy {
+		return pace
+	}
 	if len(b.fill.bytes) >= enoughBytes {
 		return 0
 	}
-	return max(0, time.Until(b.paid.Add(-burst)))
+	return max(0, b.paid.Add(-burst).Sub(now))
 }
 
 // add copies a record; payload may be reused by the caller. It blocks while the
@@ -101,6 +117,7 @@ func (b *batch) add(lsn frame.LSN, payload []byte) error {
 	b.fill.bytes = append(b.fill.bytes, payload...)
 	b.fill.lsns = append(b.fill.lsns, lsn)
 	b.fill.ends = append(b.fill.ends, len(b.fill.bytes))
+	b.count++
 	b.end = 0 // a keepalive before this record says nothing more than the record does
 	b.whole = isCommit(payload)
 	// Waking take for each record would cost more than the record does.

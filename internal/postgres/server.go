@@ -129,11 +129,13 @@ func (s *Server) Connect(ctx context.Context, session Session) (*pgx.Conn, error
 	return conn, nil
 }
 
-// ConnectReplication opens a session that can stream from a logical slot.
+// ConnectReplication opens a session that can stream from a logical slot. A context
+// that ends while the session is in use ends the session.
 func (s *Server) ConnectReplication(ctx context.Context, session Session) (*pgconn.PgConn, error) {
 	config := s.config.Config.Copy()
 	session.apply(config)
 	config.RuntimeParams["replication"] = "database"
+	config.DialFunc = patientDial(config.DialFunc)
 	conn, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, s.connectProblem(ctx, config, err)
