@@ -190,19 +190,41 @@ func more(t *testing.T, n *atomic.Int64) {
 	testpg.Eventually(t, 30*time.Second, "the clients write", func() (bool, error) { return n.Load() > from+50, nil })
 }
 
-// digest is every table's rows and every sequence's state.
-func digest(t *testing.T, c *testpg.Cluster, database string) string {
+// digest is every table's rows. The fence may end the session that asks.
+func digest(t *testing.T, c *testpg.Cluster, database string) (out string) {
 	t.Helper()
-	conn := c.Connect(t, database)
-	defer conn.Close(context.Background())
-	var out []string
-	for _, table := range testpg.Rows(t, conn, `
+	testpg.Eventually(t, 20*time.Second, "the tables can be read", func() (bool, error) {
+		conn, err := pgx.Connect(t.Context(), c.DSN(database))
+		if err != nil {
+			return false, err
+		}
+		defer conn.Close(context.Background())
+		out, err = tables(t.Context(), conn)
+		return err == nil, err
+	})
+	return out
+}
+
+func tables(ctx context.Context, conn *pgx.Conn) (string, error) {
+	rows, err := conn.Query(ctx, `
 		SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'hawser') ORDER BY 1`) {
-		out = append(out, table+" "+strings.Join(testpg.Rows(t, conn, fmt.Sprintf(
-			`SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM ONLY %s t`, table)), ""))
+		WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'hawser') ORDER BY 1`)
+	if err != nil {
+		return "", err
 	}
-	return strings.Join(out, "\n")
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return "", err
+	}
+	for i, name := range names {
+		var digest string
+		err := conn.QueryRow(ctx, `SELECT count(*) || ' ' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM ONLY `+name+` t`).Scan(&digest)
+		if err != nil {
+			return "", err
+		}
+		names[i] += " " + digest
+	}
+	return strings.Join(names, "\n"), nil
 }
 
 func equal(t *testing.T, a, b *instance, database string) {
