@@ -179,16 +179,8 @@ func (h handler) Stream(ctx context.Context, from, link, kind string, s peer.Str
 	return h.a.links.Stream(ctx, from, link, kind, s)
 }
 
-// freshen asks the connection to the maintenance database whether it lives: it may have
-// ended since it was last used, as it does when PostgreSQL restarts. The store connects
-// anew after one that has.
-func (a *agent) freshen(ctx context.Context) {
-	_ = a.store.Do(ctx, func(conn *pgx.Conn) error { return conn.Ping(ctx) })
-}
-
 // do runs f on the connection to the maintenance database.
 func (a *agent) do(ctx context.Context, f func(conn *pgx.Conn) error) error {
-	a.freshen(ctx)
 	err := a.store.Do(ctx, f)
 	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && strings.HasPrefix(pg.Code, "57P0") {
 		return problem.New("server-not-ready", "server "+a.server.String(), "PostgreSQL ended the connection, as it does when it stops or restarts", "hawser status").Because(err).Retry()

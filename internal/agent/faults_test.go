@@ -170,3 +170,32 @@ func TestCreateRefusesAndLeavesNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestReplicaBusy: while a lock of a reader holds the applier up, the link says that,
+// and not that the primary is away; its lag grows.
+func TestReplicaBusy(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE gate (id int PRIMARY KEY); CREATE TABLE t (id int)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	release := hold(t, b, "shop", "gate")
+	defer release()
+	a.Exec(t, "shop", `INSERT INTO gate VALUES (1)`)
+	conn := a.Connect(t, "shop")
+	testpg.Eventually(t, 60*time.Second, "the link says what it waits for", func() (bool, error) {
+		if _, err := conn.Exec(t.Context(), `INSERT INTO t VALUES (1)`); err != nil {
+			return false, err
+		}
+		l, err := b.Link(t.Context(), "shop")
+		if err != nil {
+			return false, err
+		}
+		if l.State == api.StateDisconnected {
+			t.Fatalf("the link is %s: %+v", l.State, l.Cause)
+		}
+		return l.State == api.StateCatchingUp && l.Cause.Code == "replica-busy" && l.LagSeconds != nil && *l.LagSeconds > 4, nil
+	})
+	release()
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}

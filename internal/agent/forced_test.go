@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,6 +102,37 @@ func report(t *testing.T, i *instance, name string) []map[string]any {
 		out = append(out, line)
 	}
 	return out
+}
+
+// TestTailWithDDL: commands among the transactions that only the old primary has are
+// reported once each, with their text, and rejoin names the one that it can't take back.
+func TestTailWithDDL(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1)`, `ALTER TABLE t ADD COLUMN lost text DEFAULT 'x'`,
+		`DO $$BEGIN CREATE TABLE keyless (v text); COMMENT ON TABLE keyless IS 'none'; END$$`)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err == nil || !strings.Contains(err.Error(), "ADD COLUMN lost") {
+		t.Errorf("rejoin said %v", err)
+	}
+	var got []string
+	for _, line := range report(t, a, "shop-term1.jsonl") {
+		if text, _ := line["statement"].(string); line["operation"] == "ddl" && text == "" {
+			t.Errorf("a command without its text: %v", line)
+		}
+		got = append(got, fmt.Sprint(line["operation"], " ", line["command"]))
+	}
+	if want := []string{"insert <nil>", "ddl ALTER TABLE", "ddl CREATE TABLE", "ddl COMMENT"}; !slices.Equal(got, want) {
+		t.Errorf("the report has %q, want %q", got, want)
+	}
 }
 
 // TestForceIsRefused tries it where it would open something that never was.

@@ -176,17 +176,14 @@ func (s *service) knownPeer(ctx context.Context, name string) error {
 }
 
 func (s *service) PauseLink(ctx context.Context, name string) error {
-	s.freshen(ctx)
 	return s.links.SetPaused(ctx, name, true)
 }
 
 func (s *service) ResumeLink(ctx context.Context, name string) error {
-	s.freshen(ctx)
 	return s.links.SetPaused(ctx, name, false)
 }
 
 func (s *service) FailoverLink(ctx context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
-	s.freshen(ctx)
 	r, err := s.links.Failover(ctx, name, link.FailoverOptions{Timeout: o.Timeout, Force: o.Force})
 	if err != nil {
 		return api.FailoverResult{}, err
@@ -195,12 +192,10 @@ func (s *service) FailoverLink(ctx context.Context, name string, o api.FailoverO
 }
 
 func (s *service) RejoinLink(ctx context.Context, name string) error {
-	s.freshen(ctx)
 	return s.links.Rejoin(ctx, name)
 }
 
 func (s *service) ResyncLink(ctx context.Context, name string, tables []string) error {
-	s.freshen(ctx)
 	return s.links.Resync(ctx, name, tables)
 }
 

@@ -95,9 +95,9 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	err = l.readTail(ctx, side.Since, func(c tailChange) error {
-		if c.rel == nil {
+		if c.msg == nil {
 			return problem.New("tail-has-ddl", "link "+l.rec.Name,
-				"the transactions that only this side has changed the schema, which can't be taken back by itself: "+strings.Join(strings.Fields(ddlStatement(c.msg.(*pgoutput.LogicalMessage).Content)), " "),
+				"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+strings.Join(strings.Fields(c.statement), " "),
 				"hawser link drop "+l.rec.Name+" on this side keeps its data; hawser link create copies the new primary again")
 		}
 		return plan.add(ctx, conn, c)

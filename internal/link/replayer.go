@@ -96,7 +96,9 @@ func (l *link) note(result schema.Result) {
 		notes = append(notes, problem.Warn("role-created", "role "+role,
 			"it was missing here and a statement of the primary names it: it was created without login", "ALTER ROLE "+role+" LOGIN PASSWORD '…';"))
 	}
-	l.log.Info("DDL replayed", "tag", result.Tag)
+	if result.Tag != "" {
+		l.log.Info("DDL replayed", "tag", result.Tag)
+	}
 	if len(notes) == 0 {
 		return
 	}

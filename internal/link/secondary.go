@@ -266,6 +266,7 @@ func (l *link) stream(ctx context.Context, side role.State, seeding bool) error 
 	}
 	l.log.Info("following", "primary", l.rec.Peer, "from", from, "term", side.Term)
 
+	go schema.WarmParser() // it ends by itself, and nobody has to wait for it
 	g, gctx := errgroup.WithContext(ctx)
 	frames := make(chan frame.Frame, framesAhead)
 	acks := newLatest[frame.Ack]()
@@ -333,7 +334,7 @@ func (l *link) connectApplier(ctx context.Context) (*pgx.Conn, error) {
 
 // receive passes frames from the network to the applier.
 func (l *link) receive(ctx context.Context, s peer.Stream, frames chan<- frame.Frame) error {
-	l.update(func() { l.streaming, l.cause = true, nil })
+	l.update(func() { l.streaming, l.cause, l.busySince = true, nil, time.Time{} })
 	for {
 		f, err := s.Recv()
 		if err != nil {
@@ -346,6 +347,13 @@ func (l *link) receive(ctx context.Context, s peer.Stream, frames chan<- frame.F
 		}
 		select {
 		case frames <- f:
+			continue
+		default: // the applier is behind, and what follows is not read meanwhile
+		}
+		l.setBusySince(time.Now())
+		select {
+		case frames <- f:
+			l.setBusySince(time.Time{})
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -357,6 +365,12 @@ func lostStream(err error) error {
 		return err
 	}
 	return problem.New("stream-lost", "", "the stream from the primary broke", "none: the link connects again").Retry().Because(err)
+}
+
+func (l *link) setBusySince(t time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.busySince = t
 }
 
 func (l *link) acknowledged(k frame.Ack) {

@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/hawser/hawser/internal/capture"
@@ -75,6 +76,9 @@ func (l *link) status() Status {
 	} else {
 		s.LagKnown = !l.heardAt.IsZero() && l.streaming
 		s.LagBytes, s.LagSeconds, s.Ack = l.heard.LagBytes, l.heard.LagSeconds, l.ack
+		if !l.busySince.IsZero() { // what was heard last is as old as that
+			s.LagSeconds = max(s.LagSeconds, time.Since(l.heardAt).Seconds())
+		}
 		if l.seeder != nil {
 			p := l.seeder.Progress()
 			s.Seeding = &p
@@ -120,7 +124,13 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	if l.side.Role == role.Secondary && !l.seeded {
 		return Seeding, problem.Noted("seeding", "link "+s.Name, "the initial copy is under way; changes are taken in beside it")
 	}
-	if l.side.Role == role.Secondary && time.Since(l.heardAt) > silent {
+	silence := time.Since(l.heardAt)
+	if busy := time.Since(l.busySince); l.side.Role == role.Secondary && silence > silent && !l.busySince.IsZero() {
+		return CatchingUp, problem.Warn("replica-busy", "database "+l.rec.Database,
+			fmt.Sprintf("the replica has worked on the same changes for %s, and what follows waits: a large statement, or a lock that one of its readers holds", busy.Round(time.Second)),
+			"SELECT pid, wait_event_type, wait_event, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE application_name = 'hawser:"+s.Name+":apply'; on the replica")
+	}
+	if l.side.Role == role.Secondary && silence > silent {
 		return Disconnected, problem.New("silent", "link "+s.Name, "the primary has not been heard of for a while", "hawser peer test "+s.Peer).Retry()
 	}
 	if l.side.Role == role.Secondary && l.repairing {

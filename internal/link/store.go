@@ -26,11 +26,12 @@ func (s *Store) Migrate(ctx context.Context) error {
 	return s.Do(ctx, func(conn *pgx.Conn) error { return catalog.MigrateInstance(ctx, conn) })
 }
 
-// Do runs f alone on the connection.
+// Do runs f alone on the connection. That PostgreSQL restarted since the last time
+// shows up before f has begun, and is no failure of it.
 func (s *Store) Do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn == nil || s.conn.IsClosed() {
+	if s.conn == nil || s.conn.IsClosed() || s.conn.Ping(ctx) != nil {
 		conn, err := s.server.Connect(ctx, postgres.Session{Database: s.server.Database(), Purpose: "catalog", Settings: map[string]string{
 			"default_transaction_read_only": "off",
 			"synchronous_commit":            "on",
@@ -38,6 +39,9 @@ func (s *Store) Do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 		}})
 		if err != nil {
 			return err
+		}
+		if s.conn != nil {
+			_ = s.conn.Close(ctx)
 		}
 		s.conn = conn
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/hawser/hawser/internal/pgoutput"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
 )
 
 // The tail is what a primary committed that the other side, which took over by
@@ -32,7 +33,9 @@ type tailChange struct {
 	at  time.Time
 	lsn frame.LSN // of the commit
 	rel *pgoutput.Relation
-	msg pgoutput.Message // Insert, Update, Delete, Truncate, or a LogicalMessage with DDL
+	msg pgoutput.Message // Insert, Update, Delete, Truncate; nil for DDL
+
+	command, statement string // DDL: its tag, and the text in which it stood
 }
 
 // readTail visits every change behind since, in commit order. A message is valid
@@ -76,6 +79,7 @@ type tailReader struct {
 	dec       pgoutput.Decoder
 	relations map[uint32]*pgoutput.Relation
 	begin     pgoutput.Begin
+	texts     schema.Texts // of this transaction's DDL
 }
 
 func (r *tailReader) take(data []byte) error {
@@ -85,7 +89,7 @@ func (r *tailReader) take(data []byte) error {
 	}
 	switch m := msg.(type) {
 	case *pgoutput.Begin:
-		r.begin = *m
+		r.begin, r.texts = *m, schema.Texts{}
 	case *pgoutput.Relation:
 		r.relations[m.ID] = m
 	case *pgoutput.Insert:
@@ -102,7 +106,7 @@ func (r *tailReader) take(data []byte) error {
 		}
 	case *pgoutput.LogicalMessage:
 		if m.Transactional && m.Prefix == ddlPrefix {
-			return r.change(0, m)
+			return r.ddl(m.Content)
 		}
 	}
 	return nil
@@ -121,7 +125,15 @@ func (r *tailReader) change(id uint32, msg pgoutput.Message) error {
 	if rel != nil && rel.Namespace == "hawser" {
 		return nil
 	}
-	return r.visit(tailChange{r.begin.XID, r.begin.CommitTime, frame.LSN(r.begin.FinalLSN), rel, msg})
+	return r.visit(tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), rel: rel, msg: msg})
+}
+
+func (r *tailReader) ddl(content []byte) error {
+	tag, text := r.texts.Read(content)
+	if tag == "" || frame.LSN(r.begin.FinalLSN) < r.since {
+		return nil
+	}
+	return r.visit(tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), command: tag, statement: text})
 }
 
 // tailLine is a change in the report, a line of JSON each.
@@ -136,7 +148,8 @@ type tailLine struct {
 	Old         map[string]*string `json:"old,omitempty"` // as far as the WAL has it
 	New         map[string]*string `json:"new,omitempty"`
 	Unchanged   []string           `json:"unchanged,omitempty"` // large values that the change left as they were
-	Statement   string             `json:"statement,omitempty"`
+	Command     string             `json:"command,omitempty"`   // DDL: PostgreSQL's tag
+	Statement   string             `json:"statement,omitempty"` // the text in which it stood, all of it
 }
 
 func (c tailChange) line() tailLine {
@@ -163,8 +176,8 @@ func (c tailChange) line() tailLine {
 		out.Old, _ = values(c.rel, m.Old, m.OldKind == 'K')
 	case *pgoutput.Truncate:
 		out.Operation = "truncate"
-	case *pgoutput.LogicalMessage:
-		out.Operation, out.Statement = "ddl", ddlStatement(m.Content)
+	case nil:
+		out.Operation, out.Command, out.Statement = "ddl", c.command, c.statement
 	}
 	return out
 }
@@ -188,27 +201,6 @@ func values(rel *pgoutput.Relation, row []pgoutput.Column, keyOnly bool) (named 
 		}
 	}
 	return named, unchanged
-}
-
-// ddlStatement takes the command out of capture's signed message.
-func ddlStatement(content []byte) string {
-	var m struct {
-		Query string `json:"query"`
-		Tag   string `json:"tag"`
-	}
-	for i, b := range content {
-		if b == '{' {
-			content = content[i:]
-			break
-		}
-	}
-	if json.Unmarshal(content, &m) != nil {
-		return ""
-	}
-	if m.Query != "" {
-		return m.Query
-	}
-	return m.Tag
 }
 
 // account writes the tail into a report, which replaces one of an earlier try.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	pgq "github.com/pganalyze/pg_query_go/v6"
-	pgquery "github.com/wasilibs/go-pgquery"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/hawser/hawser/internal/problem"
@@ -37,11 +36,11 @@ func (r *replay) adapt(ctx context.Context, st *ddlStatement) (string, error) {
 		return r.adaptDrop(st, drop)
 	}
 	// Places in the tree are those in the script; the statement's own are wanted.
-	tree, err := pgquery.Parse(st.text)
+	tree, err := parse(st.text)
 	if err != nil || len(tree.Stmts) != 1 {
 		return st.text, nil
 	}
-	scan, err := pgquery.Scan(st.text)
+	scan, err := scan(st.text)
 	if err != nil {
 		return st.text, nil
 	}

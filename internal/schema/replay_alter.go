@@ -8,7 +8,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	pgq "github.com/pganalyze/pg_query_go/v6"
-	pgquery "github.com/wasilibs/go-pgquery"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -254,7 +253,7 @@ func (r *replay) told(name string) (ddlTable, ddlColumn, bool) {
 
 // deparsed runs the statement's parse tree, which was changed.
 func (r *replay) deparsed(ctx context.Context, st *ddlStatement) error {
-	sql, err := pgquery.Deparse(&pgq.ParseResult{Stmts: []*pgq.RawStmt{{Stmt: st.node}}})
+	sql, err := deparse(&pgq.ParseResult{Stmts: []*pgq.RawStmt{{Stmt: st.node}}})
 	if err != nil {
 		return fmt.Errorf("write %s anew: %w", excerpt(st.text), err)
 	}

@@ -163,6 +163,27 @@ func decodeDDL(body []byte) (*ddlMessage, error) {
 	return &m, nil
 }
 
+// Texts tells captured commands in words, without carrying them out. It holds the
+// texts that a transaction's messages refer to; each transaction needs its own.
+type Texts map[string]string
+
+// Read returns the tag of the command that a message tells of, and the text in which
+// it stood. The tag is "" where the message tells of no command that is done.
+func (t Texts) Read(content []byte) (tag, text string) {
+	body, _ := ddlSigned(content, nil) // whoever reads its own WAL needs no proof
+	m, err := decodeDDL(body)
+	if err != nil {
+		return "", ""
+	}
+	if m.Source != nil {
+		t[m.Ref] = *m.Source
+	}
+	if m.Phase != "" {
+		return "", ""
+	}
+	return m.Tag, t[m.Ref]
+}
+
 // object names what the message is about, for problems.
 func (m *ddlMessage) object() string {
 	for _, list := range [][]ddlObject{m.Objects, m.Dropped} {

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	pgq "github.com/pganalyze/pg_query_go/v6"
-	pgquery "github.com/wasilibs/go-pgquery"
 
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -51,7 +50,7 @@ func parseDDL(text string, m *ddlMessage) *ddlScript {
 // split cuts text into statements. Where the parser fails, the lexer cuts, so that
 // one statement of a newer grammar does not hide its neighbours.
 func split(text string) []*ddlStatement {
-	if tree, err := pgquery.Parse(text); err == nil {
+	if tree, err := parse(text); err == nil {
 		var out []*ddlStatement
 		for _, raw := range tree.Stmts {
 			from, to := int(raw.StmtLocation), len(text)
@@ -65,7 +64,7 @@ func split(text string) []*ddlStatement {
 	var out []*ddlStatement
 	for _, piece := range cut(text) {
 		st := &ddlStatement{text: piece}
-		if tree, err := pgquery.Parse(piece); err == nil && len(tree.Stmts) == 1 {
+		if tree, err := parse(piece); err == nil && len(tree.Stmts) == 1 {
 			st.node = tree.Stmts[0].Stmt
 		}
 		out = append(out, st)
@@ -75,7 +74,7 @@ func split(text string) []*ddlStatement {
 
 // cut splits text at the semicolons outside of parentheses and BEGIN ATOMIC bodies.
 func cut(text string) []string {
-	scan, err := pgquery.Scan(text)
+	scan, err := scan(text)
 	if err != nil {
 		return []string{text}
 	}
