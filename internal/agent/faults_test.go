@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/testpg"
 )
@@ -197,5 +199,28 @@ func TestReplicaBusy(t *testing.T) {
 	})
 	release()
 	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}
+
+// TestLockedSequence: a transaction that holds a sequence for long on the primary
+// silences no heartbeat.
+func TestLockedSequence(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id serial PRIMARY KEY); INSERT INTO t DEFAULT VALUES`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	conn := a.Connect(t, "shop")
+	if _, err := conn.Exec(t.Context(), `BEGIN; DROP TABLE t`, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(7 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if l, err := b.Link(t.Context(), "shop"); err != nil || l.State != api.StateSynchronized {
+			t.Fatalf("the link is %s: %v, %v", l.State, l.Cause, err)
+		}
+	}
+	if _, err := conn.Exec(t.Context(), `ROLLBACK`); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "shop", `INSERT INTO t DEFAULT VALUES`)
 	equal(t, a, b, "shop")
 }

@@ -72,7 +72,9 @@ func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.
 		return fmt.Errorf("open the replication connection: %w", err)
 	}
 	defer closeSoon(conn)
-	sql, err := c.cfg.Server.Connect(ctx, session(c.cfg, "heartbeat"))
+	beats := session(c.cfg, "heartbeat")
+	beats.Settings["lock_timeout"] = "100ms"
+	sql, err := c.cfg.Server.Connect(ctx, beats)
 	if err != nil {
 		return fmt.Errorf("open the heartbeat's connection: %w", err)
 	}
@@ -306,6 +308,10 @@ func (r *run) sendSequences(ctx context.Context) error {
 		}
 		return nil
 	})
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "55P03" { // lock_not_available
+		return nil // a transaction that alters or drops one is open; the next beat asks again
+	}
 	if err != nil {
 		return fmt.Errorf("read the sequences: %w", err)
 	}
