@@ -159,9 +159,15 @@ func (a *Applier) ddl(ctx context.Context, content []byte) error {
 		return err
 	}
 	a.batch.changes++
+	if err := freePlans(ctx, a.conn, true); err != nil {
+		return err
+	}
 	effect, err := a.cfg.Replayer.Replay(ctx, a.conn, content)
 	if err != nil {
 		return fmt.Errorf("replay DDL: %w", err)
+	}
+	if err := freePlans(ctx, a.conn, false); err != nil {
+		return err
 	}
 	for _, t := range effect.Reseed {
 		a.seeds.again(t)

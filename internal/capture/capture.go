@@ -110,7 +110,7 @@ type run struct {
 	batch     batch
 	sendMu    sync.Mutex // one frame at a time
 	confirmed frame.Ack  // owned by confirm
-	sequences map[string]int64
+	sequences sequences
 	insert    string // where WAL ended at the last heartbeat
 }
 
@@ -286,40 +286,6 @@ func (r *run) flush(ctx context.Context, insert, flushed string) error {
 		return fmt.Errorf("flush the primary's WAL: %w", err)
 	}
 	return nil
-}
-
-// sendSequences sends those that moved since the last time, as they are now. A
-// stream's first call sends all.
-func (r *run) sendSequences(ctx context.Context) error {
-	rows, err := r.sql.Query(ctx, `
-		SELECT schemaname, sequencename, last_value FROM pg_sequences
-		WHERE last_value IS NOT NULL AND schemaname <> 'hawser'`)
-	if err != nil {
-		return fmt.Errorf("read the sequences: %w", err)
-	}
-	var moved []frame.SequenceValue
-	next := make(map[string]int64, len(r.sequences))
-	var v frame.SequenceValue
-	_, err = pgx.ForEachRow(rows, []any{&v.Schema, &v.Name, &v.Last}, func() error {
-		key := v.Schema + "\x00" + v.Name
-		next[key] = v.Last
-		if old, ok := r.sequences[key]; !ok || old != v.Last {
-			moved = append(moved, frame.SequenceValue{Schema: v.Schema, Name: v.Name, Last: v.Last, Called: true})
-		}
-		return nil
-	})
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "55P03" { // lock_not_available
-		return nil // a transaction that alters or drops one is open; the next beat asks again
-	}
-	if err != nil {
-		return fmt.Errorf("read the sequences: %w", err)
-	}
-	r.sequences = next
-	if len(moved) == 0 {
-		return nil
-	}
-	return r.send(ctx, frame.Sequences{Values: moved})
 }
 
 // confirm tells the server what the secondary has. It runs beside receive on the

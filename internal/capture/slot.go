@@ -112,32 +112,3 @@ func Held(ctx context.Context, conn *pgx.Conn, id string) (int64, error) {
 	}
 	return bytes, nil
 }
-
-// Sequences reads the exact state of every sequence. At a failover the database
-// is fenced, so nothing moves them any more.
-func Sequences(ctx context.Context, conn *pgx.Conn) ([]frame.SequenceValue, error) {
-	rows, err := conn.Query(ctx, `
-		SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND n.nspname <> 'hawser'
-		ORDER BY c.oid`)
-	if err != nil {
-		return nil, fmt.Errorf("list the sequences: %w", err)
-	}
-	values, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (v frame.SequenceValue, err error) {
-		return v, row.Scan(&v.Schema, &v.Name)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the sequences: %w", err)
-	}
-	b := &pgx.Batch{}
-	for i := range values {
-		v := &values[i]
-		b.Queue(`SELECT last_value, is_called FROM ` + postgres.QuoteIdent(v.Schema, v.Name)).QueryRow(func(row pgx.Row) error {
-			return row.Scan(&v.Last, &v.Called)
-		})
-	}
-	if err := conn.SendBatch(ctx, b).Close(); err != nil {
-		return nil, fmt.Errorf("read the sequences: %w", err)
-	}
-	return values, nil
-}

@@ -315,20 +315,10 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 	})
 }
 
-// connectApplier opens the session that applies. Its plans are pinned: a key is
-// looked up by its index whatever the statistics of a table that was just filled
-// may say.
+// connectApplier opens the session that applies.
 func (l *link) connectApplier(ctx context.Context) (*pgx.Conn, error) {
 	settings := postgres.ValueSettings()
-	maps.Copy(settings, map[string]string{
-		"synchronous_commit":              "off",
-		"plan_cache_mode":                 "force_generic_plan",
-		"enable_seqscan":                  "off",
-		"enable_bitmapscan":               "off",
-		"jit":                             "off",
-		"max_parallel_workers_per_gather": "0",
-		"default_transaction_isolation":   "read committed",
-	})
+	maps.Copy(settings, apply.Settings())
 	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":apply", settings)
 }
 

@@ -210,10 +210,11 @@ func (l *link) account(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make the directory of the reports: %w", err)
 	}
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.new") // a second try may run beside the first
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
+	defer os.Remove(f.Name())
 	defer f.Close()
 	w := bufio.NewWriter(f)
 	enc := json.NewEncoder(w)
@@ -239,7 +240,7 @@ func (l *link) account(ctx context.Context) error {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
