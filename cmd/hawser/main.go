@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -22,11 +23,17 @@ func main() {
 		in: os.Stdin, out: os.Stdout, err: os.Stderr, environ: os.Environ(),
 		inTerminal: isTerminal(os.Stdin), outTerminal: isTerminal(os.Stdout), errTerminal: isTerminal(os.Stderr),
 		rows: terminalRows, now: time.Now, poll: time.Second,
-		runAgent: agent.Run, runDemo: demo.Run,
+		runAgent: runAgent, runDemo: demo.Run,
 	}
 	code := a.run(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
+}
+
+// runAgent runs the agent that has this process for itself, and with it its memory.
+func runAgent(ctx context.Context, config agent.Config, version string) error {
+	debug.SetMemoryLimit(int64(config.Limits.Memory))
+	return agent.Run(ctx, config, version)
 }
 
 // signalled is the cause of a context that a signal ended.

@@ -90,7 +90,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 	}
 	a.links = link.NewManager(link.Config{
 		Instance: a.cfg.Name, Server: a.server, Store: a.store, Peers: a.peers,
-		StateDir: a.cfg.StateDir, SeedWorkers: a.cfg.Limits.SeedWorkers, MaxWAL: int64(a.cfg.Limits.WALHeld), Log: a.log,
+		StateDir: a.cfg.StateDir, SeedWorkers: a.cfg.Limits.SeedWorkers, Memory: int(a.cfg.Limits.Memory), MaxWAL: int64(a.cfg.Limits.WALHeld), Log: a.log,
 	})
 	token := ""
 	if a.cfg.API.Listen != "" {

@@ -57,7 +57,7 @@ type ManagedConfig struct {
 
 // Limits bound what the agent takes of its machine and of the primary.
 type Limits struct {
-	Memory      ByteSize `koanf:"memory" doc:"memory for changes under way, over all links; what is more goes to the spool on disk"`
+	Memory      ByteSize `koanf:"memory" doc:"memory of the agent, which collects its garbage earlier as it comes near; a transaction that is sent before its end lies on disk"`
 	SeedWorkers int      `koanf:"seed_workers" doc:"tables or parts of tables that one link copies at the same time"`
 	WALHeld     ByteSize `koanf:"wal_held" doc:"WAL that one link may hold back on the primary before the agent ends it to save the disk; 0 leaves that to max_slot_wal_keep_size"`
 }

@@ -81,6 +81,7 @@ type Config struct {
 	ID       string // its id: keys the catalog
 	Origin   string // the replication origin that holds the position
 	Connect  func(ctx context.Context) (*pgx.Conn, error)
+	Hold     int    // bytes of changes that may be gathered before they are written; 0: 8 MB
 	SpoolDir string // for transactions that arrive before their commit; emptied by Start
 	Replayer Replayer
 	// Accept is asked whether a handoff counts; one that does not is passed over.
@@ -233,6 +234,9 @@ func (a *Applier) start(ctx context.Context) error {
 		return err
 	}
 	a.out = newWriter(a.conn.PgConn())
+	if a.cfg.Hold > 0 {
+		a.out.most = a.cfg.Hold
+	}
 	return nil
 }
 

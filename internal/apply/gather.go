@@ -42,7 +42,8 @@ const (
 	// netRows are held of one table at most. The server works on them while the next
 	// ones are decoded.
 	netRows = 4096
-	// heldBytes bounds what is held of all tables. A row above wideRow is not held.
+	// heldBytes bounds what is held of all tables, unless the link has less. A row above
+	// wideRow is not held.
 	heldBytes = 8 << 20
 	wideRow   = 256 << 10
 )
@@ -229,7 +230,7 @@ func (w *writer) hold(g *gather, take func() bool) error {
 	}
 	w.held += g.bytes - size
 	switch {
-	case w.held >= heldBytes:
+	case w.held >= w.most:
 		return w.settle()
 	case g.byKey == nil && len(g.rows) >= g.most(setKey{verb: inserted}), len(g.rows) >= netRows:
 		return w.drop(g)

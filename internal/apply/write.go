@@ -33,6 +33,7 @@ type writer struct {
 
 	gathered []*gather // those that hold rows
 	held     int       // bytes in them
+	most     int       // of held
 	late     error     // of rows that were written where no error could be returned
 }
 
@@ -57,7 +58,7 @@ type statement struct {
 	oids []uint32
 }
 
-func newWriter(conn *pgconn.PgConn) *writer { return &writer{conn: conn} }
+func newWriter(conn *pgconn.PgConn) *writer { return &writer{conn: conn, most: heldBytes} }
 
 func (w *writer) start() {
 	if w.pipe == nil {

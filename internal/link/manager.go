@@ -39,6 +39,7 @@ type Config struct {
 	Peers       Peers
 	StateDir    string
 	SeedWorkers int
+	Memory      int   // bytes for changes under way, of all links
 	MaxWAL      int64 // bytes that a link may hold back on the primary; 0 sets no bound
 	Log         *slog.Logger
 }
@@ -59,6 +60,15 @@ type Manager struct {
 // NewManager returns a manager that has touched nothing yet.
 func NewManager(cfg Config) *Manager {
 	return &Manager{cfg: cfg, store: cfg.Store, ready: make(chan struct{}), links: map[string]*link{}, busy: map[string]bool{}}
+}
+
+// share is how many bytes of changes each link may gather. It is an eighth of the
+// memory: what is on its way and the garbage of what was written need the rest.
+func (m *Manager) share() int {
+	const least, most = 128 << 10, 8 << 20
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return min(most, max(least, m.cfg.Memory/8/max(1, len(m.links))))
 }
 
 // Run starts every link and returns when ctx has ended and all have stopped.

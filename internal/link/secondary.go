@@ -308,6 +308,7 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 	return apply.New(apply.Config{
 		Link: l.rec.Name, ID: l.rec.ID, Origin: apply.Origin(l.rec.ID, side.Term),
 		Connect:  l.connectApplier,
+		Hold:     l.m.share(),
 		SpoolDir: filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID),
 		Replayer: newReplayer(l, key),
 		Accept:   func(content []byte, complete bool) bool { return l.accepts(content, key, complete) },
