@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -309,6 +310,7 @@ type cable struct {
 	mu     sync.Mutex
 	conns  []net.Conn
 	frozen chan struct{} // closed: nothing passes, and nothing closes
+	delay  atomic.Int64  // of each piece, in nanoseconds
 	once   sync.Once
 }
 
@@ -364,6 +366,7 @@ func (c *cable) pump(from, to net.Conn) {
 		if err != nil {
 			return
 		}
+		time.Sleep(time.Duration(c.delay.Load()))
 		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}

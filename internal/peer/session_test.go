@@ -385,6 +385,25 @@ func TestHalfOpen(t *testing.T) {
 	}
 }
 
+// The first call of a session over a slow line waits for gRPC's own greeting, which
+// takes a round trip more. It failed where that took longer than 50 ms.
+func TestSlowLine(t *testing.T) {
+	t.Parallel()
+	east, west := start(t, newIdentity(t, "east"), handlers{}), start(t, newIdentity(t, "west"), handlers{})
+	line := newCable(t, west.address())
+	line.delay.Store(int64(100 * time.Millisecond))
+	west.trusts(east.entry(""))
+	east.trusts(west.entry(line.Addr().String()))
+	east.waitFor("west")
+	if _, err := east.Call(t.Context(), "west", "orders", "status", nil); err != nil {
+		t.Error(err)
+	}
+	west.waitFor("east")
+	if _, err := west.Call(t.Context(), "east", "orders", "status", nil); err != nil {
+		t.Error(err)
+	}
+}
+
 // A session that is idle lives on.
 func TestIdleSessionStays(t *testing.T) {
 	east, _ := pair(t, handlers{}, func(c *Config) { c.KeepAlive = 50 * time.Millisecond })
