@@ -111,6 +111,9 @@ type Applier struct {
 	inStream  *spool            // the spool that the open stream block fills
 
 	txn   *transaction // the source transaction that is being applied
+	eager *eager       // it is applied before its commit; nil: it is not
+	busy  time.Time    // when a transaction was committed last
+	quiet time.Duration
 	batch batch
 	seeds seeding
 
@@ -180,6 +183,7 @@ type Stats struct {
 func New(cfg Config) *Applier {
 	return &Applier{
 		cfg:       cfg,
+		quiet:     quietBefore,
 		relations: map[uint32]*relation{},
 		types:     map[uint32]pgoutput.Type{},
 		spools:    map[uint32]*spool{},
@@ -363,6 +367,11 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 		case <-tick.C:
 			if err := a.askDurable(ctx); err != nil {
 				return nil, err
+			}
+			if a.wanted.Load() > 0 {
+				if err := a.withdraw(ctx); err != nil {
+					return nil, a.explain(err)
+				}
 			}
 		case <-ctx.Done():
 			return nil, ctx.Err()

@@ -43,6 +43,8 @@ type replica struct {
 	c      *testpg.Cluster
 	db     string
 	origin string
+
+	hurried bool // transactions are applied early however busy the stream is
 }
 
 func newReplica(t *testing.T, c *testpg.Cluster, sql ...string) *replica {
@@ -75,6 +77,9 @@ func (r *replica) run(frames <-chan frame.Frame, ack func(frame.Ack)) (a *Applie
 	from, err := a.Start(context.Background())
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if r.hurried {
+		a.quiet = 0
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

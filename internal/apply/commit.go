@@ -22,9 +22,10 @@ type commitMark struct {
 }
 
 const (
-	sqlBegin  = `BEGIN`
-	sqlCommit = `COMMIT`
-	sqlWhere  = `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`
+	sqlBegin    = `BEGIN`
+	sqlCommit   = `COMMIT`
+	sqlRollback = `ROLLBACK`
+	sqlWhere    = `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`
 )
 
 // ensureBatch opens the target transaction.
@@ -149,7 +150,7 @@ func (a *Applier) reach(lsn frame.LSN) {
 
 // askDurable asks, while there is something to learn, what the replica's disk has.
 func (a *Applier) askDurable(context.Context) error {
-	if len(a.pending) == 0 || a.batch.open || a.txn != nil {
+	if len(a.pending) == 0 || a.eager == nil && (a.batch.open || a.txn != nil) {
 		return nil
 	}
 	return a.askWhere(func(_, flushed frame.LSN) { a.flushed(flushed) })
@@ -189,7 +190,7 @@ func (a *Applier) acknowledge(ack func(frame.Ack)) {
 // applySequences sets the sequences that moved. One that is not there yet, since
 // its CREATE is still on its way, is kept for the next time.
 func (a *Applier) applySequences(ctx context.Context) error {
-	if len(a.sequences) == 0 || a.txn != nil || a.batch.open {
+	if len(a.sequences) == 0 {
 		return nil
 	}
 	if err := a.out.idle(); err != nil {

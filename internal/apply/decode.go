@@ -25,17 +25,27 @@ func (a *Applier) record(ctx context.Context, r frame.Record, more bool) error {
 	}
 	switch m := msg.(type) {
 	case *pgoutput.StreamStart:
-		return a.openStream(m)
+		return a.openStream(ctx, m)
 	case *pgoutput.StreamStop:
+		early := a.eager != nil && a.eager.spool == a.inStream
 		a.inStream = nil
+		if early {
+			return a.out.begin()
+		}
 		return nil
 	case *pgoutput.StreamCommit:
 		return a.streamCommit(ctx, m, more)
 	case *pgoutput.StreamAbort:
-		return a.streamAbort(m)
+		return a.streamAbort(ctx, m)
 	}
 	if a.inStream != nil {
-		return a.inStream.add(msg, r.Payload)
+		if err := a.inStream.add(msg, r.Payload); err != nil || a.eager == nil || a.eager.spool != a.inStream {
+			return err
+		}
+		return a.applyEarly(ctx, msg, r.LSN, r.Payload)
+	}
+	if err := a.withdraw(ctx); err != nil {
+		return err
 	}
 	switch m := msg.(type) {
 	case *pgoutput.Begin:
@@ -78,6 +88,7 @@ func (a *Applier) commit(ctx context.Context, end frame.LSN, at time.Time, more 
 	if !a.txn.skip {
 		a.stats.transactions.Add(1)
 	}
+	a.busy = time.Now()
 	// settleBatch must not see a transaction: it is whole.
 	txn := a.txn
 	a.txn = nil
@@ -186,6 +197,10 @@ func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
 		a.seeds.observe(s)
 	}
 	a.due = a.due || h.End == 0 && len(a.sequences) > 0
+	if a.eager != nil && a.due { // setting them is no part of the transaction
+		a.due = false
+		return a.applySequences(ctx)
+	}
 	if a.txn != nil {
 		return nil
 	}
@@ -207,9 +222,10 @@ func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
 }
 
 // openStream begins or goes on with a transaction that is sent before its commit.
-func (a *Applier) openStream(m *pgoutput.StreamStart) error {
+func (a *Applier) openStream(ctx context.Context, m *pgoutput.StreamStart) error {
 	s := a.spools[m.XID]
-	if s == nil {
+	first := s == nil
+	if first {
 		var err error
 		if s, err = newSpool(a.cfg.SpoolDir, m.XID); err != nil {
 			return err
@@ -217,13 +233,21 @@ func (a *Applier) openStream(m *pgoutput.StreamStart) error {
 		a.spools[m.XID] = s
 	}
 	a.inStream = s
+	if first && a.mayApplyEarly() {
+		return a.beginEarly(ctx, m.XID, s)
+	}
 	return nil
 }
 
-func (a *Applier) streamAbort(m *pgoutput.StreamAbort) error {
+func (a *Applier) streamAbort(ctx context.Context, m *pgoutput.StreamAbort) error {
 	s := a.spools[m.XID]
 	if s == nil {
 		return nil
+	}
+	if a.eager != nil && a.eager.spool == s {
+		if err := a.withdraw(ctx); err != nil {
+			return err
+		}
 	}
 	if m.SubXID != m.XID {
 		return s.abort(m.SubXID)
@@ -234,6 +258,18 @@ func (a *Applier) streamAbort(m *pgoutput.StreamAbort) error {
 
 // streamCommit applies a spooled transaction in its place in the commit order.
 func (a *Applier) streamCommit(ctx context.Context, m *pgoutput.StreamCommit, more bool) error {
+	if s := a.spools[m.XID]; a.eager != nil && a.eager.spool == s && frame.LSN(m.CommitLSN) >= a.position {
+		a.eager = nil
+		a.txn.lsn = frame.LSN(m.CommitLSN)
+		delete(a.spools, m.XID)
+		if err := s.discard(); err != nil {
+			return err
+		}
+		return a.commit(ctx, frame.LSN(m.EndLSN), m.CommitTime, more)
+	}
+	if err := a.withdraw(ctx); err != nil {
+		return err
+	}
 	if err := a.meetBarrier(ctx, m.XID, frame.LSN(m.CommitLSN)); err != nil {
 		return err
 	}

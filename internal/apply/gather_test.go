@@ -115,6 +115,11 @@ func (s *side) delete(key [2]string) {
 	delete(s.rows, key)
 }
 
+func (s *side) truncate() {
+	s.sent = append(s.sent, cat([]byte("T"), be32(1), []byte{0}, be32(s.oid)))
+	clear(s.rows)
+}
+
 func (s *side) String() string {
 	var lines []string
 	for _, key := range slices.SortedFunc(maps.Keys(s.rows), func(x, y [2]string) int { return slices.Compare(x[:], y[:]) }) {
@@ -206,7 +211,7 @@ func (s *side) play(rt *rapid.T) {
 		v := [2]cell{values.Draw(rt, "v"), values.Draw(rt, "w")}
 		_, there := s.rows[key]
 		_, taken := s.rows[to]
-		switch rapid.IntRange(0, 4).Draw(rt, "verb") {
+		switch rapid.IntRange(0, 5).Draw(rt, "verb") {
 		case 0:
 			if there || v[0] == same || v[1] == same || s.clash(key, v[0]) {
 				continue
@@ -227,6 +232,10 @@ func (s *side) play(rt *rapid.T) {
 				continue
 			}
 			s.delete(key)
+		case 5:
+			if rapid.IntRange(0, 9).Draw(rt, "truncate") == 0 {
+				s.truncate()
+			}
 		}
 	}
 }

@@ -104,6 +104,14 @@ func (w *writer) send(s *statement, values [][]byte, want expectation) error {
 	if w.open < groupStatements && w.bytes < groupBytes {
 		return nil
 	}
+	return w.flush()
+}
+
+// flush closes the open group, and reads the answers of the one before the last.
+func (w *writer) flush() error {
+	if w.open == 0 {
+		return nil
+	}
 	w.pipe.SendFlushRequest()
 	if err := w.pipe.Flush(); err != nil {
 		return w.fail(err)
