@@ -20,8 +20,10 @@ const (
 	linger = 2 * time.Millisecond
 	// enoughBytes go in any case.
 	enoughBytes = 64 << 10
-	// busyRecords within two paces are a busy stream.
+	// busyRecords within two paces are a busy stream. Its reader rests for busyRest: a
+	// Unix socket takes some 270 records, and the server waits when it is full.
 	busyRecords = 40
+	busyRest    = pace / 4
 )
 
 // batch passes records from the goroutine that reads the server to the one that
@@ -90,7 +92,7 @@ func (b *batch) rest() time.Duration {
 		b.count, b.counted = 0, now
 	}
 	if b.busy {
-		return pace
+		return busyRest
 	}
 	if len(b.fill.bytes) >= enoughBytes {
 		return 0
