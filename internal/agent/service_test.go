@@ -61,15 +61,15 @@ func TestDifferenceCanBeTyped(t *testing.T) {
 func TestConnectsAnew(t *testing.T) {
 	t.Parallel()
 	c := testpg.Shared(t)
-	a := &agent{server: c.Server(), store: link.NewStore(c.Server())}
-	t.Cleanup(func() { a.store.Close(context.Background()) })
+	store := link.NewStore(c.Server())
+	t.Cleanup(func() { store.Close(context.Background()) })
 	var first, second int
 	pid := func(into *int) func(*pgx.Conn) error {
 		return func(conn *pgx.Conn) error {
 			return conn.QueryRow(t.Context(), `SELECT pg_backend_pid()`).Scan(into)
 		}
 	}
-	if err := a.do(t.Context(), pid(&first)); err != nil {
+	if err := store.Do(t.Context(), pid(&first)); err != nil {
 		t.Fatal(err)
 	}
 	var ended bool
@@ -77,7 +77,7 @@ func TestConnectsAnew(t *testing.T) {
 	if err := other.QueryRow(t.Context(), `SELECT pg_terminate_backend($1, 10000)`, first).Scan(&ended); err != nil || !ended {
 		t.Fatalf("ended %v, %v", ended, err)
 	}
-	if err := a.do(t.Context(), pid(&second)); err != nil || second == first {
+	if err := store.Do(t.Context(), pid(&second)); err != nil || second == first {
 		t.Errorf("backends %d and %d, %v", first, second, err)
 	}
 }

@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -31,7 +32,7 @@ func (s *Store) Migrate(ctx context.Context) error {
 func (s *Store) Do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn == nil || s.conn.IsClosed() || s.conn.Ping(ctx) != nil {
+	if s.conn == nil || s.conn.IsClosed() || !answers(ctx, s.conn) {
 		conn, err := s.server.Connect(ctx, postgres.Session{Database: s.server.Database(), Purpose: "catalog", Settings: map[string]string{
 			"default_transaction_read_only": "off",
 			"synchronous_commit":            "on",
@@ -46,6 +47,16 @@ func (s *Store) Do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 		s.conn = conn
 	}
 	return f(s.conn)
+}
+
+// answersWithin is after how long a connection counts as dead: that to a host which
+// went away without a word does not fail by itself for long.
+const answersWithin = 5 * time.Second
+
+func answers(ctx context.Context, conn *pgx.Conn) bool {
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	return conn.Ping(ctx) == nil
 }
 
 // Close ends the connection.
