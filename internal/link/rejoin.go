@@ -97,12 +97,22 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 	err = l.readTail(ctx, side.Since, func(c tailChange) error {
 		if c.msg == nil {
 			return problem.New("tail-has-ddl", "link "+l.rec.Name,
-				"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+strings.Join(strings.Fields(c.statement), " "),
+				"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+excerpt(c.statement),
 				"hawser link drop "+l.rec.Name+" on this side keeps its data; hawser link create copies the new primary again")
 		}
 		return plan.add(ctx, conn, c)
 	})
 	return plan, err
+}
+
+// excerpt is the beginning of a statement on one line.
+func excerpt(sql string) string {
+	const most = 200
+	words := []rune(strings.Join(strings.Fields(sql[:min(len(sql), 8*most)]), " "))
+	if len(words) > most {
+		return string(words[:most]) + " …"
+	}
+	return string(words)
 }
 
 // add notes the rows that a change touched.

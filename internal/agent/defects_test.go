@@ -1,0 +1,86 @@
+package agent_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// small is a link of one table, for tests that need no more.
+func small(t *testing.T) (a, b *instance) {
+	t.Helper()
+	a, b = pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	return a, b
+}
+
+// awaitCause waits for a state with a cause of one of the codes, and returns its words.
+func (i *instance) awaitCause(t *testing.T, state api.State, codes ...string) (cause, remedy string) {
+	t.Helper()
+	testpg.Eventually(t, 30*time.Second, fmt.Sprintf("%s is %s by %v", i.name, state, codes), func() (bool, error) {
+		l, err := i.Link(context.Background(), "shop")
+		if err != nil {
+			return false, err
+		}
+		if l.State == state && l.Cause != nil {
+			for _, code := range codes {
+				if l.Cause.Code == code {
+					cause, remedy = l.Cause.Object+": "+l.Cause.Cause, l.Cause.Remedy
+					return true, nil
+				}
+			}
+		}
+		return false, fmt.Errorf("it is %s: %v", l.State, l.Cause)
+	})
+	return cause, remedy
+}
+
+// TestPrimaryGoesAway: a secondary whose primary's agent stops says that, and not
+// that the link is being stopped; the DDL that only the old primary has is in its
+// report as it was written, without the messages that only hold another's place.
+func TestPrimaryGoesAway(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	a.stop()
+	cause, remedy := b.awaitCause(t, api.StateDisconnected, "peer-stopped", "peer-lost", "peer-disconnected")
+	if !strings.Contains(cause, "the agent of instance alpha was stopped") || !strings.HasPrefix(remedy, "none") {
+		t.Errorf("cause %q, remedy %q", cause, remedy)
+	}
+
+	long := `CREATE TABLE lost_2 (v text DEFAULT '` + strings.Repeat("x", 3000) + `'); CREATE TABLE lost_3 ()`
+	a.Exec(t, "shop", `CREATE TABLE lost_1 (id int)`, `INSERT INTO t VALUES (1, 'lost')`, long, `DO $$ BEGIN CREATE VIEW lost_4 AS SELECT 4; END $$`,
+		`CREATE TABLE lost_5 AS SELECT 5 AS five`)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	var lines []map[string]any
+	testpg.Eventually(t, 20*time.Second, "the report is written", func() (bool, error) {
+		l, err := a.Link(ctx, "shop")
+		return err == nil && strings.Contains(fmt.Sprint(l.Cause), "shop-term1.jsonl"), err
+	})
+	lines = report(t, a, "shop-term1.jsonl")
+	want := []string{"CREATE TABLE lost_1 (id int)", "", long, long, `SQL statement "CREATE VIEW lost_4 AS SELECT 4"`, "", "CREATE TABLE lost_5 AS SELECT 5 AS five"}
+	for i := range max(len(lines), len(want)) {
+		if i >= len(lines) || i >= len(want) {
+			t.Errorf("the report has %d lines, want %d: %v", len(lines), len(want), lines)
+			break
+		}
+		got, _ := lines[i]["statement"].(string)
+		if (got == "") != (want[i] == "") || !strings.HasPrefix(got, want[i]) {
+			t.Errorf("line %d: %v, want %q", i+1, lines[i], want[i])
+		}
+	}
+	if err := a.RejoinLink(ctx, "shop"); err == nil || !strings.Contains(err.Error(), "CREATE TABLE lost_1 (id int)") {
+		t.Errorf("rejoin with lost DDL: %v", err)
+	}
+}
