@@ -75,7 +75,16 @@ func (l *link) stopped(err error) {
 		return
 	}
 	l.log.Warn("the link stopped and will go on", "cause", err)
-	l.update(func() { l.cause = problem.Of(err, "disconnected") })
+	l.update(func() { l.cause = l.away(problem.Of(err, "disconnected")) })
+}
+
+// away words what the other agent says as it stops: here nothing is being stopped.
+func (l *link) away(p *problem.Problem) *problem.Problem {
+	if !errors.Is(p, errHalted) {
+		return p
+	}
+	return problem.New("peer-stopped", "peer "+l.rec.Peer, "the agent of instance "+l.rec.Peer+" was stopped",
+		"none, if it is being started again: the link goes on by itself").Retry()
 }
 
 // followOnce follows until something that decides about it changes, or fails. A
@@ -355,7 +364,7 @@ func lostStream(err error) error {
 	if _, ok := problem.As(err); ok {
 		return err
 	}
-	return problem.New("stream-lost", "", "the stream from the primary broke", "none: the link connects again").Retry().Because(err)
+	return problem.New("stream-lost", "", "the stream from the primary broke: its agent or the network went away", "none: the link connects again").Retry().Because(err)
 }
 
 func (l *link) setBusySince(t time.Time) {
