@@ -84,3 +84,41 @@ func TestPrimaryGoesAway(t *testing.T) {
 		t.Errorf("rejoin with lost DDL: %v", err)
 	}
 }
+
+// TestFailoverAtOnceAfterAnother: the new secondary may still be on its way to the new
+// primary when the next failover is asked for; it is waited for.
+func TestFailoverAtOnceAfterAnother(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	for i := range 4 {
+		from := a
+		if i%2 == 1 {
+			from = b
+		}
+		if _, err := from.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+			t.Fatalf("failover %d: %v", i+1, err)
+		}
+	}
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'still the primary')`)
+	equal(t, a, b, "shop")
+
+	// One that does not come back is named as what the failover waited for.
+	if err := b.PauseLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 3 * time.Second}); err == nil || !strings.Contains(err.Error(), "the secondary is paused") {
+		t.Errorf("a failover to a paused secondary: %v", err)
+	}
+	if err := b.ResumeLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	b.Stop(t)
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 3 * time.Second}); err == nil || !strings.Contains(err.Error(), "the secondary is disconnected") {
+		t.Errorf("a failover to a secondary that stands: %v", err)
+	}
+	a.Exec(t, "shop", `INSERT INTO t VALUES (2, 'still writes')`)
+	b.Cluster.Start(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
@@ -26,7 +27,7 @@ const (
 	callStatus     = "status"     // Status
 	callPause      = "pause"      // pauseRequest
 	callFailover   = "failover"   // FailoverOptions -> FailoverResult
-	callPrepare    = "prepare"    // to the secondary: get ready to take over
+	callPrepare    = "prepare"    // prepareRequest, to the secondary: get ready to take over
 	callUnprepare  = "unprepare"  // to the secondary: the failover was taken back
 	callRefuse     = "refuse"     // refuseRequest -> role.State
 	callVerify     = "verify"     // to the secondary: VerifyReport
@@ -77,6 +78,10 @@ type pauseRequest struct {
 
 type resyncRequest struct {
 	Tables []string `json:"tables"`
+}
+
+type prepareRequest struct {
+	Patience time.Duration `json:"patience"` // how long the secondary may wait until it follows
 }
 
 type refuseRequest struct {
@@ -133,7 +138,7 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 	case callFailover:
 		return answer(payload, func(o FailoverOptions) (FailoverResult, error) { return l.failover(ctx, o) })
 	case callPrepare:
-		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.prepareToLead(ctx) })
+		return answer(payload, func(r prepareRequest) (struct{}, error) { return struct{}{}, l.prepareToLead(ctx, r.Patience) })
 	case callUnprepare:
 		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.unprepareToLead(ctx) })
 	case callRefuse:

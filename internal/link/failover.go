@@ -59,7 +59,8 @@ const (
 // failoverRun is a failover that somebody waits for.
 type failoverRun struct {
 	started time.Time
-	closed  time.Time // when the fence began to close
+	within  time.Duration // the time limit
+	closed  time.Time     // when the fence began to close
 	phases  []Phase
 	done    chan error
 }
@@ -88,6 +89,8 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	if err != nil {
 		return FailoverResult{}, err
 	}
+	l.update(func() { run.within = o.Timeout })
+	l.awaitPromoted(ctx, o.Timeout)
 	if side, err = l.ask(ctx, role.FailoverAsked{}); err == nil && side.Phase != role.Preparing {
 		err = problem.New("failover-not-now", "link "+l.rec.Name,
 			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", side.Role, side.Phase), "hawser link show "+l.rec.Name+", and run it when the link is steady")
@@ -111,6 +114,16 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	case <-ctx.Done():
 		return FailoverResult{}, ctx.Err()
 	}
+}
+
+// awaitPromoted lets a primary that has only just taken over come to rest.
+func (l *link) awaitPromoted(ctx context.Context, within time.Duration) {
+	if side, _ := l.now(); side.Phase != role.Promoting {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	_ = l.awaitOpen(ctx) // what is asked next says why not
 }
 
 // see waits for the end of a failover.
@@ -211,7 +224,7 @@ func (l *link) timed(name string, do func()) {
 // prepareSwap gets both sides ready while this one still takes writes.
 func (l *link) prepareSwap(ctx context.Context) (err error) {
 	l.timed("prepare", func() {
-		if err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callPrepare, struct{}{}, nil); err != nil {
+		if err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callPrepare, prepareRequest{l.patience()}, nil); err != nil {
 			return
 		}
 		if err = l.installFence(ctx); err != nil {
@@ -223,6 +236,17 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 	}
 	l.timed("catch up", func() { err = l.awaitCatchUp(ctx) })
 	return err
+}
+
+// patience is how long the secondary may wait until it follows: most of the time that
+// the failover has left, so that it can say itself what it waited for.
+func (l *link) patience() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running == nil {
+		return 0
+	}
+	return time.Until(l.running.started.Add(l.running.within)) * 3 / 4
 }
 
 // installFence puts the triggers of the fence, open, on tables that lack them,
@@ -269,8 +293,8 @@ func (l *link) unprepareSwap(ctx context.Context) {
 
 // prepareToLead makes the secondary ready: capture, and the slot from which the
 // old primary will follow. The slot has to exist before the first write here.
-func (l *link) prepareToLead(ctx context.Context) error {
-	if err := l.fitToLead(); err != nil {
+func (l *link) prepareToLead(ctx context.Context, patience time.Duration) error {
+	if err := l.awaitFit(ctx, patience); err != nil {
 		return err
 	}
 	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database)
@@ -299,14 +323,43 @@ func (l *link) prepareToLead(ctx context.Context) error {
 	return err
 }
 
-func (l *link) fitToLead() error {
+// fitEvery is how often a secondary that is waited for looks whether it follows.
+const fitEvery = 20 * time.Millisecond
+
+// awaitFit waits for a secondary that is only just connecting, as it is after a
+// failover that ended a moment ago.
+func (l *link) awaitFit(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		passing, err := l.fitToLead()
+		if err == nil || !passing {
+			return err
+		}
+		select {
+		case <-time.After(fitEvery):
+		case <-ctx.Done():
+			return err
+		case <-l.ctx.Done():
+			return errHalted
+		}
+	}
+}
+
+// fitToLead tells whether this secondary may take over; passing says that what stands
+// against it goes by itself.
+func (l *link) fitToLead() (passing bool, err error) {
 	s := l.status()
 	// One that is catching up is waited for, within the failover's time limit.
 	if s.Role == role.Secondary && (s.State == Synchronized || s.State == CatchingUp && !l.isRepairing()) {
-		return nil
+		return false, nil
 	}
-	return problem.New("not-synchronized", "link "+l.rec.Name,
-		fmt.Sprintf("the secondary is %s; a planned failover needs it to follow", s.State),
+	state := string(s.State)
+	if s.State == Disconnected && s.Cause != nil {
+		state += " (" + s.Cause.Cause + ")"
+	}
+	return s.Role == role.Secondary && s.State == Disconnected, problem.New("not-synchronized", "link "+l.rec.Name,
+		fmt.Sprintf("the secondary is %s; a planned failover needs it to follow", state),
 		"hawser link watch "+l.rec.Name+", and run the failover when it is synchronized")
 }
 
