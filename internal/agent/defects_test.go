@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -121,4 +122,48 @@ func TestFailoverAtOnceAfterAnother(t *testing.T) {
 	b.Cluster.Start(t)
 	b.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, a, b, "shop")
+}
+
+// TestKeptOutOfItsServer: an agent whose PostgreSQL refuses its password tries again,
+// says so with the remedy, and goes on by itself when that is mended. It is the same on
+// either side.
+func TestKeptOutOfItsServer(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	for n, i := range []*instance{b, a} {
+		conn := i.Connect(t, "postgres")
+		var file string
+		if err := conn.QueryRow(ctx, `SHOW hba_file`).Scan(&file); err != nil {
+			t.Fatal(err)
+		}
+		admit := func(hba string) {
+			t.Helper()
+			if err := os.WriteFile(file, []byte(hba), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			testpg.Rows(t, conn, `SELECT pg_reload_conf()`)
+		}
+		was, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		admit("local all all scram-sha-256\nhost all all all scram-sha-256\nlocal replication all scram-sha-256\nhost replication all all scram-sha-256\n")
+		testpg.Eventually(t, 10*time.Second, "the password is asked for", func() (bool, error) {
+			err := try(t, i, `SELECT`)
+			return err != nil && strings.Contains(err.Error(), "28P01"), nil
+		})
+		testpg.Rows(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'hawser:%' AND pid <> pg_backend_pid()`)
+		if i == b {
+			a.Exec(t, "shop", `INSERT INTO t VALUES (7, 'an idle applier does not notice')`)
+		}
+		cause, remedy := b.awaitCause(t, api.StateDisconnected, "password-wrong")
+		if !strings.Contains(cause, fmt.Sprint(i.Port())) || !strings.Contains(remedy, "PASSWORD") {
+			t.Errorf("cause %q, remedy %q", cause, remedy)
+		}
+		admit(string(was))
+		b.awaitState(t, "shop", api.StateSynchronized)
+		a.Exec(t, "shop", fmt.Sprintf(`INSERT INTO t VALUES (%d, 'goes on')`, n))
+		equal(t, a, b, "shop")
+	}
 }

@@ -472,5 +472,22 @@ func (m *Manager) connect(ctx context.Context, database, purpose string, extra m
 	for k, v := range extra {
 		settings[k] = v
 	}
-	return m.cfg.Server.Connect(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: settings})
+	conn, err := m.cfg.Server.Connect(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: settings})
+	return conn, keptOut(err)
+}
+
+// keptOut marks what keeps the agent out of its own PostgreSQL, as a password that was
+// changed there, as passing. A person has to mend it, but not by a command of Hawser's:
+// the link goes on when the agent is let in again.
+func keptOut(err error) error {
+	p, ok := problem.As(err)
+	if !ok || p.Retryable {
+		return err
+	}
+	switch p.Code {
+	case "password-wrong", "not-admitted", "no-such-role", "authentication-failed", "connection-refused", "no-connect-privilege",
+		"no-replication-privilege", "database-closed", "server-certificate", "server-without-tls", "server-unreachable":
+		return p.Retry()
+	}
+	return err
 }

@@ -113,7 +113,7 @@ func (l *link) serveChanges(ctx context.Context, s peer.Stream) error {
 	l.update(func() { l.streaming = true })
 	defer l.update(func() { l.streaming = false })
 	l.log.Info("streaming", "to", l.rec.Peer, "from", start.Position, "term", start.Term)
-	err = l.capture.Run(ctx, start, acks, sink{s})
+	err = keptOut(l.capture.Run(ctx, start, acks, sink{s}))
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
