@@ -103,6 +103,12 @@ func TestFailoverAtOnceAfterAnother(t *testing.T) {
 	}
 	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'still the primary')`)
 	equal(t, a, b, "shop")
+	for _, i := range []*instance{a, b} {
+		l, err := i.Link(ctx, "shop")
+		if p := l.Position; err != nil || p.Received == 0 || p.Sent < p.Received || p.Received < p.Visible {
+			t.Errorf("positions on %s: %+v, %v", i.name, p, err)
+		}
+	}
 
 	// One that does not come back is named as what the failover waited for.
 	if err := b.PauseLink(ctx, "shop"); err != nil {

@@ -217,6 +217,7 @@ func (r *run) forward(ctx context.Context) error {
 			}
 		}
 		if end > 0 {
+			r.lag.shipped(end)
 			if err := r.send(ctx, frame.Heartbeat{End: end, At: time.Now()}); err != nil {
 				return err
 			}

@@ -12,7 +12,7 @@ import (
 type Lag struct {
 	Bytes   uint64  // of WAL, from what the secondary shows to the primary's end
 	Seconds float64 // since the primary wrote the oldest of them
-	Sent    frame.LSN
+	Sent    frame.LSN // never goes back, nor lies before Ack
 	Ack     frame.Ack
 	At      time.Time // of the last acknowledgement; zero before the first
 }
@@ -59,6 +59,14 @@ func (m *lagMeter) sent(lsn frame.LSN, at time.Time) {
 	m.add(mark{lsn, at})
 }
 
+// shipped notes that the other side was told of everything up to lsn, where nothing
+// of this database may be.
+func (m *lagMeter) shipped(lsn frame.LSN) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sentL = max(m.sentL, lsn)
+}
+
 func (m *lagMeter) add(k mark) {
 	if n := len(m.marks); n > 0 && m.marks[n-1].lsn >= k.lsn {
 		return
@@ -80,6 +88,8 @@ func (m *lagMeter) acked(a frame.Ack, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ack, m.ackAt = a, at
+	// A record is sent under its start, and acknowledged with its transaction's end.
+	m.sentL = max(m.sentL, a.Received)
 	n := 0
 	for n < len(m.marks) && m.marks[n].lsn <= a.Visible {
 		m.last, m.lastAt = at.Sub(m.marks[n].at), at

@@ -26,3 +26,21 @@ func TestLagOfAnIdleServer(t *testing.T) {
 		t.Errorf("idle since: lag %g", got)
 	}
 }
+
+// TestSentIsNotBehindReceived: a commit is acknowledged with its end, which lies behind
+// the record that was sent, and so does what a keepalive told of.
+func TestSentIsNotBehindReceived(t *testing.T) {
+	t.Parallel()
+	var m lagMeter
+	now := time.Now()
+	m.sent(100, now)
+	m.acked(frame.Ack{Received: 148, Visible: 148, Durable: 148}, now)
+	if got := m.read(now); got.Sent != 148 {
+		t.Errorf("sent %d, received %d", got.Sent, got.Ack.Received)
+	}
+	m.shipped(200)
+	m.acked(frame.Ack{Received: 120}, now) // the other side began again
+	if got := m.read(now); got.Sent != 200 {
+		t.Errorf("sent %d after keepalive and reconnection, want 200", got.Sent)
+	}
+}

@@ -54,7 +54,9 @@ type link struct {
 	heard       frame.Heartbeat
 	heardAt     time.Time
 	busySince   time.Time // when the applier last left the stream unread; zero while it reads
-	ack         frame.Ack
+	ack         frame.Ack // on a secondary, in ackTerm
+	arrived     frame.LSN // on a secondary: what came over the wire, never behind ack
+	ackTerm     frame.Term
 	capture     *capture.Capture
 	streaming   bool
 	running     *failoverRun

@@ -262,7 +262,7 @@ func (l *link) stream(ctx context.Context, side role.State, seeding bool) error 
 		return err
 	}
 	defer a.Close()
-	l.update(func() { l.applier = a })
+	l.update(func() { l.applier = a; l.startFrom(side.Term, from) })
 	defer l.update(func() { l.applier, l.seeder, l.streaming = nil, nil, false })
 
 	s, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamChanges)
@@ -340,11 +340,12 @@ func (l *link) receive(ctx context.Context, s peer.Stream, frames chan<- frame.F
 		if err != nil {
 			return lostStream(err)
 		}
+		l.mu.Lock()
+		l.arrived = max(l.arrived, arrivedUpTo(f))
 		if h, ok := f.(frame.Heartbeat); ok && h.Snapshot != "" {
-			l.mu.Lock()
 			l.heard, l.heardAt = h, time.Now()
-			l.mu.Unlock()
 		}
+		l.mu.Unlock()
 		select {
 		case frames <- f:
 			continue
@@ -358,6 +359,29 @@ func (l *link) receive(ctx context.Context, s peer.Stream, frames chan<- frame.F
 			return ctx.Err()
 		}
 	}
+}
+
+// startFrom sets the positions that are shown to those of a stream that begins. The
+// caller holds mu.
+func (l *link) startFrom(term frame.Term, from frame.LSN) {
+	if l.ackTerm != term {
+		l.ackTerm, l.arrived = term, 0 // another primary's WAL
+		l.ack = frame.Ack{Received: from, Visible: from, Durable: from}
+	}
+	l.arrived = max(l.arrived, from)
+}
+
+// arrivedUpTo is how far in the primary's WAL a frame tells of.
+func arrivedUpTo(f frame.Frame) frame.LSN {
+	switch f := f.(type) {
+	case frame.Data:
+		if n := len(f.Records); n > 0 {
+			return f.Records[n-1].LSN
+		}
+	case frame.Heartbeat:
+		return f.End
+	}
+	return 0
 }
 
 func lostStream(err error) error {
@@ -376,7 +400,7 @@ func (l *link) setBusySince(t time.Time) {
 func (l *link) acknowledged(k frame.Ack) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ack = k
+	l.ack, l.arrived = k, max(l.arrived, k.Received)
 }
 
 func sendAcks(ctx context.Context, s peer.Stream, acks *latest[frame.Ack]) error {

@@ -75,7 +75,7 @@ func (l *link) status() Status {
 		}
 	} else {
 		s.LagKnown = !l.heardAt.IsZero() && l.streaming
-		s.LagBytes, s.LagSeconds, s.Ack = l.heard.LagBytes, l.heard.LagSeconds, l.ack
+		s.LagBytes, s.LagSeconds, s.Ack, s.Sent = l.heard.LagBytes, l.heard.LagSeconds, l.ack, l.arrived
 		if !l.busySince.IsZero() { // what was heard last is as old as that
 			s.LagSeconds = max(s.LagSeconds, time.Since(l.heardAt).Seconds())
 		}
