@@ -94,6 +94,12 @@ func TestWALLimit(t *testing.T) {
 	if err := a.ResyncLink(ctx, "shop", nil); err == nil || !strings.Contains(err.Error(), "schemas of the two sides differ") {
 		t.Errorf("DDL was lost with the slot, and the link was taken up again: %v", err)
 	}
+	if slots := testpg.Rows(t, a.Connect(t, "shop"), `SELECT slot_name FROM pg_replication_slots`); len(slots) != 0 {
+		t.Errorf("the resync that was refused left slots %v, which hold WAL", slots)
+	}
+	if l, err := a.Link(ctx, "shop"); err != nil || l.State != api.StateSuspended || l.Cause.Code != "wal-limit" {
+		t.Errorf("after the resync that was refused the link is %s: %v, %v", l.State, l.Cause, err)
+	}
 	a.Exec(t, "shop", `DROP TABLE large`)
 	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
 		t.Fatal(err)

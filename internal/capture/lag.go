@@ -10,8 +10,8 @@ import (
 // Lag is how far the secondary is behind, told by the primary's clock alone, so
 // that clocks which differ do not matter.
 type Lag struct {
-	Bytes   uint64  // of WAL, from what the secondary shows to the primary's end
-	Seconds float64 // since the primary wrote the oldest of them
+	Bytes   uint64    // of WAL, from what the secondary shows to the primary's end
+	Seconds float64   // since the primary wrote the oldest of them
 	Sent    frame.LSN // never goes back, nor lies before Ack
 	Ack     frame.Ack
 	At      time.Time // of the last acknowledgement; zero before the first

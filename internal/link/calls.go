@@ -33,6 +33,7 @@ const (
 	callVerify     = "verify"     // to the secondary: VerifyReport
 	callResync     = "resync"     // resyncRequest, to the secondary
 	callRenewSlot  = "renew-slot" // to the primary: slotReply
+	callDropSlot   = "drop-slot"  // to the primary: the renewed slot is not wanted after all
 	callIdentities = "identities" // to the primary: []capture.ChangedIdentity
 	callTables     = "tables"     // to the primary: its tables, []catalog.SeedTable
 
@@ -149,6 +150,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r resyncRequest) (struct{}, error) { return struct{}{}, l.resync(ctx, r.Tables) })
 	case callRenewSlot:
 		return answer(payload, func(struct{}) (slotReply, error) { return l.renewSlot(ctx) })
+	case callDropSlot:
+		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.giveUpSlot(ctx) })
 	case callIdentities:
 		return answer(payload, func(struct{}) ([]capture.ChangedIdentity, error) { return l.identities(ctx) })
 	case callTables:

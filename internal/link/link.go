@@ -47,6 +47,7 @@ type link struct {
 	progress    catalog.Progress
 	paused      bool
 	suspended   *problem.Problem
+	before      *problem.Problem // of a primary: why it was suspended when its slot was last renewed
 	cause       *problem.Problem // why the link does not run just now
 	applier     *apply.Applier
 	seeder      *seed.Seeder

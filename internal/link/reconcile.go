@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -132,7 +133,31 @@ func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
 	if err != nil {
 		return slotReply{}, err
 	}
+	l.mu.Lock()
+	l.before = l.suspended
+	l.mu.Unlock()
 	return slotReply{from, !usable}, l.setPaused(ctx, false)
+}
+
+// giveUpSlot takes a renewed slot back, which nobody will follow from, so that it holds
+// no WAL. A link that had been given up before is so again.
+func (l *link) giveUpSlot(ctx context.Context) error {
+	side, _ := l.now()
+	l.mu.Lock()
+	used, before := l.streaming, l.before
+	l.mu.Unlock()
+	if side.Role != role.Primary || side.Phase != role.Steady || used {
+		return nil
+	}
+	conn, err := l.connect(ctx, "slot")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if before != nil {
+		l.suspend(before)
+	}
+	return capture.DropSlot(ctx, conn, l.rec.ID)
 }
 
 // reconcile compares this side, where nothing is applied just now, with a snapshot
@@ -145,6 +170,26 @@ func (l *link) reconcile(ctx context.Context, conn *pgx.Conn) (frame.LSN, error)
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callRenewSlot, struct{}{}, &slot); err != nil {
 		return 0, err
 	}
+	from, err := l.reconcileFrom(ctx, conn, slot)
+	if err != nil && slot.Fresh {
+		l.returnSlot(ctx)
+	}
+	return from, err
+}
+
+// returnWithin bounds how long a resync that failed waits for the primary.
+const returnWithin = 10 * time.Second
+
+// returnSlot has the primary drop the slot that it made for a comparison which failed.
+func (l *link) returnSlot(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), returnWithin)
+	defer cancel()
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callDropSlot, struct{}{}, nil); err != nil {
+		l.log.Warn("the primary's new replication slot holds WAL, since the primary could not be told to drop it", "error", err)
+	}
+}
+
+func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply) (frame.LSN, error) {
 	var all []catalog.SeedTable
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callTables, struct{}{}, &all); err != nil {
 		return 0, err
