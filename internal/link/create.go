@@ -142,21 +142,39 @@ func (m *Manager) validatePrimary(ctx context.Context, database string) (problem
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	closed, err := fenced(ctx, conn)
+	state, _, err := fence.Check(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	if closed {
+	if state.Closed {
 		findings = append(findings, problem.New("already-secondary", "database "+database,
-			"it is the secondary of another link", "link the primary of that link instead"))
+			replicaOf(state.Sign), "link the primary of that link instead"))
 	}
 	found, err := seed.Check(ctx, conn)
 	return append(findings, found...), err
 }
 
-func fenced(ctx context.Context, conn *pgx.Conn) (bool, error) {
+func replicaOf(s fence.Sign) string {
+	return "it is the secondary of link " + s.Link + ", whose primary is on instance " + s.Primary
+}
+
+// replica refuses a database that is the replica of another link: one of another
+// agent in front of the same PostgreSQL, of which this one knows nothing else.
+func (m *Manager) replica(ctx context.Context, database string) (*problem.Problem, error) {
+	conn, err := m.connect(ctx, database, "validate", nil)
+	if p, ok := problem.As(err); ok && p.Code == "no-such-database" {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
 	state, _, err := fence.Check(ctx, conn)
-	return state.Closed, err
+	if err != nil || !state.Closed {
+		return nil, err
+	}
+	return problem.New("already-linked", "database "+database, replicaOf(state.Sign),
+		"hawser link show "+state.Sign.Link+", on the instance that has it; a secondary belongs to one link"), nil
 }
 
 func (m *Manager) validateSecondary(ctx context.Context, r validateRequest) (problem.Findings, error) {
@@ -179,6 +197,13 @@ func (m *Manager) validateSecondary(ctx context.Context, r validateRequest) (pro
 	}
 	if r.Source == nil {
 		return out, nil
+	}
+	linked, err := m.replica(ctx, r.Database)
+	if err != nil {
+		return nil, err
+	}
+	if linked != nil { // what it would have to be like does not matter then
+		return append(out, linked), nil
 	}
 	var requirements schema.Requirements
 	if err := json.Unmarshal(r.Source, &requirements); err != nil {
