@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -171,5 +173,45 @@ func TestKeptOutOfItsServer(t *testing.T) {
 		b.awaitState(t, "shop", api.StateSynchronized)
 		a.Exec(t, "shop", fmt.Sprintf(`INSERT INTO t VALUES (%d, 'goes on')`, n))
 		equal(t, a, b, "shop")
+	}
+}
+
+// TestValidateTells: what a link will change in a database, and whose replica a
+// database is already, be it of this agent's link or of another's.
+func TestValidateTells(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	a.Exec(t, "postgres", `CREATE DATABASE plain`, `CREATE DATABASE foreign_replica`)
+	a.Exec(t, "plain", `CREATE TABLE keyed (id int PRIMARY KEY)`, `CREATE TABLE "Key Less" (v text)`, `CREATE UNLOGGED TABLE scratch (v text)`)
+	b.Exec(t, "postgres", `CREATE DATABASE foreign_replica`)
+	b.Exec(t, "foreign_replica", `CREATE TABLE rows ()`)
+	conn := b.Connect(t, "foreign_replica")
+	if err := fence.Close(ctx, conn, fence.Sign{Link: "theirs", Primary: "gamma"}); err != nil {
+		t.Fatal(err)
+	}
+	for database, want := range map[string]string{
+		"plain":           "replica-identity-full note table public.\"Key Less\"; unlogged-table warning table public.scratch",
+		"foreign_replica": "already-linked  database foreign_replica",
+		"shop":            "already-linked  database shop",
+	} {
+		report, err := a.ValidateLink(ctx, api.LinkSpec{Name: "new", Database: database, Peer: "beta", Role: api.RolePrimary})
+		if err != nil {
+			t.Errorf("%s: %v", database, err)
+		}
+		var got []string
+		for _, f := range report {
+			if f.Code == "copy-size" {
+				continue
+			}
+			got = append(got, fmt.Sprintf("%s %s %s", f.Code, f.Severity, f.Object))
+			if link := map[string]string{"shop": "link shop", "foreign_replica": "link theirs"}[database]; !strings.Contains(f.Cause, link) || strings.Contains(strings.ToLower(f.Remedy), "drop") {
+				t.Errorf("%s: %v", database, f)
+			}
+		}
+		slices.Sort(got)
+		if strings.Join(got, "; ") != want {
+			t.Errorf("%s: got %q, want %q", database, got, want)
+		}
 	}
 }

@@ -36,7 +36,7 @@ func Check(ctx context.Context, server *postgres.Server, database string) (probl
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	for _, check := range []func(context.Context, *pgx.Conn) (problem.Findings, error){
-		checkWALLevel, checkSlots, checkSenders, checkPrivileges, checkTransactions, checkCarried,
+		checkWALLevel, checkSlots, checkSenders, checkPrivileges, checkTransactions, checkCarried, checkIdentity,
 	} {
 		found, err := check(ctx, conn)
 		if err != nil {
@@ -167,6 +167,31 @@ func checkCarried(ctx context.Context, conn *pgx.Conn) (problem.Findings, error)
 		out = append(out, problem.New("large-objects", "large objects",
 			"the database holds large objects; logical decoding does not carry them",
 			"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;"))
+	}
+	return out, nil
+}
+
+// namedTables bounds the findings of one kind that need nobody's action.
+const namedTables = 20
+
+// checkIdentity names the tables to which Install gives REPLICA IDENTITY FULL, since
+// their updates and deletes then write whole rows into the WAL.
+func checkIdentity(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	rows, err := conn.Query(ctx, `SELECT format('%I.%I', n.nspname, c.relname)`+withoutIdentity+` ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("look for tables without a key: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for tables without a key: %w", err)
+	}
+	const code, effect = "replica-identity-full", "an UPDATE or DELETE writes whole old rows into the WAL, until the link is dropped; a primary key spares that"
+	var out problem.Findings
+	for _, name := range names[:min(namedTables, len(names))] {
+		out = append(out, problem.Noted(code, "table "+name, "it has no key, so the link sets REPLICA IDENTITY FULL on it: "+effect))
+	}
+	if more := len(names) - namedTables; more > 0 {
+		out = append(out, problem.Noted(code, fmt.Sprintf("%d more tables", more), "they have no key either"))
 	}
 	return out, nil
 }

@@ -202,17 +202,20 @@ func writeTriggers(ctx context.Context, tx pgx.Tx) error {
 // tried again until ctx ends. InstallDDL must have been called.
 func EnsureReplicaIdentity(ctx context.Context, conn *pgx.Conn) error {
 	return eachTable(ctx, conn, "set replica identities", `
-		SELECT c.oid, n.nspname, c.relname, '' FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
-		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
-		AND (c.relreplident = 'n'
-			OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
-			OR c.relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident))`,
+		SELECT c.oid, n.nspname, c.relname, ''`+withoutIdentity,
 		func(t changedTable) error {
 			_, err := conn.Exec(ctx, `SELECT hawser.ddl_identity(ARRAY[$1::oid])`, t.OID)
 			return err
 		})
 }
+
+// withoutIdentity are the tables that can't tell which row an UPDATE or DELETE was of.
+const withoutIdentity = ` FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
+		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
+		AND (c.relreplident = 'n'
+			OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
+			OR c.relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident))`
 
 // RestoreReplicaIdentity takes back every replica identity that Hawser set, on
 // either side. Call it when the last link of the database is dropped.
