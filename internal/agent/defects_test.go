@@ -215,3 +215,29 @@ func TestValidateTells(t *testing.T) {
 		}
 	}
 }
+
+// TestBlockedIsNotSilent: while the applier waits for a lock, nothing is read from the
+// stream. The primary is not silent then; the state says who waits for what.
+func TestBlockedIsNotSilent(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	release := hold(t, b, "shop", "t")
+	for n, end := 0, time.Now().Add(15*time.Second); time.Now().Before(end); n++ {
+		a.Exec(t, "shop", fmt.Sprintf(`INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(%d, %d) i`, n*1000, n*1000+999), `SELECT pg_sleep(0.2)`)
+		for _, i := range []*instance{a, b} {
+			l, err := i.Link(ctx, "shop")
+			if err != nil || l.State == api.StateDisconnected {
+				t.Fatalf("after %s %s is %s: %v, %v", 15*time.Second-time.Until(end), i.name, l.State, l.Cause, err)
+			}
+		}
+	}
+	l, err := b.Link(ctx, "shop")
+	if err != nil || l.State != api.StateCatchingUp || l.Cause.Code != "replica-busy" || l.LagSeconds == nil || *l.LagSeconds < 5 {
+		t.Errorf("after 15 s: %s: %v with lag %v, %v", l.State, l.Cause, l.LagSeconds, err)
+	}
+	release()
+	a.awaitState(t, "shop", api.StateSynchronized)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}

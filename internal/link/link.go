@@ -53,7 +53,8 @@ type link struct {
 	seeder      *seed.Seeder
 	seeded      bool
 	heard       frame.Heartbeat
-	heardAt     time.Time
+	heardAt     time.Time // when that was sent
+	readAt      time.Time // when the stream last brought something, or was last read again
 	busySince   time.Time // when the applier last left the stream unread; zero while it reads
 	ack         frame.Ack // on a secondary, in ackTerm
 	arrived     frame.LSN // on a secondary: what came over the wire, never behind ack

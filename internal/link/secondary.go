@@ -334,31 +334,71 @@ func (l *link) connectApplier(ctx context.Context) (*pgx.Conn, error) {
 
 // receive passes frames from the network to the applier.
 func (l *link) receive(ctx context.Context, s peer.Stream, frames chan<- frame.Frame) error {
-	l.update(func() { l.streaming, l.cause, l.busySince = true, nil, time.Time{} })
+	// What was heard in an earlier stream tells nothing about this one.
+	l.update(func() {
+		l.streaming, l.cause, l.heardAt, l.readAt, l.busySince = true, nil, time.Time{}, time.Now(), time.Time{}
+	})
+	var clock ages
 	for {
+		asked := time.Now()
 		f, err := s.Recv()
 		if err != nil {
 			return lostStream(err)
 		}
 		l.mu.Lock()
+		l.readAt = time.Now()
 		l.arrived = max(l.arrived, arrivedUpTo(f))
 		if h, ok := f.(frame.Heartbeat); ok && h.Snapshot != "" {
-			l.heard, l.heardAt = h, time.Now()
+			l.heard, l.heardAt = h, clock.sent(h.At, l.readAt, l.readAt.Sub(asked))
 		}
 		l.mu.Unlock()
-		select {
-		case frames <- f:
-			continue
-		default: // the applier is behind, and what follows is not read meanwhile
-		}
-		l.setBusySince(time.Now())
-		select {
-		case frames <- f:
-			l.setBusySince(time.Time{})
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := l.pass(ctx, f, frames); err != nil {
+			return err
 		}
 	}
+}
+
+// ages tells when heartbeats were sent, by this side's clock: one that waited on the way
+// while nobody read tells of the past. The clocks of the two sides may differ.
+type ages struct {
+	differ time.Duration // of the clocks, and what the quickest heartbeat took
+	known  bool
+}
+
+// fresh is how long the reader must have waited for a frame to know that it was not
+// the frame that waited.
+const fresh = 100 * time.Millisecond
+
+func (c *ages) sent(at, read time.Time, waited time.Duration) time.Time {
+	// Without the monotonic clock, which At does not have.
+	if d := read.Round(0).Sub(at); !c.known || waited >= fresh || d < c.differ {
+		c.differ, c.known = d, true
+	}
+	return read.Add(c.differ - read.Round(0).Sub(at))
+}
+
+// pass hands a frame to the applier, and notes while that has no room: the primary may
+// speak then without being heard.
+func (l *link) pass(ctx context.Context, f frame.Frame, frames chan<- frame.Frame) error {
+	select {
+	case frames <- f:
+		return nil
+	default:
+	}
+	l.setBusySince(time.Now())
+	select {
+	case frames <- f:
+		l.setBusySince(time.Time{})
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *link) setBusySince(since time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.busySince, l.readAt = since, time.Now()
 }
 
 // startFrom sets the positions that are shown to those of a stream that begins. The
@@ -389,12 +429,6 @@ func lostStream(err error) error {
 		return err
 	}
 	return problem.New("stream-lost", "", "the stream from the primary broke: its agent or the network went away", "none: the link connects again").Retry().Because(err)
-}
-
-func (l *link) setBusySince(t time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.busySince = t
 }
 
 func (l *link) acknowledged(k frame.Ack) {

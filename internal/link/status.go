@@ -33,8 +33,12 @@ const (
 // synchronizedLag is the lag in seconds up to which a link counts as synchronized.
 const synchronizedLag = 5
 
-// silent is how long after the last heartbeat a stream counts as broken.
+// silent is how long a stream that is read may bring nothing, not even a heartbeat,
+// before it counts as broken.
 const silent = 5 * time.Second
+
+// stale is the age from which a heartbeat tells of the past: they come every second.
+const stale = 2 * time.Second
 
 // Status is one side's view of a link, or both sides' where the other answered.
 type Status struct {
@@ -76,8 +80,8 @@ func (l *link) status() Status {
 	} else {
 		s.LagKnown = !l.heardAt.IsZero() && l.streaming
 		s.LagBytes, s.LagSeconds, s.Ack, s.Sent = l.heard.LagBytes, l.heard.LagSeconds, l.ack, l.arrived
-		if !l.busySince.IsZero() { // what was heard last is as old as that
-			s.LagSeconds = max(s.LagSeconds, time.Since(l.heardAt).Seconds())
+		if age := time.Since(l.heardAt); s.LagKnown && age > stale {
+			s.LagSeconds += age.Seconds() // at most: what was written since is not counted in
 		}
 		if l.seeder != nil {
 			p := l.seeder.Progress()
@@ -124,17 +128,16 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	if l.side.Role == role.Secondary && !l.seeded {
 		return Seeding, problem.Noted("seeding", "link "+s.Name, "the initial copy is under way; changes are taken in beside it")
 	}
-	silence := time.Since(l.heardAt)
-	if busy := time.Since(l.busySince); l.side.Role == role.Secondary && silence > silent && !l.busySince.IsZero() {
-		return CatchingUp, problem.Warn("replica-busy", "database "+l.rec.Database,
-			fmt.Sprintf("the replica has worked on the same changes for %s, and what follows waits: a large statement, or a lock that one of its readers holds", busy.Round(time.Second)),
-			"SELECT pid, wait_event_type, wait_event, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE application_name = 'hawser:"+s.Name+":apply'; on the replica")
-	}
-	if l.side.Role == role.Secondary && silence > silent {
+	if l.side.Role == role.Secondary && l.busySince.IsZero() && time.Since(l.readAt) > silent {
 		return Disconnected, problem.New("silent", "link "+s.Name, "the primary has not been heard of for a while", "hawser peer test "+s.Peer).Retry()
 	}
 	if l.side.Role == role.Secondary && l.repairing {
 		return CatchingUp, problem.Noted("repairing", "link "+s.Name, "the rows that only this side had changed are replaced by the primary's")
+	}
+	if busy := time.Since(l.busySince); l.side.Role == role.Secondary && !l.busySince.IsZero() && busy > silent {
+		return CatchingUp, problem.Warn("replica-busy", "database "+l.rec.Database,
+			fmt.Sprintf("the replica has worked on the same changes for %s, and what follows waits: a large statement, or a lock that one of its readers holds", busy.Round(time.Second)),
+			"SELECT pid, wait_event_type, wait_event, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE application_name = 'hawser:"+s.Name+":apply'; on the replica")
 	}
 	if !s.LagKnown || s.LagSeconds > synchronizedLag {
 		return CatchingUp, problem.Noted("catching-up", "link "+s.Name, "the secondary takes in what the primary wrote meanwhile")
