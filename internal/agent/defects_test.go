@@ -11,6 +11,7 @@ import (
 
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -101,6 +102,12 @@ func TestFailoverAtOnceAfterAnother(t *testing.T) {
 		}
 		if _, err := from.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
 			t.Fatalf("failover %d: %v", i+1, err)
+		}
+		for _, side := range []*instance{a, b} {
+			l, err := side.Link(ctx, "shop")
+			if err != nil || l.Failover == nil || l.Failover.Term != frame.Term(i+2) || l.Failover.OldPrimary != from.name {
+				t.Fatalf("after failover %d %s shows %+v, %v", i+1, side.name, l.Failover, err)
+			}
 		}
 	}
 	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'still the primary')`)

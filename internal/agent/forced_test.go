@@ -64,6 +64,9 @@ func TestForcedFailoverAndRejoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.awaitState(t, "shop", api.StateSynchronized)
+	if l, err := a.Link(ctx, "shop"); err != nil || l.Failover == nil || !l.Failover.Forced || l.Failover.Term != 2 {
+		t.Errorf("the one that rejoined shows the failover %+v, %v", l.Failover, err)
+	}
 	more(t, n)
 	stop()
 	equal(t, b, a, "shop")

@@ -29,6 +29,7 @@ const (
 	callFailover   = "failover"   // FailoverOptions -> FailoverResult
 	callPrepare    = "prepare"    // prepareRequest, to the secondary: get ready to take over
 	callUnprepare  = "unprepare"  // to the secondary: the failover was taken back
+	callOutcome    = "outcome"    // the last FailoverResult or null -> the other side's
 	callRefuse     = "refuse"     // refuseRequest -> role.State
 	callVerify     = "verify"     // to the secondary: VerifyReport
 	callResync     = "resync"     // resyncRequest, to the secondary
@@ -142,6 +143,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r prepareRequest) (struct{}, error) { return struct{}{}, l.prepareToLead(ctx, r.Patience) })
 	case callUnprepare:
 		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.unprepareToLead(ctx) })
+	case callOutcome:
+		return answer(payload, func(theirs *FailoverResult) (json.RawMessage, error) { return l.tellOutcome(ctx, theirs) })
 	case callRefuse:
 		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
 	case callDDLKey:

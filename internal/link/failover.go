@@ -168,7 +168,49 @@ func (l *link) succeeded(ctx context.Context, run *failoverRun) (FailoverResult,
 		Closed: now.Sub(run.closed).Seconds(), Total: now.Sub(run.started).Seconds(),
 	}
 	l.mu.Unlock()
-	return r, l.remember(ctx, r)
+	err := l.remember(ctx, r)
+	l.exchangeOutcomes(ctx)
+	return r, err
+}
+
+// outcomeWithin bounds how long whoever asked for a failover waits until the other side
+// knows of its end as well.
+const outcomeWithin = 2 * time.Second
+
+// exchangeOutcomes sees that both sides know the last failover: its result arises on one.
+// It is told again whenever a stream begins, so nothing depends on the other's answer.
+func (l *link) exchangeOutcomes(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, outcomeWithin)
+	defer cancel()
+	l.mu.Lock()
+	ours := l.last
+	l.mu.Unlock()
+	var theirs *FailoverResult
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callOutcome, ours, &theirs)
+	if err == nil {
+		_, err = l.tellOutcome(ctx, theirs)
+	}
+	if err != nil {
+		l.log.Debug("the other side was not told of the last failover", "error", err)
+	}
+}
+
+// tellOutcome takes the other side's last failover over if it is newer, and returns
+// this side's.
+func (l *link) tellOutcome(ctx context.Context, theirs *FailoverResult) (json.RawMessage, error) {
+	l.mu.Lock()
+	last := l.last
+	l.mu.Unlock()
+	var ours FailoverResult
+	if len(last) > 0 {
+		if err := json.Unmarshal(last, &ours); err != nil {
+			return nil, fmt.Errorf("read the result of the last failover: %w", err)
+		}
+	}
+	if theirs != nil && theirs.Term > ours.Term {
+		return last, l.remember(ctx, *theirs)
+	}
+	return last, nil
 }
 
 // remember stores the result of the last failover.

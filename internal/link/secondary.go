@@ -136,6 +136,7 @@ func (l *link) replicate(ctx context.Context) error {
 	if side.Role != role.Secondary {
 		return nil
 	}
+	l.exchangeOutcomes(ctx)
 	conn, err := l.connect(ctx, "setup")
 	if err != nil {
 		return err
