@@ -12,6 +12,7 @@ import (
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -247,4 +248,63 @@ func TestBlockedIsNotSilent(t *testing.T) {
 	a.awaitState(t, "shop", api.StateSynchronized)
 	b.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, a, b, "shop")
+}
+
+// TestFailoverWithoutSequence: a sequence that the replica lost stops a failover before
+// it closes anything, and its remedy mends it.
+func TestFailoverWithoutSequence(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	a.Exec(t, "shop", `CREATE SEQUENCE "Counter" AS int INCREMENT BY 3 MAXVALUE 100000 CYCLE`, `CREATE SEQUENCE narrow MAXVALUE 100`, `SELECT setval('"Counter"', 4711)`)
+	testpg.Eventually(t, 20*time.Second, "the sequences are there", func() (bool, error) {
+		return len(testpg.Rows(t, b.Connect(t, "shop"), `SELECT FROM pg_class WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace`)) == 2, nil
+	})
+	change(t, b, `DROP SEQUENCE "Counter"`)
+	change(t, b, `ALTER SEQUENCE narrow MAXVALUE 50`)
+	a.Exec(t, "shop", `SELECT setval('narrow', 77)`)
+	failover := func() error {
+		_, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second})
+		return err
+	}
+	write := func() { a.Exec(t, "shop", `INSERT INTO t SELECT 1 + coalesce(max(id), 0), 'open' FROM t`) }
+	mend := func(sequence string) {
+		t.Helper()
+		p, ok := problem.As(failover())
+		if !ok || p.Code != "sequence-missing" || p.Object != "sequence "+sequence {
+			t.Fatalf("failover without sequence %s: %v", sequence, p)
+		}
+		write()
+		_, remedy, _ := strings.Cut(p.Remedy, "superuser: ")
+		conn := b.Connect(t, "shop")
+		for sql := range strings.SplitSeq(remedy, "; ") {
+			if _, err := conn.Exec(ctx, sql); err != nil {
+				t.Fatalf("%s: %v", sql, err)
+			}
+		}
+	}
+	mend(`"public"."Counter"`)
+	mend(`"public"."narrow"`)
+
+	// One that goes when all is closed already: the handoff is given back.
+	release := hold(t, b, "shop", "t")
+	write()
+	done := make(chan error, 1)
+	go func() { done <- failover() }()
+	awaitFenced(t, a)
+	change(t, b, `DROP SEQUENCE narrow`)
+	release()
+	if err := <-done; err == nil {
+		t.Error("the failover lost a sequence")
+	}
+	write()
+	b.awaitState(t, "shop", api.StateSynchronized)
+	mend(`"public"."narrow"`)
+
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	if got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT nextval('"Counter"'), nextval('narrow')`); got[0] != "4714|78" {
+		t.Errorf("the sequences go on with %s", got)
+	}
 }

@@ -30,6 +30,7 @@ const (
 	callPrepare    = "prepare"    // prepareRequest, to the secondary: get ready to take over
 	callUnprepare  = "unprepare"  // to the secondary: the failover was taken back
 	callOutcome    = "outcome"    // the last FailoverResult or null -> the other side's
+	callSequences  = "sequences"  // []frame.SequenceValue -> []unfitSequence, to the secondary
 	callRefuse     = "refuse"     // refuseRequest -> role.State
 	callVerify     = "verify"     // to the secondary: VerifyReport
 	callResync     = "resync"     // resyncRequest, to the secondary
@@ -145,6 +146,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.unprepareToLead(ctx) })
 	case callOutcome:
 		return answer(payload, func(theirs *FailoverResult) (json.RawMessage, error) { return l.tellOutcome(ctx, theirs) })
+	case callSequences:
+		return answer(payload, func(v []frame.SequenceValue) ([]unfitSequence, error) { return l.unfitSequences(ctx, v) })
 	case callRefuse:
 		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
 	case callDDLKey:

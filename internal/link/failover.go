@@ -276,7 +276,11 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	l.timed("catch up", func() { err = l.awaitCatchUp(ctx) })
+	l.timed("catch up", func() {
+		if err = l.awaitCatchUp(ctx); err == nil {
+			err = l.checkSequences(ctx)
+		}
+	})
 	return err
 }
 

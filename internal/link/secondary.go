@@ -488,6 +488,13 @@ func (l *link) takeOver(ctx context.Context, over *apply.Handoff, key []byte) er
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	unfit, err := unfitOf(ctx, conn, h.Sequences)
+	if err != nil {
+		return err
+	}
+	if len(unfit) > 0 {
+		return l.refuseHandoff(ctx, h.Term, unfit[0])
+	}
 	if _, err := apply.SetSequences(ctx, conn, h.Sequences); err != nil {
 		return err
 	}
@@ -497,4 +504,15 @@ func (l *link) takeOver(ctx context.Context, over *apply.Handoff, key []byte) er
 	}
 	_, err = l.ask(ctx, role.HandoffApplied{Term: h.Term, Position: position})
 	return err
+}
+
+// refuseHandoff gives a handoff back for a sequence that went away since the failover
+// was prepared. The primary writes again as soon as it hears of it.
+func (l *link) refuseHandoff(ctx context.Context, term frame.Term, s unfitSequence) error {
+	if _, err := l.refuse(ctx, term); err != nil {
+		return err
+	}
+	l.meetPeer(ctx)
+	return problem.New("sequence-missing", "sequence "+postgres.QuoteIdent(s.Schema, s.Name),
+		"it is not here as the primary has it, so the handoff was refused", "hawser link failover "+l.rec.Name+" tells how to mend it").Retry()
 }
