@@ -52,6 +52,12 @@ func init() {
 		{name: "latency500", title: "Latency, 500 transactions a second", unit: "ms", rivals: []string{"native", "hawser", "pglogical"},
 			note: "from commit to visible on the replica, one writer, one row a transaction; the ratio is of the medians alone",
 			bars: []bar{{"native", 0.8}}, run: runLatency(500)},
+		{name: "failover", title: "Planned failover, idle", unit: "ms", rivals: []string{"hawser"},
+			note: "100 failovers, there and back, of a database with 200 tables; the longest time between two commits of the one client, which writes 100 times a second with a connection string of both servers; the bar is 1,000 ms at the 99th percentile",
+			run:  runFailover(1, 100)},
+		{name: "failover1000", title: "Planned failover, 1,000 transactions a second", unit: "ms", rivals: []string{"hawser"},
+			note: "as above, of each of 8 clients that together write 1,000 transactions a second",
+			run:  runFailover(8, 1000)},
 	}
 }
 

@@ -271,6 +271,8 @@ var columns = []struct {
 	{"rss_agent_primary", "primary agent's memory", "%.0f MB", false},
 	{"rss_agent_replica", "replica agent's memory", "%.0f MB", false},
 	{"p99", "99th percentile", "%.2f ms", false},
+	{"most", "at most", "%.0f ms", false},
+	{"closed", "no side took writes (median)", "%.0f ms", false},
 	{"wire", "bytes on the wire", "%.1f MB", false},
 	{"load", "load average", "%.1f", false},
 }
