@@ -157,9 +157,6 @@ func (l *link) ask(ctx context.Context, e role.Event) (role.State, error) {
 
 var errHalted = problem.New("link-stopping", "", "the link is being stopped", "run the command again").Retry()
 
-// errLeft is what the other side is told of a stream that ends with this side's link.
-var errLeft = problem.New("peer-stopped", "", "the agent of the primary was stopped, or drops the link there", "start it; the link goes on by itself").Retry()
-
 // now returns the role state and a channel that is closed at the next change of
 // anything that decides what the link does.
 func (l *link) now() (s role.State, changed <-chan struct{}) {

@@ -32,7 +32,7 @@ func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.St
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(l.ctx, func() { cancel(errLeft) })()
+	defer context.AfterFunc(l.ctx, func() { cancel(agentStopped(m.cfg.Instance)) })()
 	go l.endWhenNotServing(ctx, cancel)
 	switch kind {
 	case streamChanges:

@@ -83,7 +83,12 @@ func (l *link) away(p *problem.Problem) *problem.Problem {
 	if !errors.Is(p, errHalted) {
 		return p
 	}
-	return problem.New("peer-stopped", "peer "+l.rec.Peer, "the agent of instance "+l.rec.Peer+" was stopped",
+	return agentStopped(l.rec.Peer)
+}
+
+// agentStopped is what a stream ends with when the other side's agent stops.
+func agentStopped(instance string) *problem.Problem {
+	return problem.New("peer-stopped", "peer "+instance, "the agent of instance "+instance+" was stopped",
 		"none, if it is being started again: the link goes on by itself").Retry()
 }
 
