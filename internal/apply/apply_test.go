@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -146,6 +147,43 @@ func TestSkippedIsForgotten(t *testing.T) {
 	if !errors.Is(err, ErrRetake) {
 		t.Errorf("the slot was told %s, the applier starts at %s, and a snapshot without the skipped transaction is accepted (%v)",
 			frame.LSN(durable.Load()), from, err)
+	}
+}
+
+// TestSecondSnapshot: the copy of a table begins anew, under a second snapshot. A
+// transaction that was deferred under the first one, and that the second does not see
+// either, was forgotten: it is in no copy.
+func TestSecondSnapshot(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t))
+	ctx := context.Background()
+	conn := r.c.Connect(t, r.db)
+	table := catalog.SeedTable{OID: 5000, Schema: "public", Name: "t"}
+	if err := errors.Join(catalog.StartSeeding(ctx, conn, testID), catalog.SetRestored(ctx, conn, testID, frame.Snapshot{Xmin: 980, Xmax: 980}),
+		catalog.PutSeedTable(ctx, conn, testID, table)); err != nil {
+		t.Fatal(err)
+	}
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	defer func() { _ = end() }()
+	frames <- frame.Heartbeat{Snapshot: "985:985:"}
+	table.Snapshot, table.LSN = frame.Snapshot{Xmin: 985, Xmax: 985}, 900
+	if err := a.SnapshotTaken(ctx, table); err != nil {
+		t.Fatal(err)
+	}
+	frames <- records(1000, msgBegin(1000, 990), msgRelation(), msgInsert("1"), msgCommit(1000), msgBegin(1016, 992), msgInsert("2"), msgCommit(1016))
+	testpg.Eventually(t, 10*time.Second, "the changes are deferred", func() (bool, error) { return a.Stats().Position >= 1024, nil })
+	table.Snapshot, table.LSN = frame.Snapshot{Xmin: 991, Xmax: 991}, 1020
+	if err := a.SnapshotTaken(ctx, table); err != nil {
+		t.Fatal(err)
+	}
+	r.c.Exec(t, r.db, `INSERT INTO t VALUES (1)`) // the copy: it has what the second snapshot sees
+	frames <- records(1032, msgBegin(1032, 994), msgInsert("3"), msgCommit(1032))
+	if err := a.Loaded(ctx, 5000); err != nil {
+		t.Fatal(err)
+	}
+	testpg.Eventually(t, 10*time.Second, "the last transaction is applied", func() (bool, error) { return a.Stats().Position >= 1040, nil })
+	if rows := testpg.Rows(t, conn, `SELECT id FROM t ORDER BY 1`); fmt.Sprint(rows) != "[1 2 3]" {
+		t.Errorf("the table has rows %s", rows)
 	}
 }
 

@@ -31,7 +31,8 @@ var ErrTablesFirst = errors.New("DDL waits for the tables that are being copied"
 // copy is there. So, by the state of the table:
 //
 //	pending  skip; S is not taken yet and will see the transaction
-//	copying  S sees it: skip; else keep it in hawser.deferred
+//	copying  S sees it: skip; else keep it in hawser.deferred, where it stays if
+//	         another S is taken that does not see it either
 //	loaded   the same
 //	live     S sees it: skip; else apply. S is forgotten when the stream has
 //	         passed every transaction that it sees
@@ -168,7 +169,7 @@ func (a *Applier) route(ctx context.Context, id uint32, payload []byte, apply fu
 	return a.postpone(ctx, r, t, payload)
 }
 
-const sqlDefer = `INSERT INTO hawser.deferred (link, oid, payload) VALUES ($1, $2, $3)`
+const sqlDefer = `INSERT INTO hawser.deferred (link, oid, payload, xid) VALUES ($1, $2, $3, $4)`
 
 // postpone stores a change for a table whose copy is not there yet, behind the
 // definition of its columns.
@@ -198,7 +199,7 @@ func keep(payload []byte, streamed bool) []byte {
 
 func (a *Applier) store(ctx context.Context, oid uint32, payload []byte) error {
 	hex := fmt.Appendf(nil, `\x%x`, payload)
-	return a.execOwn(ctx, sqlDefer, []byte(a.cfg.ID), fmt.Append(nil, oid), hex)
+	return a.execOwn(ctx, sqlDefer, []byte(a.cfg.ID), fmt.Append(nil, oid), hex, fmt.Append(nil, a.seeds.now.FullXID(a.txn.xid)))
 }
 
 const sqlSkipped = `UPDATE hawser.seeding SET skipped = $2 WHERE link = $1`
@@ -231,7 +232,7 @@ func (a *Applier) Requested(ctx context.Context, oid uint32) error {
 }
 
 // SnapshotTaken records the snapshot under which a table will be copied, or
-// returns ErrRetake.
+// returns ErrRetake. It may be another one, of a table whose copy begins anew.
 func (a *Applier) SnapshotTaken(ctx context.Context, taken catalog.SeedTable) error {
 	return a.do(ctx, func(ctx context.Context) error {
 		t := a.seeds.tables[taken.OID]
@@ -248,7 +249,7 @@ func (a *Applier) SnapshotTaken(ctx context.Context, taken catalog.SeedTable) er
 			a.seeds.asked--
 		}
 		err := pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
-			if err := catalog.SetPending(ctx, tx, a.cfg.ID, taken.OID); err != nil {
+			if err := catalog.Retake(ctx, tx, a.cfg.ID, taken.OID, taken.Snapshot); err != nil {
 				return err
 			}
 			return catalog.SetCopying(ctx, tx, a.cfg.ID, taken)

@@ -180,7 +180,7 @@ func Reseed(ctx context.Context, db DB, link string, t SeedTable) error {
 	if err := PutSeedTable(ctx, db, link, t); err != nil {
 		return err
 	}
-	return SetPending(ctx, db, link, t.OID)
+	return setPending(ctx, db, link, t.OID)
 }
 
 // StartReconciling begins the copy anew with a database whose schema is that of the
@@ -235,12 +235,34 @@ func SetCopying(ctx context.Context, db DB, link string, t SeedTable) error {
 		t.Snapshot.String(), t.LSN.String(), t.Schema, t.Name, t.Bytes, t.Rows)
 }
 
-// SetPending takes a table back to the start of its copy and forgets its deferred changes.
-func SetPending(ctx context.Context, db DB, link string, oid uint32) error {
+// setPending takes a table back to the start of its copy and forgets its deferred changes.
+func setPending(ctx context.Context, db DB, link string, oid uint32) error {
 	if _, err := db.Exec(ctx, `DELETE FROM hawser.deferred WHERE link = $1 AND oid = $2`, link, oid); err != nil {
 		return fmt.Errorf("forget the deferred changes of table %d: %w", oid, err)
 	}
 	return updateTable(ctx, db, link, oid, `state = 'pending', snapshot = NULL, lsn = NULL, bytes_done = 0, rows_done = 0`)
+}
+
+// Retake takes a table whose copy begins anew, under snapshot, back to its start. Of its
+// deferred changes those stay that the snapshot does not see, behind the definitions
+// of their columns: the new copy lacks them, too.
+func Retake(ctx context.Context, db DB, link string, oid uint32, snapshot frame.Snapshot) error {
+	_, err := db.Exec(ctx, `
+		DELETE FROM hawser.deferred WHERE link = $1 AND oid = $2 AND get_byte(payload, 1) <> ascii('R')
+		AND (xid IS NULL OR xid < $3 OR xid < $4 AND xid <> ALL ($5::bigint[]))`,
+		link, oid, int64(snapshot.Xmin), int64(snapshot.Xmax), bigints(snapshot.Xip))
+	if err != nil {
+		return fmt.Errorf("forget the deferred changes of table %d that its new snapshot sees: %w", oid, err)
+	}
+	return updateTable(ctx, db, link, oid, `state = 'pending', snapshot = NULL, lsn = NULL, bytes_done = 0, rows_done = 0`)
+}
+
+func bigints(xids []uint64) []int64 {
+	out := make([]int64, len(xids))
+	for i, x := range xids {
+		out[i] = int64(x)
+	}
+	return out
 }
 
 // SetTableState records a later state of a table's copy.

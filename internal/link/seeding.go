@@ -195,7 +195,7 @@ func (l *link) buildEmpty(ctx context.Context) error {
 					return err
 				}
 			}
-			return catalog.SetPending(ctx, tx, l.rec.ID, t.OID)
+			return catalog.Retake(ctx, tx, l.rec.ID, t.OID, frame.Snapshot{}) // what is deferred is pruned when there is a snapshot
 		})
 		if err != nil {
 			return fmt.Errorf("empty table %s: %w", name, err)
