@@ -437,7 +437,7 @@ func TestTableIsCopiedAgain(t *testing.T) {
 	}{{defaultSizes, 1 << 20}, {defaultSizes, 0}, {sizes{64 << 10, 32 << 10}, 0}} {
 		p.sizes, p.limits.small = cut.sizes, cut.small
 		for _, s := range p.list() {
-			if err := catalog.SetPending(context.Background(), p.gate.conn, linkID, s.OID); err != nil {
+			if err := catalog.Retake(context.Background(), p.gate.conn, linkID, s.OID, s.Snapshot); err != nil {
 				t.Fatal(err)
 			}
 		}

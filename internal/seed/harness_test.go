@@ -347,7 +347,7 @@ func (g *fakeGate) SnapshotTaken(ctx context.Context, t catalog.SeedTable) error
 	}
 	g.snapshots[t.OID] = t
 	return pgx.BeginFunc(ctx, g.conn, func(tx pgx.Tx) error {
-		if err := catalog.SetPending(ctx, tx, linkID, t.OID); err != nil {
+		if err := catalog.Retake(ctx, tx, linkID, t.OID, t.Snapshot); err != nil {
 			return err
 		}
 		return catalog.SetCopying(ctx, tx, linkID, t)
