@@ -148,10 +148,17 @@ func (a *Applier) reach(lsn frame.LSN) {
 	a.seeds.passed(a.reached)
 }
 
+// flushWithin is how long an idle replica's disk may be behind: what others wrote behind
+// our commit stays in the server's buffers for up to 15 seconds, and our mark with it.
+const flushWithin = time.Second
+
 // askDurable asks, while there is something to learn, what the replica's disk has.
-func (a *Applier) askDurable(context.Context) error {
+func (a *Applier) askDurable(ctx context.Context) error {
 	if len(a.pending) == 0 || a.eager == nil && (a.batch.open || a.txn != nil) {
 		return nil
+	}
+	if a.eager == nil && time.Since(a.busy) > flushWithin {
+		return a.forceDurable(ctx)
 	}
 	return a.askWhere(func(_, flushed frame.LSN) { a.flushed(flushed) })
 }
@@ -160,6 +167,9 @@ func (a *Applier) askDurable(context.Context) error {
 func (a *Applier) forceDurable(ctx context.Context) error {
 	if len(a.pending) == 0 {
 		return nil
+	}
+	if err := a.out.idle(); err != nil {
+		return err
 	}
 	_, err := a.conn.Exec(ctx, `
 		BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'hawser.flush', ''); COMMIT`)
