@@ -75,10 +75,10 @@ func (r *replica) run(frames <-chan frame.Frame, ack func(frame.Ack)) (a *Applie
 		Connect: func(ctx context.Context) (*pgx.Conn, error) {
 			return pgx.Connect(ctx, r.c.DSN(r.db)+" session_replication_role=replica synchronous_commit=off")
 		}})
-	from, err := a.Start(context.Background())
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	testpg.Eventually(r.t, 10*time.Second, "the applier starts", func() (_ bool, err error) { // the last one's session may not have ended yet
+		from, err = a.Start(context.Background())
+		return err == nil, err
+	})
 	if r.hurried {
 		a.quiet = 0
 	}
