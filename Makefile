@@ -46,10 +46,14 @@ proto: ## Generate the peers' protocol (needs protoc, protoc-gen-go, protoc-gen-
 postgres: ## Install PostgreSQL from Debian's packages, if it is missing
 	@scripts/install-postgres.sh
 
+.PHONY: rivals
+rivals: ## Install what the benchmark measures against, where Debian has it
+	@scripts/install-rivals.sh
+
 .PHONY: bench
-bench: postgres build ## Measure Hawser against its rivals (an hour); writes bench/RESULTS.md
+bench: postgres rivals build ## Measure Hawser against its rivals (hours); writes bench/RESULTS.md
 	go run ./bench
 
 .PHONY: bench-short
-bench-short: postgres build ## The same with a tenth of the data, one round: shows that all of it runs
+bench-short: postgres rivals build ## The same with a tenth of the data, one round: shows that all of it runs
 	go run ./bench -short -rounds 1 -out /tmp/hawser-bench-short.md -json /tmp/hawser-bench-short.json

@@ -17,13 +17,14 @@ var mixedSchema string
 // schema is every table of the backlogs.
 const schema = `
 CREATE TABLE bench_marker (n bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp());
-CREATE TABLE bulk (id bigint PRIMARY KEY, n integer NOT NULL, note text NOT NULL, at timestamptz NOT NULL);`
+CREATE TABLE bulk (id bigint PRIMARY KEY, n integer NOT NULL, note text NOT NULL, at timestamptz NOT NULL);
+CREATE TABLE opaque (id bigint PRIMARY KEY, body bytea NOT NULL);`
 
 // bench is one run.
 type bench struct {
 	options
 	book     *book
-	prepared string // data directory that all primaries are copies of
+	prepared map[string]string // data directories that primaries are copies of
 	entries  map[string]*entry
 	marker   int64
 }
@@ -50,9 +51,8 @@ func (b *bench) say(format string, args ...any) {
 	fmt.Printf("%s "+format+"\n", append([]any{time.Now().Format("15:04:05")}, args...)...)
 }
 
-// open prepares the cluster of which every primary is a copy.
-func (b *bench) open(ctx context.Context) error {
-	b.entries = map[string]*entry{}
+func (b *bench) open() error {
+	b.entries, b.prepared = map[string]*entry{}, map[string]string{}
 	var err error
 	if b.dir == "" {
 		if b.dir, err = os.MkdirTemp("", "hawser-bench-"); err != nil {
@@ -60,32 +60,49 @@ func (b *bench) open(ctx context.Context) error {
 		}
 	}
 	// PostgreSQL's user has to pass.
-	if err := os.Chmod(b.dir, 0o711); err != nil {
-		return err
-	}
-	b.say("preparing a cluster with pgbench scale %d", b.scale())
-	s, err := newServer(filepath.Join(b.dir, "prepared"))
-	if err != nil {
-		return err
-	}
-	if err := s.start(ctx); err != nil {
-		return err
-	}
-	b.prepared = s.data
-	err = b.fill(ctx, s)
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
-	return errors.Join(err, s.stop(stop))
+	return os.Chmod(b.dir, 0o711)
 }
 
-func (b *bench) fill(ctx context.Context, s *server) error {
+// prepare makes, once, the cluster of which the primaries of some works are copies,
+// and returns its data directory.
+func (b *bench) prepare(ctx context.Context, name string, fill func(context.Context, *server) error) (string, error) {
+	if data := b.prepared[name]; data != "" {
+		return data, nil
+	}
+	b.say("preparing a cluster: %s", name)
+	s, err := newServer(filepath.Join(b.dir, "prepared-"+name), nil)
+	if err != nil {
+		return "", err
+	}
+	if err := s.start(ctx); err != nil {
+		return "", err
+	}
+	err = b.fillWith(ctx, s, fill)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	if err := errors.Join(err, s.stop(stop)); err != nil {
+		return "", fmt.Errorf("prepare a cluster: %w", err)
+	}
+	b.prepared[name] = s.data
+	return s.data, nil
+}
+
+// forget gives a prepared cluster's disk back.
+func (b *bench) forget(name string) {
+	if data := b.prepared[name]; data != "" {
+		delete(b.prepared, name)
+		_ = os.RemoveAll(filepath.Dir(data))
+	}
+}
+
+func (b *bench) fillWith(ctx context.Context, s *server, fill func(context.Context, *server) error) error {
 	if err := s.exec(ctx, "postgres", "CREATE DATABASE "+database); err != nil {
 		return err
 	}
-	if err := s.tool(ctx, "pgbench", "-i", "-q", "-s", fmt.Sprint(b.scale()), database); err != nil {
+	if err := fill(ctx, s); err != nil {
 		return err
 	}
-	if err := s.exec(ctx, database, schema, mixedSchema, fmt.Sprintf("SELECT mixed_fill(%d)", b.size(10)), "VACUUM ANALYZE", "CHECKPOINT"); err != nil {
+	if err := s.exec(ctx, database, "VACUUM ANALYZE", "CHECKPOINT"); err != nil {
 		return err
 	}
 	info, err := s.pg.Info(ctx)
@@ -96,19 +113,41 @@ func (b *bench) fill(ctx context.Context, s *server) error {
 	return nil
 }
 
+// fill is what the backlogs begin with.
+func (b *bench) fill(ctx context.Context, s *server) error {
+	if err := s.tool(ctx, "pgbench", "-i", "-q", "-s", fmt.Sprint(b.scale()), database); err != nil {
+		return err
+	}
+	return s.exec(ctx, database, schema, mixedSchema, fmt.Sprintf("SELECT mixed_fill(%d)", b.size(10)))
+}
+
+// takePart are those of the names that were asked for and are installed.
+func (b *bench) takePart(names []string) []rival {
+	var out []rival
+	for _, name := range names {
+		if r := rivalOf(name); slices.Contains(b.rivals, name) && r.here() {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // contestants returns those of the names that were asked for, following.
 func (b *bench) contestants(ctx context.Context, names []string) ([]*entry, error) {
 	var out []*entry
-	for _, name := range names {
-		r := rivalOf(name)
-		if !slices.Contains(b.rivals, name) || r.installed != nil && !r.installed() {
-			continue
-		}
-		e := b.entries[name]
+	for _, r := range b.takePart(names) {
+		e := b.entries[r.name]
 		if e == nil {
-			var err error
-			if e, err = b.enter(ctx, r); err != nil {
-				return nil, fmt.Errorf("%s: %w", name, err)
+			var more map[string]string
+			if pglogicalInstalled() {
+				more = withPglogical
+			}
+			prepared, err := b.prepare(ctx, "backlogs", b.fill)
+			if err != nil {
+				return nil, err
+			}
+			if e, err = b.enter(ctx, r.name, r, r.make(b.options), prepared, more); err != nil {
+				return nil, fmt.Errorf("%s: %w", r.name, err)
 			}
 		}
 		out = append(out, e)
@@ -116,15 +155,24 @@ func (b *bench) contestants(ctx context.Context, names []string) ([]*entry, erro
 	return out, nil
 }
 
-func (b *bench) enter(ctx context.Context, r rival) (*entry, error) {
+// enter has a contestant follow. The key is what it is left by.
+func (b *bench) enter(ctx context.Context, key string, r rival, c contestant, prepared string, more map[string]string) (*entry, error) {
 	b.say("%s: initial copy", r.title)
-	e := &entry{rival: r, c: r.make(b.options)}
-	b.entries[r.name] = e
+	e := &entry{rival: r, c: c}
+	b.entries[key] = e
 	var err error
-	if e.pair, err = newPair(ctx, filepath.Join(b.dir, r.name), b.prepared); err != nil {
+	if e.pair, err = newPair(ctx, filepath.Join(b.dir, key), prepared, more); err != nil {
 		return nil, err
 	}
-	return e, e.c.setup(ctx, e.pair)
+	return e, c.setup(ctx, e.pair)
+}
+
+// alone ends every contestant of the works before, for a work whose own may not be
+// disturbed by what they do at rest.
+func (b *bench) alone() {
+	for name := range b.entries {
+		b.leave(name)
+	}
 }
 
 // leave ends a contestant and gives its disk back.
@@ -147,9 +195,7 @@ func (b *bench) leave(name string) {
 }
 
 func (b *bench) close() {
-	for name := range b.entries {
-		b.leave(name)
-	}
+	b.alone()
 	if b.keep {
 		b.say("kept: %s", b.dir)
 		return

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -29,6 +30,7 @@ type page struct {
 	Commit  string    `json:"commit"`
 	Short   bool      `json:"short,omitempty"`
 	Machine machine   `json:"machine"`
+	LeftOut []string  `json:"left_out,omitempty"` // rivals that are not installed
 	Samples []entered `json:"samples"`
 }
 
@@ -93,7 +95,13 @@ func (b *book) begin(postgres string) { b.machine.Postgres = postgres }
 // start opens a new page for a work.
 func (b *book) start(w *work) {
 	b.Works = slices.DeleteFunc(b.Works, func(p *page) bool { return p.Work == w.name })
-	b.Works = append(b.Works, &page{Work: w.name, At: time.Now().UTC().Truncate(time.Second), Machine: b.machine, Commit: b.machine.commit, Short: b.machine.short})
+	p := &page{Work: w.name, At: time.Now().UTC().Truncate(time.Second), Machine: b.machine, Commit: b.machine.commit, Short: b.machine.short}
+	for _, name := range w.rivals {
+		if !rivalOf(name).here() {
+			p.LeftOut = append(p.LeftOut, name)
+		}
+	}
+	b.Works = append(b.Works, p)
 }
 
 func (b *book) page(name string) *page {
@@ -135,18 +143,6 @@ func (p *page) rivals() []string {
 	return out
 }
 
-// ratio is Hawser's speed as a multiple of a rival's: of the medians.
-func (p *page) ratio(w *work, rival string) (float64, bool) {
-	ours, theirs := median(p.of("hawser", "value")), median(p.of(rival, "value"))
-	if ours == 0 || theirs == 0 {
-		return 0, false
-	}
-	if w.more {
-		return ours / theirs, true
-	}
-	return theirs / ours, true
-}
-
 func (b *book) save() error {
 	slices.SortStableFunc(b.Works, func(x, y *page) int {
 		return slices.Index(workNames(), x.Work) - slices.Index(workNames(), y.Work)
@@ -161,7 +157,7 @@ func (b *book) save() error {
 	text := b.markdown()
 	fmt.Println()
 	fmt.Println(summary(b))
-	return os.WriteFile(b.md, text, 0o644)
+	return errors.Join(os.WriteFile(b.chartFile(), []byte(b.svg()), 0o644), os.WriteFile(b.md, text, 0o644))
 }
 
 func title(rival string) string {
@@ -169,31 +165,6 @@ func title(rival string) string {
 		return r.title
 	}
 	return rival
-}
-
-// summary is one line for each bar.
-func summary(b *book) string {
-	var out strings.Builder
-	out.WriteString("| work | Hawser | against | its figure | Hawser's speed | bar | |\n| --- | --- | --- | --- | --- | --- | --- |\n")
-	for _, p := range b.Works {
-		w := workOf(p.Work)
-		if w == nil {
-			continue
-		}
-		for _, bar := range w.bars {
-			r, ok := p.ratio(w, bar.against)
-			if !ok {
-				continue
-			}
-			verdict := "met"
-			if r < bar.ratio {
-				verdict = "**missed**"
-			}
-			fmt.Fprintf(&out, "| %s | %s | %s | %s | %.2f × | %.2f × | %s |\n", w.name, amount(median(p.of("hawser", "value")), w.unit),
-				title(bar.against), amount(median(p.of(bar.against, "value")), w.unit), r, bar.ratio, verdict)
-		}
-	}
-	return out.String()
 }
 
 func workOf(name string) *work {
@@ -207,8 +178,6 @@ func workOf(name string) *work {
 
 func amount(v float64, unit string) string {
 	switch {
-	case v == 0:
-		return "–"
 	case v < 10:
 		return fmt.Sprintf("%.2f %s", v, unit)
 	}
@@ -217,8 +186,18 @@ func amount(v float64, unit string) string {
 
 func (b *book) markdown() []byte {
 	var out bytes.Buffer
-	out.WriteString("# Results\n\nWritten by `go run ./bench`; `bench/results.json` holds every sample. Speed is the ratio of medians, Hawser's to the rival's, of one run:\n" +
-		"2.00 × is twice as fast. A limit does less than replication has to, and bounds it.\n\n" + summary(b) + "\n")
+	out.WriteString("# Results\n\nWritten by `go run ./bench`; `bench/results.json` holds every sample. Better by is the ratio of medians, Hawser's and the rival's, of one run:\n" +
+		"2.00 × is twice as fast, or half as much. A limit does less than replication has to, and bounds it.\n\n" + summary(b) +
+		"\n![Each figure and its bar](" + filepath.Base(b.chartFile()) + ")\n\n")
+	var missing []string
+	for _, w := range works {
+		if b.page(w.name) == nil {
+			missing = append(missing, "`"+w.name+"`")
+		}
+	}
+	if len(missing) > 0 {
+		fmt.Fprintf(&out, "Not run yet: %s.\n\n", strings.Join(missing, ", "))
+	}
 	for _, p := range b.Works {
 		if w := workOf(p.Work); w != nil {
 			p.write(&out, w)
@@ -232,8 +211,15 @@ func (p *page) write(out *bytes.Buffer, w *work) {
 	if p.Short {
 		out.WriteString("**A short run, with a tenth of the data: no proof of any ratio.**\n")
 	}
+	for _, name := range p.LeftOut {
+		fmt.Fprintf(out, "Left out: %s, which is not installed (%s).\n", title(name), rivalOf(name).remedy)
+	}
 	fmt.Fprintf(out, "\n%s, commit %s, %s; %d cores of %s, %d GB, Linux %s.\n\n", p.At.Format(time.DateOnly), p.Commit, p.Machine.Postgres,
 		p.Machine.Cores, p.Machine.CPU, p.Machine.MemoryGB, p.Machine.Kernel)
+	if len(p.Samples) == 0 {
+		out.WriteString("Nothing was measured.\n\n")
+		return
+	}
 	out.WriteString("```text\n" + p.chart(w) + "```\n\n")
 	p.table(out)
 }
@@ -273,7 +259,28 @@ var columns = []struct {
 	{"p99", "99th percentile", "%.2f ms", false},
 	{"most", "at most", "%.0f ms", false},
 	{"closed", "no side took writes (median)", "%.0f ms", false},
+	{"seconds", "time", "%.1f s", false},
+	{"line", "of the line's rate", "%.0f %%", false},
 	{"wire", "bytes on the wire", "%.1f MB", false},
+	{"lag", "most lag at that rate", "%.0f ms", false},
+	{"asked", "rate asked for", "%.0f tx/s", false},
+	{"us_1000", "10³ changes, each", "%.1f µs", false},
+	{"us_10000", "10⁴ changes, each", "%.1f µs", false},
+	{"us_100000", "10⁵ changes, each", "%.1f µs", false},
+	{"us_1000000", "10⁶ changes, each", "%.1f µs", false},
+	{"us_10000000", "10⁷ changes, each", "%.1f µs", false},
+	{"us_t10", "10 tables, a change", "%.1f µs", false},
+	{"us_t100", "100 tables, a change", "%.1f µs", false},
+	{"us_t1000", "1,000 tables, a change", "%.1f µs", false},
+	{"us_t10000", "10,000 tables, a change", "%.1f µs", false},
+	{"flat", "memory, largest size to the one before", "%.2f ×", false},
+	{"links", "links", "%.0f", false},
+	{"rss_link", "agents' memory a link", "%.2f MB", false},
+	{"connections", "connections to the replica's databases", "%.0f", false},
+	{"connections_link", "the same, a link", "%.2f", false},
+	{"sessions_primary", "sessions on the primary", "%.0f", false},
+	{"sessions_replica", "sessions on the replica", "%.0f", false},
+	{"cpu_servers", "both PostgreSQL's CPU, of one core", "%.1f %%", false},
 	{"load", "load average", "%.1f", false},
 }
 

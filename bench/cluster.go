@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -41,19 +42,19 @@ type server struct {
 	port    int
 }
 
-func newServer(dir string) (*server, error) {
+// withPglogical is what a cluster needs for that extension. Those of one work have it
+// or not, all of them. While it is loaded DROP DATABASE never returns, since its
+// supervisor does not answer the server's barriers.
+var withPglogical = map[string]string{"shared_preload_libraries": "pglogical"}
+
+func newServer(dir string, more map[string]string) (*server, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
 	s := &server{data: filepath.Join(dir, "data"), port: port}
-	with := map[string]string{}
-	for k, v := range settings {
-		with[k] = v
-	}
-	if pglogicalInstalled() {
-		with["shared_preload_libraries"] = "pglogical"
-	}
+	with := maps.Clone(settings)
+	maps.Copy(with, more)
 	s.cluster, err = postgres.NewCluster(postgres.ClusterConfig{DataDir: s.data, Port: port, ListenAddresses: "127.0.0.1", Settings: with})
 	if err != nil {
 		return nil, err
@@ -158,10 +159,10 @@ type pair struct {
 }
 
 // newPair starts two copies of the prepared cluster; the replica's database is gone.
-func newPair(ctx context.Context, dir, prepared string) (p *pair, err error) {
+func newPair(ctx context.Context, dir, prepared string, more map[string]string) (p *pair, err error) {
 	p = &pair{dir: dir}
 	for name, s := range map[string]**server{"primary": &p.primary, "replica": &p.replica} {
-		if *s, err = newServer(filepath.Join(dir, name)); err != nil {
+		if *s, err = newServer(filepath.Join(dir, name), more); err != nil {
 			return nil, err
 		}
 	}

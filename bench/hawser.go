@@ -17,7 +17,7 @@ import (
 // hawser is the product as its users run it.
 type hawser struct {
 	program string
-	front   string // where the replica's agent is told to find the primary's; empty: its endpoint
+	front   func(endpoint string) (string, error) // where the replica's agent is told to find the primary's; nil: its endpoint
 	p       *pair
 	sides   [2]*agent // of the primary, of the replica
 }
@@ -61,8 +61,10 @@ func (h *hawser) connect(ctx context.Context, p *pair) error {
 		add := api.AddPeer{Name: other.name, Certificate: cert.PEM}
 		if i == 1 { // the replica dials
 			add.Address = other.endpoint
-			if h.front != "" {
-				add.Address = h.front
+			if h.front != nil {
+				if add.Address, err = h.front(other.endpoint); err != nil {
+					return err
+				}
 			}
 		}
 		if _, err := a.api.AddPeer(ctx, add); err != nil {
@@ -85,7 +87,7 @@ func (h *hawser) copied(ctx context.Context, name string) error {
 }
 
 func (h *hawser) await(ctx context.Context, name string, state api.State) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, copyWithin)
 	defer cancel()
 	for {
 		l, err := h.sides[0].api.Link(ctx, name)

@@ -26,6 +26,8 @@ type options struct {
 	rounds        int
 	short         bool
 	keep          bool
+	large         bool
+	render        bool
 	hawser        string // the program
 	out, json     string
 	dir           string
@@ -37,6 +39,8 @@ func main() {
 	rivals := flag.String("rivals", "", "rivals to measure, with commas; empty: all that are installed. "+strings.Join(rivalNames(), " "))
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each work is done by each contestant")
 	flag.BoolVar(&o.short, "short", false, "a tenth of the data: shows that all runs, proves no ratio")
+	flag.BoolVar(&o.large, "large", false, "10,000,000 changes and 10,000 tables too, where a work grows its sizes")
+	flag.BoolVar(&o.render, "render", false, "measure nothing: write the Markdown and the chart from the JSON file")
 	flag.BoolVar(&o.keep, "keep", false, "leave the directory with the clusters' and agents' logs")
 	flag.StringVar(&o.hawser, "hawser", "bin/hawser", "the program to measure")
 	flag.StringVar(&o.out, "out", "bench/RESULTS.md", "the Markdown file; works that were not run keep their place in it")
@@ -79,7 +83,10 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	b := &bench{options: o, book: book}
-	if err := b.open(ctx); err != nil {
+	if o.render {
+		return book.save()
+	}
+	if err := b.open(); err != nil {
 		return err
 	}
 	defer b.close()

@@ -37,9 +37,21 @@ func stat(pid int) []string {
 }
 
 // cpuOfCluster is that of a postmaster and all its processes. One that ends hands
-// its time to the postmaster, so none is lost.
+// its time to the postmaster, so none is lost, unless that happens in between: then
+// it is read again.
 func cpuOfCluster(postmaster int) float64 {
-	sum := cpu(postmaster)
+	for range 10 {
+		own := cpu(postmaster)
+		sum := own + cpuOfChildren(postmaster)
+		if cpu(postmaster) == own {
+			return sum
+		}
+	}
+	return cpu(postmaster) + cpuOfChildren(postmaster)
+}
+
+func cpuOfChildren(postmaster int) float64 {
+	sum := 0.0
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, d := range dirs {
 		pid, _ := strconv.Atoi(filepath.Base(d))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,16 +27,27 @@ type contestant interface {
 type rival struct {
 	name, title string
 	make        func(o options) contestant
+	copies      func(o options) copier // nil: it does not copy what is there
 	installed   func() bool
-	limit       bool // no replication, but a bound for it
+	remedy      string // how to install it
+	limit       bool   // no replication, but a bound for it
 }
 
+// here tells whether it can take part on this machine.
+func (r rival) here() bool { return r.installed == nil || r.installed() }
+
+const installRivals = "scripts/install-rivals.sh installs it"
+
 var rivals = []rival{
-	{name: "hawser", title: "Hawser", make: func(o options) contestant { return &hawser{program: o.hawser} }},
-	{name: "native", title: "native", make: func(options) contestant { return &native{} }},
+	{name: "hawser", title: "Hawser", make: func(o options) contestant { return &hawser{program: o.hawser} },
+		copies: func(o options) copier { return &hawser{program: o.hawser} }},
+	{name: "native", title: "native", make: func(options) contestant { return &native{} },
+		copies: func(options) copier { return &native{} }},
 	{name: "native-streaming", title: "native, streaming", make: func(options) contestant { return &native{streaming: true} }},
-	{name: "pglogical", title: "pglogical", make: func(options) contestant { return &pglogical{} }, installed: pglogicalInstalled},
+	{name: "pglogical", title: "pglogical", make: func(options) contestant { return &pglogical{} }, installed: pglogicalInstalled, remedy: installRivals},
 	{name: "decode", title: "decoding alone", make: func(options) contestant { return &decode{} }, limit: true},
+	{name: "pgcopydb", title: "pgcopydb", copies: func(options) copier { return &pgcopydb{} }, installed: pgcopydbInstalled, remedy: installRivals},
+	{name: "raw", title: "COPY by hand", copies: func(options) copier { return &raw{} }},
 }
 
 func rivalNames() []string {
@@ -76,6 +88,9 @@ func awaitMarker(ctx context.Context, s *server, marker int64) error {
 	}
 }
 
+// copyWithin is how long an initial copy may take: native needs minutes for 10,000 tables.
+const copyWithin = time.Hour
+
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
@@ -95,7 +110,7 @@ func until(ctx context.Context, within time.Duration, cond func() (bool, error))
 			return nil
 		}
 		if wait := sleep(ctx, 50*time.Millisecond); wait != nil {
-			return fmt.Errorf("not within %s: %w: %w", within, wait, err)
+			return fmt.Errorf("not within %s: %w", within, errors.Join(wait, err))
 		}
 	}
 }
@@ -132,7 +147,7 @@ func (n *native) subscribe(ctx context.Context) error {
 }
 
 func (n *native) copied(ctx context.Context) error {
-	return until(ctx, 10*time.Minute, func() (bool, error) {
+	return until(ctx, copyWithin, func() (bool, error) {
 		left, err := n.p.replica.text(ctx, database, `SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'`)
 		return left == "0", err
 	})

@@ -102,7 +102,32 @@ way that you trust.`,
 			return nil
 		}),
 	}
-	return group("cert", "This instance's certificate", show)
+	return group("cert", "This instance's certificate", show, a.certRotate())
+}
+
+func (a *app) certRotate() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rotate",
+		Short: "Renew this instance's certificate, while links run",
+		Long: `Makes a new key and certificate, gives the certificate to every peer over the
+connection that stands, and then uses it. Links connect again by themselves. All
+peers have to be connected: one that lacks the new certificate would refuse this
+instance. A rotation that failed has changed nothing; run it again.`,
+		Example: "  hawser cert rotate",
+		Args:    args(),
+		RunE: a.ask(func(ctx context.Context, c *api.Client, _ []string) error {
+			r, err := c.RotateCertificate(ctx)
+			if err != nil {
+				return err
+			}
+			a.show(r, func(p page) {
+				p.line("%s has a new certificate.", clean(r.Certificate.Name))
+				p.fields([2]string{"fingerprint", r.Certificate.Fingerprint}, [2]string{"not after", instant(r.Certificate.NotAfter)},
+					[2]string{"peers", either(clean(strings.Join(r.Peers, ", ")), "none")})
+			})
+			return nil
+		}),
+	}
 }
 
 func (a *app) database() *cobra.Command {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,7 @@ import (
 
 func (a *app) link() *cobra.Command {
 	return group("link", "Links: one database tied to another instance",
-		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkRejoin(), a.linkResync(), a.linkDrop())
+		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkRejoin(), a.linkResync(), a.linkFollow(), a.linkDrop())
 }
 
 // specFlags adds the flags that describe a link.
@@ -23,6 +24,8 @@ func (a *app) specFlags(c *cobra.Command, spec *api.LinkSpec) {
 	c.Flags().StringVar(&spec.Database, "database", "", "`name` of the database to link (required)")
 	c.Flags().StringVar(&spec.Peer, "peer", "", "`name` of the instance at the other end")
 	c.Flags().StringVar((*string)(&spec.Role), "role", string(api.RolePrimary), "`role` of this instance: primary or secondary")
+	c.Flags().StringArrayVar(&spec.Tables, "tables", nil, "carry the rows of the tables that match this `pattern` alone, as SCHEMA.TABLE with * and ?; may be repeated")
+	c.Flags().StringArrayVar(&spec.ExcludeTables, "exclude-tables", nil, "do not carry the rows of the tables that match this `pattern`; may be repeated")
 	_ = c.RegisterFlagCompletionFunc("database", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return a.databaseNames(c)
 	}) // fails for a flag that does not exist
@@ -50,7 +53,7 @@ func (a *app) validate(use string) *cobra.Command {
 		Long: `Checks what link create would check, and changes nothing: this server, the database,
 and with --peer the other side. All findings are shown at once, each with the exact
 statement that mends it. The exit code is 5 when one of them blocks.`,
-		Example: "  hawser validate --database shop\n  hawser validate orders --database shop --peer mi-west",
+		Example: "  hawser validate --database shop\n  hawser validate orders --database shop --peer mi-west\n  hawser validate --database shop --tables 'sales.*' --exclude-tables 'sales.audit_*'",
 		Args:    optional("NAME"),
 	}
 	a.specFlags(c, &spec)
@@ -162,22 +165,23 @@ func linkPage(p page, l api.Link) {
 	if l.Cause != nil {
 		p.problem("  ", "", l.Cause)
 	}
-	p.fields(
-		[2]string{"since", instant(l.Since)},
-		[2]string{"database", l.Database},
-		[2]string{"role", string(l.Role) + " here; the other side is " + l.Peer},
-		[2]string{"term", strconv.FormatUint(uint64(l.Term), 10)},
-		[2]string{"mode", string(l.Mode)},
-		[2]string{"lag", lagText(l)},
-		[2]string{"WAL held", orUnknown(l.WALHeldBytes, bytesText[uint64])},
-		[2]string{"sent", l.Position.Sent.String()},
-		[2]string{"received", l.Position.Received.String()},
-		[2]string{"durable", l.Position.Durable.String()},
-		[2]string{"visible", l.Position.Visible.String()},
-		[2]string{"slot", l.Slot},
-		[2]string{"id", l.ID},
-		[2]string{"created", instant(l.CreatedAt)},
-	)
+	fields := [][2]string{
+		{"since", instant(l.Since)},
+		{"database", l.Database},
+		{"role", string(l.Role) + " here; the other side is " + l.Peer},
+		{"term", strconv.FormatUint(uint64(l.Term), 10)},
+		{"mode", string(l.Mode)},
+		{"lag", lagText(l)},
+		{"WAL held", orUnknown(l.WALHeldBytes, bytesText[uint64])},
+		{"sent", l.Position.Sent.String()},
+		{"received", l.Position.Received.String()},
+		{"durable", l.Position.Durable.String()},
+		{"visible", l.Position.Visible.String()},
+		{"slot", l.Slot},
+		{"id", l.ID},
+		{"created", instant(l.CreatedAt)},
+	}
+	p.fields(append(fields, filterFields(l)...)...)
 	if f := l.Failover; f != nil {
 		p.line("")
 		failoverPage(p, *f)
@@ -191,6 +195,17 @@ func linkPage(p page, l api.Link) {
 		p.line("")
 		p.findings(l.Findings)
 	}
+}
+
+// filterFields say of which tables a link carries the rows, where not of all.
+func filterFields(l api.Link) (out [][2]string) {
+	if len(l.Tables) > 0 {
+		out = append(out, [2]string{"tables", strings.Join(l.Tables, ", ")})
+	}
+	if len(l.ExcludeTables) > 0 {
+		out = append(out, [2]string{"without", strings.Join(l.ExcludeTables, ", ")})
+	}
+	return out
 }
 
 func tableTable(p page, tables []api.TableProgress) {
@@ -285,6 +300,23 @@ its copy is complete.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.ResyncLink(ctx, name, tables) })
 	c.Example = "  hawser link resync orders\n  hawser link resync orders --table public.invoice"
 	c.Flags().StringArrayVar(&tables, "table", nil, "a `table` to copy, as SCHEMA.NAME; may be repeated")
+	return c
+}
+
+func (a *app) linkFollow() *cobra.Command {
+	var primary string
+	c := a.linkStep("follow", "Follow the instance that leads the database now",
+		`Makes this instance, a secondary, follow another primary: the one that took the
+database over by another of its links. After a planned failover that goes by itself;
+the command is for a secondary that was left behind, as by a forced one (the link's
+cause is primary-moved then). All tables are compared with the new primary, and
+those that differ are copied. Readers see such a table empty until its copy is
+complete.`,
+		func(ctx context.Context, c *api.Client, name string) error { return c.FollowLink(ctx, name, primary) })
+	c.Use = "follow NAME --primary PEER"
+	c.Example = "  hawser link follow orders --primary mi-west"
+	c.Flags().StringVar(&primary, "primary", "", "the `peer` that leads the database now")
+	_ = c.MarkFlagRequired("primary")
 	return c
 }
 

@@ -48,6 +48,11 @@ func (f *fake) Certificate(context.Context) (api.Certificate, error) {
 	return api.Certificate{Name: "on-prem", Fingerprint: "sha256:0a1b", NotAfter: start().AddDate(10, 0, 0), PEM: testPEM}, f.err
 }
 
+func (f *fake) RotateCertificate(context.Context) (api.Rotation, error) {
+	c, _ := f.Certificate(context.Background())
+	return api.Rotation{Certificate: c, Peers: []string{"mi-east", "mi-west"}}, f.ask("rotate")
+}
+
 func (f *fake) Peers(context.Context) (api.PeerList, error) {
 	if f.peers != nil {
 		return *f.peers, f.err
@@ -117,7 +122,8 @@ func (f *fake) PauseLink(_ context.Context, name string) error     { return f.as
 func (f *fake) ResumeLink(_ context.Context, name string) error    { return f.ask(name) }
 func (f *fake) ResyncLink(context.Context, string, []string) error { return nil }
 
-func (f *fake) RejoinLink(context.Context, string) error { return nil }
+func (f *fake) FollowLink(context.Context, string, string) error { return nil }
+func (f *fake) RejoinLink(context.Context, string) error         { return nil }
 
 func (f *fake) FailoverLink(_ context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
 	return failover(), f.ask(o)

@@ -20,9 +20,13 @@ func (a *app) linkCreate() *cobra.Command {
 		Long: `Validates, creates the link, copies the database, and returns when the secondary is
 synchronized. When a finding blocks, all findings are shown and nothing is changed.
 
+With --tables or --exclude-tables the replica has the definitions of the whole
+database, and the rows of the tables that are chosen. Such a link has no planned
+failover.
+
 On a terminal it shows the progress of the copy, in a pipe it writes plain lines.
 Ctrl-C leaves the command, not the link: that goes on.`,
-		Example: "  hawser link create orders --database shop --peer mi-west\n  hawser link create orders --database shop --peer on-prem --role secondary --no-wait",
+		Example: "  hawser link create orders --database shop --peer mi-west\n  hawser link create orders --database shop --peer on-prem --role secondary --no-wait\n  hawser link create sales --database shop --peer mi-west --tables 'sales.*' --exclude-tables 'sales.audit_*'",
 		Args:    args("NAME"),
 	}
 	a.specFlags(c, &spec)

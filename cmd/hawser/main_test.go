@@ -148,6 +148,8 @@ func TestGolden(t *testing.T) {
 		"status-json":               {call{args: "status -o json"}, 0},
 		"cert-show":                 {call{args: "cert show"}, 0},
 		"cert-show-json":            {call{args: "cert show --output=json"}, 0},
+		"cert-rotate":               {call{args: "cert rotate"}, 0},
+		"cert-rotate-json":          {call{args: "cert rotate -o json"}, 0},
 		"database-list":             {call{args: "database list"}, 0},
 		"database-list-json":        {call{args: "database list -o json"}, 0},
 		"peer-list":                 {call{args: "peer list"}, 0},

@@ -12,8 +12,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -57,13 +57,13 @@ type agent struct {
 	log     *slog.Logger
 	started time.Time
 
-	identity *peer.Identity
 	cluster  *postgres.Cluster // nil: a server that somebody else runs
 	server   *postgres.Server
 	store    *link.Store
 	peers    *peer.Node
 	links    *link.Manager
 	api      *api.Server
+	rotating sync.Mutex // held while the certificate is renewed
 }
 
 // open makes everything that serve needs, up to the listening doors.
@@ -72,7 +72,8 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(a.cfg.StateDir, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
-	if a.identity, err = peer.LoadOrCreateIdentity(filepath.Join(a.cfg.StateDir, "identity"), a.cfg.Name); err != nil {
+	identity, err := peer.LoadOrCreateIdentity(a.identityDir(), a.cfg.Name)
+	if err != nil {
 		return err
 	}
 	if err := a.openPostgres(ctx); err != nil {
@@ -83,7 +84,8 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.peers, err = peer.New(peer.Config{
-		Identity: a.identity, Trust: trust{a}, Handler: handler{a}, Listen: a.cfg.Endpoint.Listen, Version: a.version, Log: a.log,
+		Identity: identity, Trust: trust{a}, Handler: handler{a}, Listen: a.cfg.Endpoint.Listen, Version: a.version, Log: a.log,
+		Renewed: a.renewed,
 	})
 	if err != nil {
 		return err
@@ -148,7 +150,7 @@ func (a *agent) serve(ctx context.Context) error {
 	if a.cluster != nil {
 		g.Go(func() error { return a.cluster.Watch(ctx) })
 	}
-	a.log.Info("agent is ready", "endpoint", a.peers.Addr(), "socket", a.cfg.Socket, "fingerprint", a.identity.Fingerprint())
+	a.log.Info("agent is ready", "endpoint", a.peers.Addr(), "socket", a.cfg.Socket, "fingerprint", a.peers.Identity().Fingerprint())
 	return g.Wait()
 }
 
@@ -172,6 +174,9 @@ func (a *agent) close() {
 type handler struct{ a *agent }
 
 func (h handler) Call(ctx context.Context, from, link, method string, payload []byte) ([]byte, error) {
+	if method == callCertificate {
+		return nil, h.a.takeCertificate(ctx, from, payload)
+	}
 	return h.a.links.Call(ctx, from, link, method, payload)
 }
 
@@ -196,7 +201,9 @@ func (t trust) Trusted(ctx context.Context) ([]peer.Trusted, error) {
 	err := t.a.do(ctx, func(conn *pgx.Conn) error {
 		peers, err := catalog.Peers(ctx, conn)
 		for _, p := range peers {
-			out = append(out, peer.Trusted{Name: p.Name, CertificatePEM: p.Certificate, Address: p.Address})
+			for _, certificate := range certificatesOf(p) {
+				out = append(out, peer.Trusted{Name: p.Name, CertificatePEM: certificate, Address: p.Address})
+			}
 		}
 		return err
 	})

@@ -19,7 +19,13 @@ import (
 	"github.com/hawser/hawser/internal/testpg"
 )
 
-func TestMain(m *testing.M) { os.Exit(testpg.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asProcess) != "" {
+		runAsProcess()
+		return
+	}
+	os.Exit(testpg.Main(m))
+}
 
 // instance is a cluster of the test's and an agent in front of it.
 type instance struct {
@@ -27,11 +33,18 @@ type instance struct {
 	*api.Client
 	name, dir string
 	port      int
-	maxWAL    int64 // of the next run
+	maxWAL    int64  // of the next run
+	process   bool   // the next run is a process of its own, and stop kills it
+	connect   string // connection string of the next run; "" is the cluster's own
 	stop      func()
 }
 
 func newInstance(t *testing.T, name string) *instance {
+	t.Helper()
+	return newInstanceOn(t, name, testpg.Start(t, nil))
+}
+
+func newInstanceOn(t *testing.T, name string, cluster *testpg.Cluster) *instance {
 	t.Helper()
 	port, err := testpg.FreePort()
 	if err != nil {
@@ -42,7 +55,7 @@ func newInstance(t *testing.T, name string) *instance {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	i := &instance{Cluster: testpg.Start(t, nil), name: name, dir: dir, port: port}
+	i := &instance{Cluster: cluster, name: name, dir: dir, port: port}
 	i.run(t)
 	t.Cleanup(func() { i.stop() })
 	return i
@@ -56,18 +69,25 @@ func (i *instance) run(t *testing.T) {
 	cfg.Endpoint.Listen = fmt.Sprintf("127.0.0.1:%d", i.port)
 	cfg.Postgres.Connection = agent.ConnString(i.DSN("postgres"))
 	cfg.Log.Level = slog.LevelDebug
+	if i.connect != "" {
+		cfg.Postgres.Connection = agent.ConnString(i.connect)
+	}
 	if i.maxWAL > 0 {
 		cfg.Limits.WALHeld = agent.ByteSize(i.maxWAL)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := agent.Run(ctx, cfg, "test"); err != nil {
-			t.Errorf("agent %s: %v", i.name, err)
-		}
-	}()
-	i.stop = func() { cancel(); <-done }
+	if i.process {
+		i.stop = startProcess(t, i)
+	} else {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if err := agent.Run(ctx, cfg, "test"); err != nil {
+				t.Errorf("agent %s: %v", i.name, err)
+			}
+		}()
+		i.stop = func() { cancel(); <-done }
+	}
 	var err error
 	if i.Client, err = api.Dial(cfg.Socket, ""); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/link"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/postgres"
@@ -28,7 +29,7 @@ const askWithin = 3 * time.Second
 
 func (s *service) Instance(ctx context.Context) (api.Instance, error) {
 	i := api.Instance{
-		Name: s.cfg.Name, Kind: api.KindServer, Version: s.version, Endpoint: s.peers.Addr().String(), Fingerprint: s.identity.Fingerprint(),
+		Name: s.cfg.Name, Kind: api.KindServer, Version: s.version, Endpoint: s.peers.Addr().String(), Fingerprint: s.peers.Identity().Fingerprint(),
 		StartedAt: s.started, UptimeSeconds: time.Since(s.started).Seconds(),
 		Postgres: api.Postgres{Address: s.server.String(), State: api.PostgresRunning},
 	}
@@ -59,9 +60,7 @@ func (s *service) Instance(ctx context.Context) (api.Instance, error) {
 }
 
 func (s *service) Certificate(context.Context) (api.Certificate, error) {
-	return api.Certificate{
-		Name: s.identity.Name, Fingerprint: s.identity.Fingerprint(), NotAfter: s.identity.NotAfter(), PEM: string(s.identity.CertificatePEM()),
-	}, nil
+	return certificateOf(s.peers.Identity()), nil
 }
 
 func (s *service) Links(ctx context.Context) ([]api.Link, error) {
@@ -89,7 +88,7 @@ func linkOf(l link.Status) api.Link {
 		Name: l.Name, ID: l.ID, Database: l.Database, Peer: l.Peer, Role: api.Role(l.Role), Term: l.Term,
 		State: api.State(l.State), Cause: l.Cause, Since: l.Since, CreatedAt: l.CreatedAt, Mode: api.ModeAsync,
 		Position: api.Position{Sent: l.Sent, Received: l.Ack.Received, Durable: l.Ack.Durable, Visible: l.Ack.Visible},
-		Slot:     "hawser_" + l.ID, Findings: l.Notes,
+		Slot:     "hawser_" + l.ID, Findings: l.Notes, Tables: l.Tables, ExcludeTables: l.ExcludeTables,
 	}
 	if l.LagKnown {
 		out.LagBytes, out.LagSeconds = &l.LagBytes, &l.LagSeconds
@@ -132,7 +131,7 @@ func specOf(spec api.LinkSpec) link.Spec {
 	if spec.Role == api.RoleSecondary {
 		r = role.Secondary
 	}
-	return link.Spec{Name: spec.Name, Database: spec.Database, Peer: spec.Peer, Role: r}
+	return link.Spec{Name: spec.Name, Database: spec.Database, Peer: spec.Peer, Role: r, Filter: filter.Filter{Tables: spec.Tables, Exclude: spec.ExcludeTables}}
 }
 
 func (s *service) ValidateLink(ctx context.Context, spec api.LinkSpec) (problem.Findings, error) {
@@ -193,6 +192,13 @@ func (s *service) FailoverLink(ctx context.Context, name string, o api.FailoverO
 
 func (s *service) RejoinLink(ctx context.Context, name string) error {
 	return s.links.Rejoin(ctx, name)
+}
+
+func (s *service) FollowLink(ctx context.Context, name, primary string) error {
+	if err := s.knownPeer(ctx, primary); err != nil {
+		return err
+	}
+	return s.links.Follow(ctx, name, primary)
 }
 
 func (s *service) ResyncLink(ctx context.Context, name string, tables []string) error {

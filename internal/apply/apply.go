@@ -40,12 +40,7 @@ import (
 )
 
 const (
-	// A target transaction takes in further source transactions until one of these
-	// is reached, and only while more of them are waiting.
-	maxBatchChanges = 20000
-	maxBatchTime    = 200 * time.Millisecond
-
-	// flushEvery is how often an idle applier asks what has become durable.
+	// flushEvery is how often an applier asks what has become durable.
 	flushEvery = 50 * time.Millisecond
 )
 
@@ -117,6 +112,13 @@ type Applier struct {
 	batch batch
 	seeds seeding
 
+	backlog backlog
+
+	last     catalog.Applied // what is stored of the position
+	met      bool            // the slot's position was compared with it
+	expected bool            // the last transaction has to come again before any other
+	noted    time.Time       // when Reached was stored
+
 	received  frame.LSN
 	position  frame.LSN // end of the last source transaction that is committed here
 	reached   frame.LSN // everything before it that concerns us was received
@@ -140,6 +142,7 @@ type Applier struct {
 // transaction is the source transaction whose changes are being applied.
 type transaction struct {
 	xid      uint32    // top-level
+	commit   frame.LSN // its commit record
 	skip     bool      // it was applied before
 	streamed bool      // its records have the form of a stream block
 	ddl      bool      // it carried DDL: nothing else may share its target transaction
@@ -152,7 +155,9 @@ type batch struct {
 	since   time.Time
 	changes int
 	end     frame.LSN // of the last source transaction in it
-	at      time.Time // when that one was committed on the primary
+	commit  frame.LSN // of that one's commit record
+	xid     uint32
+	at      time.Time // when it was committed on the primary
 	ddl     bool
 }
 
@@ -212,7 +217,7 @@ func (a *Applier) Start(ctx context.Context) (frame.LSN, error) {
 		a.Close()
 		return 0, err
 	}
-	return a.position, nil
+	return a.from(), nil
 }
 
 func (a *Applier) start(ctx context.Context) error {
@@ -222,15 +227,20 @@ func (a *Applier) start(ctx context.Context) error {
 	if err := takeOrigin(ctx, a.conn, a.cfg.Origin); err != nil {
 		return err
 	}
-	lsn, known, err := catalog.Position(ctx, a.conn, a.cfg.Origin)
+	last, known, err := catalog.Position(ctx, a.conn, a.cfg.Origin)
 	if err != nil {
 		return err
 	}
 	if !known {
 		return fmt.Errorf("no position is recorded for origin %s", a.cfg.Origin)
 	}
-	a.position, a.durable, a.received, a.reached = lsn, lsn, lsn, lsn
-	a.stats.position.Store(uint64(lsn))
+	// An earlier session may have left commits that the disk does not have yet.
+	if err := a.flushAll(ctx); err != nil {
+		return err
+	}
+	a.last, a.position = last, last.End
+	a.durable, a.received, a.reached = last.Reached, last.Reached, last.Reached
+	a.stats.position.Store(uint64(last.End))
 	if err := a.seeds.load(ctx, a.conn, a.cfg.ID); err != nil {
 		return err
 	}
@@ -339,17 +349,24 @@ func (a *Applier) Stats() Stats {
 func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func(frame.Ack)) (*Handoff, error) {
 	defer close(a.done)
 	defer context.AfterFunc(ctx, a.interrupt)()
-	tick := time.NewTicker(flushEvery)
+	tick := time.NewTimer(flushEvery)
 	defer tick.Stop()
+	next := time.Now().Add(flushEvery) // tick; zero: an idle link sleeps
+	fresh := false                     // a frame came since the last tick
 	for {
+		if pause := a.pause(); pause > 0 && (next.IsZero() || time.Until(next) > pause) {
+			tick.Reset(pause)
+			next = time.Now().Add(pause)
+		}
 		select {
 		case f, ok := <-frames:
 			if !ok {
 				return nil, errors.New("the stream ended")
 			}
+			fresh = true
 			err := a.frame(ctx, f, len(frames) > 0)
 			if err == nil {
-				err = a.settleBatch(ctx, len(frames) > 0)
+				err = a.settleBatch(ctx, len(frames) > 0 || a.backlog.behind())
 			}
 			if err != nil {
 				return nil, a.explain(err)
@@ -365,7 +382,15 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 				return nil, err
 			}
 		case <-tick.C:
+			next = time.Time{}
+			if err := a.settleBatch(ctx, fresh || len(frames) > 0); err != nil {
+				return nil, a.explain(err)
+			}
+			fresh = false
 			if err := a.askDurable(ctx); err != nil {
+				return nil, err
+			}
+			if err := a.noteReached(); err != nil {
 				return nil, err
 			}
 			if a.wanted.Load() > 0 {
@@ -382,6 +407,19 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 		a.acknowledge(ack)
 		a.wake()
 	}
+}
+
+// pause is how long Apply may wait for a frame; 0: until one comes.
+func (a *Applier) pause() time.Duration {
+	switch {
+	case a.batch.end > 0 || a.eager != nil || a.backlog.closing != nil || len(a.pending) > 0 && time.Since(a.busy) < flushWithin:
+		return flushEvery
+	case len(a.pending) > 0:
+		return 4 * flushEvery // nobody waits for what noteReached stored
+	case a.unnoted():
+		return max(flushEvery, reachedEvery-time.Since(a.noted))
+	}
+	return 0
 }
 
 // interrupt ends a statement that waits, as for a lock that a reader of the replica

@@ -263,3 +263,79 @@ func TestCommandsStarve(t *testing.T) {
 	}
 	t.Logf("five commands took %s", time.Since(begin))
 }
+
+// TestRepairStoresThePosition: a transaction is withheld whole, so it opens no target
+// transaction; the row is then fetched with its effect. After a restart it would be
+// applied once more.
+func TestRepairStoresThePosition(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t))
+	ctx := context.Background()
+	conn := r.c.Connect(t, r.db)
+	var oid uint32
+	if err := conn.QueryRow(ctx, `SELECT 't'::regclass::oid`).Scan(&oid); err != nil {
+		t.Fatal(err)
+	}
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		return catalog.PutRepair(ctx, tx, testID, catalog.RepairTable{OID: oid, Columns: []int16{1}, Keys: [][]string{{"1"}}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	frames <- records(1000, msgBegin(1000, 990), msgRelation(), msgInsert("1"), msgCommit(1000))
+	if err := a.Await(ctx, 1008); err != nil {
+		t.Fatal(err)
+	}
+	err = a.Repair(ctx, frame.Snapshot{Xmin: 991, Xmax: 991}, 1008, func(ctx context.Context, tx pgx.Tx, _ catalog.RepairTable) error {
+		_, err := tx.Exec(ctx, `INSERT INTO t VALUES (1)`)
+		return err
+	})
+	_ = end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, from, end := r.run(make(chan frame.Frame), func(frame.Ack) {})
+	defer end()
+	if from < 1008 {
+		t.Errorf("the repair covers the transaction up to 0/3F0, and the applier begins again at %s", from)
+	}
+}
+
+// TestDrainConfirmsWhatIsStored: transactions without changes for this replica move the
+// position that is not stored; the end of a table's copy took it for durable. The next
+// applier found the slot ahead of the replica.
+func TestDrainConfirmsWhatIsStored(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t))
+	ctx := context.Background()
+	conn := r.c.Connect(t, r.db)
+	table := catalog.SeedTable{OID: 5000, Schema: "public", Name: "t"}
+	if err := errors.Join(catalog.StartSeeding(ctx, conn, testID), catalog.SetRestored(ctx, conn, testID, frame.Snapshot{Xmin: 980, Xmax: 980}),
+		catalog.PutSeedTable(ctx, conn, testID, table)); err != nil {
+		t.Fatal(err)
+	}
+	var durable atomic.Uint64
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(k frame.Ack) { durable.Store(uint64(k.Durable)) })
+	frames <- frame.Heartbeat{Snapshot: "985:985:"}
+	frames <- records(1000, msgBegin(1000, 990), msgCommit(1000))
+	testpg.Eventually(t, 10*time.Second, "the first position is noted", func() (bool, error) { return durable.Load() >= 1008, nil })
+	frames <- records(1016, msgBegin(1016, 992), msgCommit(1016)) // is noted a second later
+	if err := a.Await(ctx, 1024); err != nil {
+		t.Fatal(err)
+	}
+	table.Snapshot, table.LSN = frame.Snapshot{Xmin: 993, Xmax: 993}, 1020
+	if err := errors.Join(a.SnapshotTaken(ctx, table), a.Loaded(ctx, 5000), a.SeedingDone(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(4 * flushEvery)
+	_ = end()
+	stored, _, err := catalog.Position(ctx, conn, r.origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if confirmed := frame.LSN(durable.Load()); confirmed > stored.Reached {
+		t.Errorf("%s was confirmed, and %s is stored", confirmed, stored.Reached)
+	}
+}

@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -25,6 +26,7 @@ const (
 	sqlBegin    = `BEGIN`
 	sqlCommit   = `COMMIT`
 	sqlRollback = `ROLLBACK`
+	sqlFlush    = `BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'hawser.flush', ''); COMMIT`
 	sqlWhere    = `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`
 )
 
@@ -33,7 +35,9 @@ func (a *Applier) ensureBatch(ctx context.Context) error {
 	if a.batch.open {
 		return nil
 	}
-	if err := a.execOwn(ctx, sqlBegin); err != nil {
+	if a.backlog.closing != nil {
+		a.backlog.begin = true
+	} else if err := a.execOwn(ctx, sqlBegin); err != nil {
 		return err
 	}
 	a.batch.open, a.batch.since = true, time.Now()
@@ -48,17 +52,23 @@ func (a *Applier) execOwn(_ context.Context, sql string, values ...[]byte) error
 // settleBatch commits the target transaction when it holds whole source
 // transactions alone and should not wait for more.
 func (a *Applier) settleBatch(ctx context.Context, more bool) error {
-	if a.txn != nil || a.batch.end == 0 {
+	if a.txn != nil {
 		return nil
 	}
-	if more && a.handoff == nil && !a.batch.ddl && a.wanted.Load() == 0 && a.barrier == nil && !a.due && a.batch.changes < maxBatchChanges &&
-		(!a.batch.open || time.Since(a.batch.since) < maxBatchTime) {
-		return nil
+	more = more && a.handoff == nil && !a.batch.ddl && a.wanted.Load() == 0 && a.barrier == nil && !a.due
+	if a.batch.end == 0 || more && !a.backlog.full(a.batch) {
+		if more {
+			return nil
+		}
+		return a.conclude()
 	}
-	return a.commitBatch(ctx)
+	return a.commitBatch(ctx, more)
 }
 
-func (a *Applier) commitBatch(ctx context.Context) error {
+func (a *Applier) commitBatch(ctx context.Context, more bool) error {
+	if err := a.conclude(); err != nil {
+		return err
+	}
 	if a.seeds.changed { // what is skipped must be known for as long as the slot may forget it
 		if err := a.ensureBatch(ctx); err != nil {
 			return err
@@ -66,14 +76,30 @@ func (a *Applier) commitBatch(ctx context.Context) error {
 	}
 	b := a.batch
 	a.batch = batch{}
+	a.backlog.closed(b)
 	if b.end <= a.position {
-		b.end = a.position // sent again after a reconnect, and skipped
+		b.end, b.commit, b.xid = a.position, a.last.Commit, a.last.XID // sent again after a reconnect, and skipped
 	}
-	if b.open {
-		if err := a.commitTarget(ctx, b); err != nil {
+	switch {
+	case b.open && more && a.backlog.behind() && !a.seeds.active:
+		return a.closeBehind(ctx, b)
+	case b.open:
+		if err := a.storeSkipped(ctx); err != nil {
+			return err
+		}
+		if err := a.out.settle(); err != nil {
+			return err
+		}
+		if err := a.commitTarget(b); err != nil {
 			return err
 		}
 	}
+	a.committed(b)
+	return nil
+}
+
+// committed takes note of a target transaction that is.
+func (a *Applier) committed(b batch) {
 	a.position = b.end
 	a.stats.position.Store(uint64(b.end))
 	a.stats.changes.Add(int64(b.changes))
@@ -82,36 +108,36 @@ func (a *Applier) commitBatch(ctx context.Context) error {
 	}
 	a.received = max(a.received, b.end)
 	a.reach(b.end)
-	return nil
 }
 
 // commitTarget stores the position with the data, commits both, and asks where
 // that lies in the replica's WAL. It is sent only when every change is known to have
-// met its row: to the server a change that meets none is no failure.
-func (a *Applier) commitTarget(ctx context.Context, b batch) error {
-	if err := a.storeSkipped(ctx); err != nil {
+// met its row: to the server a change that meets none is no failure. Nothing of the
+// target transaction is held any more.
+func (a *Applier) commitTarget(b batch) error {
+	if err := a.out.await(); err != nil {
 		return err
 	}
-	if err := a.out.answered(); err != nil {
-		return err
-	}
-	err := a.out.exec(a.out.own(catalog.SQLSetPosition), [][]byte{[]byte(a.cfg.Origin), []byte(b.end.String())}, expectation{affected: 1})
+	err := a.out.send(a.out.own(catalog.SQLSetPosition), [][]byte{
+		[]byte(a.cfg.Origin), []byte(b.end.String()), []byte(b.commit.String()), []byte(strconv.FormatUint(uint64(b.xid), 10))}, expectation{affected: 1})
 	if err != nil {
 		return err
 	}
-	if err := a.execOwn(ctx, sqlCommit); err != nil {
+	if err := a.out.send(a.out.own(sqlCommit), nil, expectation{affected: -1}); err != nil {
 		return err
 	}
 	return a.askWhere(func(insert, flushed frame.LSN) {
+		a.last.End, a.last.Commit, a.last.XID = b.end, b.commit, b.xid
 		a.pending = append(a.pending, commitMark{b.end, insert})
 		a.flushed(flushed)
 	})
 }
 
-// askWhere waits for all answers; the last is the replica's own WAL position.
+// askWhere waits for all answers; the last is the replica's own WAL position. What is
+// held stays held.
 func (a *Applier) askWhere(then func(insert, flushed frame.LSN)) error {
 	var insert, flushed frame.LSN
-	err := a.out.exec(a.out.own(sqlWhere), nil, expectation{affected: 1, read: func(r *pgconn.ResultReader) (err error) {
+	err := a.out.send(a.out.own(sqlWhere), nil, expectation{affected: 1, read: func(r *pgconn.ResultReader) (err error) {
 		for r.NextRow() {
 			if insert, err = frame.ParseLSN(string(r.Values()[0])); err != nil {
 				return err
@@ -125,7 +151,7 @@ func (a *Applier) askWhere(then func(insert, flushed frame.LSN)) error {
 	if err != nil {
 		return err
 	}
-	if err := a.out.idle(); err != nil {
+	if err := a.out.rest(); err != nil {
 		return err
 	}
 	then(insert, flushed)
@@ -135,7 +161,7 @@ func (a *Applier) askWhere(then func(insert, flushed frame.LSN)) error {
 func (a *Applier) flushed(lsn frame.LSN) {
 	n := 0
 	for n < len(a.pending) && a.pending[n].target <= lsn {
-		a.durable = a.pending[n].source
+		a.durable = max(a.durable, a.pending[n].source)
 		n++
 	}
 	a.pending = append(a.pending[:0], a.pending[n:]...)
@@ -154,10 +180,10 @@ const flushWithin = time.Second
 
 // askDurable asks, while there is something to learn, what the replica's disk has.
 func (a *Applier) askDurable(ctx context.Context) error {
-	if len(a.pending) == 0 || a.eager == nil && (a.batch.open || a.txn != nil) {
+	if len(a.pending) == 0 || a.backlog.closing != nil || a.eager == nil && (a.batch.open || a.txn != nil) {
 		return nil
 	}
-	if a.eager == nil && time.Since(a.busy) > flushWithin {
+	if a.eager == nil && min(time.Since(a.busy), time.Since(a.noted)) > flushWithin {
 		return a.forceDurable(ctx)
 	}
 	return a.askWhere(func(_, flushed frame.LSN) { a.flushed(flushed) })
@@ -171,24 +197,19 @@ func (a *Applier) forceDurable(ctx context.Context) error {
 	if err := a.out.idle(); err != nil {
 		return err
 	}
-	_, err := a.conn.Exec(ctx, `
-		BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'hawser.flush', ''); COMMIT`)
-	if err != nil {
-		return fmt.Errorf("make the replica's position durable: %w", err)
+	if err := a.flushAll(ctx); err != nil {
+		return err
 	}
-	a.durable, a.pending = a.position, a.pending[:0]
+	a.durable, a.pending = max(a.durable, a.pending[len(a.pending)-1].source), a.pending[:0]
 	return nil
 }
 
-// acknowledge reports progress. Durable may pass over stretches of WAL that hold
-// nothing of this database only when nothing before them is still on its way.
+// acknowledge reports progress. Durable passes over stretches of WAL that hold nothing
+// of this database when noteReached has stored that.
 func (a *Applier) acknowledge(ack func(frame.Ack)) {
 	now := frame.Ack{Received: a.received, Visible: a.position, Durable: a.durable}
 	if a.txn == nil && !a.batch.open {
 		now.Visible = max(now.Visible, a.reached)
-		if len(a.pending) == 0 {
-			now.Durable = max(now.Durable, a.reached)
-		}
 	}
 	now.Received = max(now.Received, now.Visible)
 	if now != a.lastAck {

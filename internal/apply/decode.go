@@ -49,6 +49,9 @@ func (a *Applier) record(ctx context.Context, r frame.Record, more bool) error {
 	}
 	switch m := msg.(type) {
 	case *pgoutput.Begin:
+		if err := a.meetTransaction(m.XID, frame.LSN(m.FinalLSN)); err != nil {
+			return err
+		}
 		if err := a.meetBarrier(ctx, m.XID, frame.LSN(m.FinalLSN)); err != nil {
 			return err
 		}
@@ -68,7 +71,7 @@ func notUnderstood(lsn frame.LSN, err error) error {
 
 // begin starts a source transaction whose commit record lies at final.
 func (a *Applier) begin(xid uint32, final frame.LSN, streamed bool) {
-	a.txn = &transaction{xid: xid, skip: final < a.position, lsn: final, streamed: streamed}
+	a.txn = &transaction{xid: xid, skip: final < a.position, lsn: final, commit: final, streamed: streamed}
 	a.cfg.Replayer.Reset()
 }
 
@@ -84,15 +87,18 @@ func (a *Applier) commit(ctx context.Context, end frame.LSN, at time.Time, more 
 		}
 	}
 	a.batch.end, a.batch.at = end, at
+	a.batch.commit, a.batch.xid = a.txn.commit, a.txn.xid
 	a.batch.ddl = a.batch.ddl || a.txn.ddl
 	if !a.txn.skip {
 		a.stats.transactions.Add(1)
 	}
-	a.busy = time.Now()
+	a.busy, a.backlog.last = time.Now(), at
+	a.out.rows = a.backlog.rows()
 	// settleBatch must not see a transaction: it is whole.
 	txn := a.txn
 	a.txn = nil
-	if err := a.settleBatch(ctx, more); err != nil {
+	// A replica that is behind waits for the next tick: more will come.
+	if err := a.settleBatch(ctx, more || a.backlog.behind()); err != nil {
 		a.txn = txn
 		return err
 	}
@@ -189,7 +195,16 @@ func (a *Applier) ddl(ctx context.Context, content []byte) error {
 
 // heartbeat moves the position on while nothing of the database is written.
 func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
+	if !h.At.IsZero() {
+		a.backlog.heard = h.At
+		if a.txn == nil && a.batch.end == 0 && a.backlog.closing == nil {
+			a.backlog.last = h.At // nothing came before it that is not applied
+		}
+	}
 	if h.Snapshot != "" {
+		if err := a.meetSlot(h.End); err != nil {
+			return err
+		}
 		s, err := frame.ParseSnapshot(h.Snapshot)
 		if err != nil {
 			return err
@@ -205,6 +220,9 @@ func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
 		return nil
 	}
 	if h.End > 0 {
+		if a.expected && h.End >= a.last.End {
+			return a.otherHistory("has none there")
+		}
 		if err := a.settleBatch(ctx, false); err != nil {
 			return err
 		}
@@ -258,9 +276,12 @@ func (a *Applier) streamAbort(ctx context.Context, m *pgoutput.StreamAbort) erro
 
 // streamCommit applies a spooled transaction in its place in the commit order.
 func (a *Applier) streamCommit(ctx context.Context, m *pgoutput.StreamCommit, more bool) error {
+	if err := a.meetTransaction(m.XID, frame.LSN(m.CommitLSN)); err != nil {
+		return err
+	}
 	if s := a.spools[m.XID]; a.eager != nil && a.eager.spool == s && frame.LSN(m.CommitLSN) >= a.position {
 		a.eager = nil
-		a.txn.lsn = frame.LSN(m.CommitLSN)
+		a.txn.lsn, a.txn.commit = frame.LSN(m.CommitLSN), frame.LSN(m.CommitLSN)
 		delete(a.spools, m.XID)
 		if err := s.discard(); err != nil {
 			return err

@@ -39,13 +39,12 @@ const (
 	setRows, fewRows = 64, 8
 	// setParams bounds a statement's parameters: wide tables get fewer rows.
 	setParams = 1024
-	// netRows are held of one table at most. The server works on them while the next
-	// ones are decoded.
-	netRows = 4096
 	// heldBytes bounds what is held of all tables, unless the link has less. A row above
-	// wideRow is not held.
-	heldBytes = 8 << 20
-	wideRow   = 256 << 10
+	// wideRow is not held. A row and each of its values take a few bytes beside their own.
+	heldBytes  = 8 << 20
+	wideRow    = 256 << 10
+	rowBytes   = 96
+	valueBytes = 24
 )
 
 type gather struct {
@@ -68,6 +67,7 @@ type heldRow struct {
 	verb  verb
 	first int    // its first cell
 	sent  uint64 // of an UPDATE: the columns with a value
+	order uint64 // of the key, for sort
 }
 
 type verb byte
@@ -111,7 +111,8 @@ func wide(row []pgoutput.Column) bool {
 
 // add holds a change that is the first of its key.
 func (g *gather) add(v verb, row []pgoutput.Column, sent uint64) {
-	g.rows = append(g.rows, heldRow{v, len(g.cells), sent})
+	g.rows = append(g.rows, heldRow{verb: v, first: len(g.cells), sent: sent})
+	g.bytes += rowBytes + valueBytes*len(row)
 	for i, c := range row {
 		if v == deleted && !slices.Contains(g.rel.target.key, i) {
 			c = pgoutput.Column{}
@@ -232,7 +233,7 @@ func (w *writer) hold(g *gather, take func() bool) error {
 	switch {
 	case w.held >= w.most:
 		return w.settle()
-	case g.byKey == nil && len(g.rows) >= g.most(setKey{verb: inserted}), len(g.rows) >= netRows:
+	case g.byKey == nil && w.turn == nil && len(g.rows) >= g.most(setKey{verb: inserted}), len(g.rows) >= w.rows:
 		return w.drop(g)
 	}
 	return nil
@@ -306,20 +307,37 @@ func (w *writer) drop(g *gather) error {
 	return nil
 }
 
-// sort brings net changes into the order in which they are written.
+// sort brings net changes into the order in which they are written. Rows that compare
+// the same stay in the order in which they came.
 func (g *gather) sort(rows []heldRow, cells [][]byte) {
-	slices.SortStableFunc(rows, func(x, y heldRow) int {
-		if c := cmp.Or(cmp.Compare(x.verb, y.verb), cmp.Compare(x.sent, y.sent)); c != 0 || x.verb == inserted {
+	key := g.rel.target.key
+	for i := range rows {
+		if h := &rows[i]; h.verb != inserted {
+			h.order = orderOf(cells[h.first+key[0]])
+		}
+	}
+	slices.SortFunc(rows, func(x, y heldRow) int {
+		if c := cmp.Or(cmp.Compare(x.verb, y.verb), cmp.Compare(x.sent, y.sent), cmp.Compare(x.order, y.order)); c != 0 {
 			return c
 		}
-		for _, i := range g.rel.target.key { // numbers in their order, as near as text comes to that
-			a, b := cells[x.first+i], cells[y.first+i]
-			if c := cmp.Or(cmp.Compare(len(a), len(b)), bytes.Compare(a, b)); c != 0 {
-				return c
+		if x.verb != inserted {
+			for _, i := range key { // numbers in their order, as near as text comes to that
+				a, b := cells[x.first+i], cells[y.first+i]
+				if c := cmp.Or(cmp.Compare(len(a), len(b)), bytes.Compare(a, b)); c != 0 {
+					return c
+				}
 			}
 		}
-		return 0
+		return cmp.Compare(x.first, y.first)
 	})
+}
+
+// orderOf is what decides most comparisons of a value: its length and its first bytes.
+func orderOf(v []byte) uint64 {
+	var first [8]byte
+	copy(first[1:], v)
+	first[0] = byte(min(len(v), 255))
+	return binary.BigEndian.Uint64(first[:])
 }
 
 // writeAlike writes changes of one kind.
@@ -436,7 +454,7 @@ func (g *gather) sql(kind setKey) (sql string, oids []uint32) {
 		if n < len(t.key) {
 			match = append(match, "t."+t.columns[i].name+" "+t.columns[i].equals()+" "+value(n))
 		} else {
-			sets = append(sets, t.columns[i].name+" = "+value(n))
+			sets = append(sets, t.columns[i].name+" = "+t.columns[i].value("t", value(n)))
 		}
 	}
 	where, from := strings.Join(match, " AND "), ""

@@ -261,7 +261,7 @@ func TestManyAlike(t *testing.T) {
 	defer func() { _ = end() }()
 	s := &side{oid: tableNet, rows: map[[2]string][2]cell{}}
 	key := func(i int) [2]string { return [2]string{strconv.Itoa(i), "k"} }
-	const n = 2*netRows + 75
+	const n = 2*leastRows + 75
 	for i := range n {
 		s.insert(key(i), [2]cell{text("v"), text(strings.Repeat("w", 100))})
 	}

@@ -42,9 +42,10 @@ type target struct {
 type column struct {
 	name      string // quoted
 	attnum    int16
-	oid       uint32 // type on the replica
+	oid       uint32 // type on the replica, of a domain the one below it: a parameter's value is checked by no domain
 	generated bool
 	always    bool   // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
+	lenient   string // its domain, when that has a check which older values need not meet
 	equal     string // the equality of its type that an index may serve; "" when there is none
 }
 
@@ -55,6 +56,16 @@ func (c column) equals() string {
 		return "OPERATOR(pg_catalog.=)"
 	}
 	return c.equal
+}
+
+// value is what an UPDATE sets the column of a row to. An old value stays as it is
+// where a domain would refuse it as a new one.
+func (c column) value(row, parameter string) string {
+	if c.lenient == "" {
+		return parameter
+	}
+	old := row + "." + c.name
+	return "CASE WHEN " + old + "::text = " + parameter + "::text THEN " + old + " ELSE " + parameter + "::" + c.lenient + " END"
 }
 
 // maxStatements bounds the prepared statements of one table; a table whose
@@ -112,7 +123,8 @@ func (w *writer) own(sql string) *statement {
 }
 
 const sqlTarget = `
-SELECT c.oid, a.attname, a.attnum, a.atttypid, a.attgenerated <> '', a.attidentity = 'a',
+SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0), coalesce(a.attgenerated <> '', false), coalesce(a.attidentity = 'a', false),
+       CASE WHEN b.lenient THEN format_type(a.atttypid, NULL) ELSE '' END,
        coalesce((SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname)
                  FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
                  JOIN pg_amop f ON f.amopfamily = o.opcfamily AND f.amopstrategy = 3 AND f.amoplefttype = o.opcintype AND f.amoprighttype = o.opcintype
@@ -123,12 +135,13 @@ SELECT c.oid, a.attname, a.attnum, a.atttypid, a.attgenerated <> '', a.attidenti
        (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion))
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-CROSS JOIN LATERAL (
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN LATERAL (
 	WITH RECURSIVE d AS (
 		SELECT a.atttypid AS oid UNION ALL SELECT y.typbasetype FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype = 'd')
-	SELECT y.oid AS base FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd'
-) b
+	SELECT y.oid AS base, EXISTS (SELECT FROM d JOIN pg_constraint x ON x.contypid = d.oid AND NOT x.convalidated) AS lenient
+	FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd'
+) b ON true
 LEFT JOIN LATERAL (
 	SELECT i.indkey FROM pg_index i
 	WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
@@ -186,6 +199,8 @@ type columnFound struct {
 	alone  bool   // the table has one index that is unique or excludes
 }
 
+// lookUp finds a table's columns by their names, and one without a name where the
+// table has no column. None: there is no such table.
 func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFound, error) {
 	byName := map[string]columnFound{}
 	rows, err := a.conn.Query(ctx, sqlTarget, r.def.Namespace, r.def.Name)
@@ -194,7 +209,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -208,12 +223,19 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 // match brings the replica's columns into the order of the stream's, and chooses
 // how a row is found.
 func match(r *relation, byName map[string]columnFound) (*target, error) {
-	if len(byName) == 0 && len(r.def.Columns) > 0 {
+	if len(byName) == 0 {
 		return nil, problem.New("table-missing", "table "+r.quoted, "it has changes on the primary and does not exist on the replica",
 			"create it on the replica as it is on the primary, then hawser link resume NAME")
 	}
 	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}, sets: map[setKey]*statement{}}
 	net := len(r.def.Columns) <= maxNetColumns
+	for _, f := range byName { // of the table, each says the same
+		t.oid, t.rows, t.checks = f.table, "ONLY "+r.quoted, f.checks
+		if f.kind == "p" {
+			t.rows = r.quoted
+		}
+		net = net && f.kind == "r" && f.alone && !f.checks
+	}
 	var flagged, unique []int
 	for i, c := range r.def.Columns {
 		f, ok := byName[c.Name]
@@ -221,11 +243,6 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 			return nil, problem.New("column-missing", "column "+postgres.QuoteIdent(c.Name)+" of table "+r.quoted,
 				"it exists on the primary and not on the replica", "add it on the replica as it is on the primary, then hawser link resume NAME")
 		}
-		t.oid, t.rows, t.checks = f.table, "ONLY "+r.quoted, f.checks
-		if f.kind == "p" {
-			t.rows = r.quoted
-		}
-		net = net && f.kind == "r" && f.alone && !f.checks
 		t.columns = append(t.columns, f.column)
 		if c.Key {
 			flagged = append(flagged, i)
@@ -337,7 +354,7 @@ func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) e
 		if c.generated || c.always || m.New[i].Kind == pgoutput.Unchanged {
 			continue
 		}
-		sets = append(sets, c.name+" = "+b.param(c, m.New[i]))
+		sets = append(sets, c.name+" = "+c.value("t", b.param(c, m.New[i])))
 	}
 	if len(sets) == 0 {
 		return nil
@@ -451,7 +468,7 @@ func (a *Applier) replace(ctx context.Context, r *relation, old, row []pgoutput.
 		if row[i].Kind == pgoutput.Unchanged {
 			values = append(values, "old."+c.name)
 		} else {
-			values = append(values, b.param(c, row[i]))
+			values = append(values, c.value("old", b.param(c, row[i])))
 		}
 	}
 	b.WriteString(" (" + strings.Join(names, ", ") + ") OVERRIDING SYSTEM VALUE SELECT " + strings.Join(values, ", ") + " FROM old")
@@ -515,8 +532,8 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 			equal = append(equal, "i."+c.name+" "+c.equal+" "+p)
 		}
 	}
-	if len(same) == 0 {
-		return problem.New("key-missing", "table "+r.quoted, "it has no column by which a row could be found", "add a primary key on the primary")
+	if len(same) == 0 { // no column, or none that is sent: all rows are the same
+		same = append(same, "true")
 	}
 	where := strings.Join(append(equal, same...), " AND ")
 	b.WriteString(" WHERE t.ctid = (SELECT i.ctid FROM ONLY " + r.quoted + " AS i WHERE " + where + " LIMIT 1)")

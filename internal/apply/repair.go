@@ -153,6 +153,11 @@ func (a *Applier) Repair(ctx context.Context, snapshot frame.Snapshot, until fra
 					return err
 				}
 			}
+			// Transactions that were withheld whole opened none here, and so left the stored
+			// position in front of them; the rows have their effect from now on.
+			if _, err := tx.Exec(ctx, catalog.SQLSetPosition, a.cfg.Origin, a.position.String(), a.last.Commit.String(), int64(a.last.XID)); err != nil {
+				return err
+			}
 			return catalog.ForgetRepairs(ctx, tx, a.cfg.ID)
 		})
 		if err != nil {

@@ -156,6 +156,8 @@ func (a *Applier) route(ctx context.Context, id uint32, payload []byte, apply fu
 	}
 	t := a.seeds.tables[id]
 	switch {
+	case t == nil && a.seeds.schemaSees(a.txn.xid):
+		return nil // the table was gone, or out of the link, when the schema was taken
 	case t == nil:
 		return apply(r)
 	case t.State == catalog.Pending:
@@ -304,9 +306,9 @@ func (a *Applier) Gone(ctx context.Context, oid uint32) error {
 
 // SeedingDone says that the copy is complete and recorded as such.
 func (a *Applier) SeedingDone(ctx context.Context) error {
-	return a.do(ctx, func(context.Context) error {
+	return a.do(ctx, func(ctx context.Context) error {
 		a.seeds.active, a.seeds.schema, a.seeds.skipped = false, frame.Snapshot{}, map[uint64]bool{}
-		return nil
+		return a.forgetTargets(ctx) // the tables have got their last constraints
 	})
 }
 
@@ -374,10 +376,9 @@ func (a *Applier) drained(ctx context.Context, oid uint32, rel *relation, rows [
 		return err
 	}
 	a.batch = batch{}
-	return a.askWhere(func(insert, flushed frame.LSN) {
-		a.pending = append(a.pending, commitMark{a.position, insert})
-		a.flushed(flushed)
-	})
+	// The stored position has not moved: there is nothing more to confirm. (a.position may
+	// be beyond it, by transactions that held nothing for this replica.)
+	return a.out.idle()
 }
 
 type deferredRow struct {

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// groupStatements and groupBytes close a group of pipelined statements. Two
-	// groups are under way at most, which bounds both sides' buffers.
+	// groupStatements and groupBytes close a group of pipelined statements. How many
+	// groups may be under way bounds both sides' buffers.
 	groupStatements = 512
 	groupBytes      = 256 << 10
 )
@@ -33,8 +33,11 @@ type writer struct {
 
 	gathered []*gather // those that hold rows
 	held     int       // bytes in them
-	most     int       // of held
+	most     int       // of held, and of groups under way
+	rows     int       // of one table at most
 	late     error     // of rows that were written where no error could be returned
+
+	turn func() error // has to be done before anything is sent; not nil: nothing is, yet
 }
 
 // expectation is what the answer to one request must be.
@@ -58,7 +61,19 @@ type statement struct {
 	oids []uint32
 }
 
-func newWriter(conn *pgconn.PgConn) *writer { return &writer{conn: conn, most: heldBytes} }
+func newWriter(conn *pgconn.PgConn) *writer {
+	return &writer{conn: conn, most: heldBytes, rows: leastRows}
+}
+
+// first does what has to be done before anything is sent.
+func (w *writer) first() error {
+	if w.turn == nil {
+		return nil
+	}
+	turn := w.turn
+	w.turn = nil
+	return turn()
+}
 
 func (w *writer) start() {
 	if w.pipe == nil {
@@ -69,6 +84,9 @@ func (w *writer) start() {
 
 // prepare makes a statement on the server; an error shows up with the answers.
 func (w *writer) prepare(sql string, oids []uint32, what *doing) *statement {
+	if err := w.first(); err != nil && w.late == nil {
+		w.late = err
+	}
 	w.start()
 	w.names++
 	s := &statement{name: "h" + strconv.Itoa(w.names), sql: sql, oids: oids}
@@ -93,7 +111,14 @@ func (w *writer) exec(s *statement, values [][]byte, want expectation) error {
 	return w.send(s, values, want)
 }
 
+// send queues a prepared statement before the rows that are held.
 func (w *writer) send(s *statement, values [][]byte, want expectation) error {
+	if err := w.first(); err != nil {
+		return err
+	}
+	if w.late != nil {
+		return w.late
+	}
 	w.start()
 	w.pipe.SendQueryPrepared(s.name, values, nil, nil)
 	size := 0
@@ -118,7 +143,7 @@ func (w *writer) flush() error {
 	}
 	w.groups = append(w.groups, w.open)
 	w.open, w.bytes = 0, 0
-	if len(w.groups) < 2 {
+	if len(w.groups) < max(2, w.most/groupBytes) {
 		return nil
 	}
 	n := w.groups[0]
@@ -132,11 +157,8 @@ func (w *writer) push(e expectation, size int) {
 	w.bytes += size
 }
 
-// answered waits for every answer: all that was asked for did happen as it should.
-func (w *writer) answered() error {
-	if err := w.settle(); err != nil {
-		return err
-	}
+// await waits for every answer: all that was asked for did happen as it should.
+func (w *writer) await() error {
 	if len(w.queue) == 0 {
 		return nil
 	}
@@ -148,11 +170,20 @@ func (w *writer) answered() error {
 	return w.read(len(w.queue))
 }
 
-// idle waits for every answer and leaves the connection free for other use.
+// idle writes what is held, waits for every answer and leaves the connection free for
+// other use.
 func (w *writer) idle() error {
 	if err := w.settle(); err != nil {
 		return err
 	}
+	if err := w.first(); err != nil {
+		return err
+	}
+	return w.rest()
+}
+
+// rest is idle but for what is held, or left to be committed.
+func (w *writer) rest() error {
 	if w.pipe == nil {
 		return nil
 	}
@@ -246,10 +277,15 @@ func failed(d *doing, err error) error {
 	if d != nil {
 		object = d.String()
 	}
+	if pg.Code == diskFull {
+		return problem.New("replica-disk-full", "the replica's disk", "it is full", "free space there; the link goes on by itself").Retry().Because(err)
+	}
 	p := problem.New("statement-failed", object, "the replica refused a change", remedyFor(pg)).Because(err)
 	p.Retryable = retryable(pg)
 	return p
 }
+
+const diskFull = "53100"
 
 // retryable tells what passes by itself: lost connections, shutdowns, resources,
 // deadlocks and lock time-outs.
@@ -263,8 +299,6 @@ func retryable(pg *pgconn.PgError) bool {
 
 func remedyFor(pg *pgconn.PgError) string {
 	switch pg.Code {
-	case "53100":
-		return "free space on the replica's disk; the link goes on by itself"
 	case "42P01":
 		return "create the table on the replica as it is on the primary, then hawser link resume NAME"
 	case "42703":

@@ -30,9 +30,14 @@ import (
 const (
 	// heartbeatEvery bounds how long the secondary waits to hear of the primary.
 	heartbeatEvery = time.Second
+	// beatEvery is less, so that a sequence is on the secondary within a second.
+	beatEvery = 800 * time.Millisecond
 	// statusEvery is how often the slot is told of progress; far below the
 	// server's wal_sender_timeout, which ends a silent connection.
 	statusEvery = 200 * time.Millisecond
+	// quietBeats is how many of heartbeatEvery pass without a status while the primary
+	// writes nothing.
+	quietBeats = 5
 	// batchBytes is the size at which a batch is full. While the sink blocks, one
 	// batch is being sent and one is being filled, so this bounds the memory too.
 	batchBytes = 512 << 10
@@ -80,12 +85,18 @@ func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.
 	}
 	defer sql.Close(context.WithoutCancel(ctx))
 
-	r := &run{Capture: c, conn: conn, sql: sql, sink: sink, confirmed: frame.Ack{
-		Received: start.Position, Durable: start.Position, Visible: start.Position}}
+	confirmed, err := meetSlot(ctx, sql, c.cfg, start.Position)
+	if err != nil {
+		return err
+	}
+	// A slot does not go back: the secondary asks for its last transaction once more,
+	// which the slot may have confirmed.
+	floor := max(start.Position, confirmed)
+	r := &run{Capture: c, conn: conn, sql: sql, sink: sink, confirmed: frame.Ack{Received: floor, Durable: floor, Visible: floor}, asked: make(chan struct{}, 1)}
 	r.batch.init()
 	// The first heartbeat brings a snapshot: the secondary needs one to know the
-	// epoch of the transaction ids that follow.
-	if err := r.beat(ctx); err != nil {
+	// epoch of the transaction ids that follow. Its End is where the slot stands.
+	if err := r.beat(ctx, confirmed); err != nil {
 		return err
 	}
 	if err := r.start(ctx, start.Position); err != nil {
@@ -108,8 +119,9 @@ type run struct {
 	sink frame.Sink
 
 	batch     batch
-	sendMu    sync.Mutex // one frame at a time
-	confirmed frame.Ack  // owned by confirm
+	sendMu    sync.Mutex    // one frame at a time
+	confirmed frame.Ack     // owned by confirm
+	asked     chan struct{} // the server wants a status now
 	sequences sequences
 	insert    string // where WAL ended at the last heartbeat
 }
@@ -158,11 +170,14 @@ func slotProblem(name string, err error) error {
 // receive reads the replication connection and fills the batch. It blocks when
 // the batch is full, and TCP's flow control then holds the server.
 func (r *run) receive(ctx context.Context) error {
+	// A context that pgx watches costs more than the message; so the end of ctx ends the
+	// connection's reads.
+	defer context.AfterFunc(ctx, func() { _ = r.conn.Conn().SetReadDeadline(time.Now()) })()
 	for {
 		if r.conn.Frontend().ReadBufferLen() == 0 {
 			time.Sleep(r.batch.rest()) // at most a pace
 		}
-		msg, err := r.conn.ReceiveMessage(ctx)
+		msg, err := r.conn.ReceiveMessage(context.Background())
 		if err != nil {
 			return fmt.Errorf("read the replication stream: %w", err)
 		}
@@ -195,6 +210,12 @@ func (r *run) copyData(data []byte) error {
 		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(data[1:])
 		if err != nil {
 			return fmt.Errorf("read a keepalive: %w", err)
+		}
+		if k.ReplyRequested {
+			select {
+			case r.asked <- struct{}{}:
+			default: // confirm has not answered the last one yet
+			}
 		}
 		return r.batch.keepalive(frame.LSN(k.ServerWALEnd))
 	default:
@@ -235,28 +256,47 @@ func (r *run) send(ctx context.Context, f frame.Frame) error {
 }
 
 func (r *run) heartbeats(ctx context.Context) error {
-	tick := time.NewTicker(heartbeatEvery)
+	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			if err := r.beat(ctx); err != nil {
+			if err := r.beat(ctx, 0); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// beat sends the clock, a snapshot, the lag, and the sequences that moved. Its
+const sqlWhere = `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text, pg_current_snapshot()::text`
+
+// beat sends the sequences that moved, the clock, a snapshot and the lag. The sequences
+// come first: the secondary sets them when it reads the rest. Once the stream runs its
 // End is 0: only the replication connection knows what was sent before it.
-func (r *run) beat(ctx context.Context) error {
+func (r *run) beat(ctx context.Context, end frame.LSN) error {
 	var insert, flushed, snapshot string
-	err := r.sql.QueryRow(ctx, `
-		SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text, pg_current_snapshot()::text`).Scan(&insert, &flushed, &snapshot)
+	where := func(row pgx.Row) error { return row.Scan(&insert, &flushed, &snapshot) }
+	var sequences []frame.SequenceValue
+	var both pgx.Batch // one round trip
+	both.Queue(sqlLastValues).Query(func(rows pgx.Rows) (err error) { sequences, err = lastValues(rows); return err })
+	both.Queue(sqlWhere).QueryRow(where)
+	err := r.sql.SendBatch(ctx, &both).Close()
+	var moved []frame.SequenceValue
+	if err == nil {
+		moved, err = r.sequences.moved(ctx, r.sql, sequences)
+	}
+	if beingChanged(err) {
+		err = where(r.sql.QueryRow(ctx, sqlWhere)) // the next beat asks for the sequences again
+	}
 	if err != nil {
-		return fmt.Errorf("ask the primary for its position: %w", err)
+		return fmt.Errorf("ask the primary for its position and its sequences: %w", err)
+	}
+	if len(moved) > 0 {
+		if err := r.send(ctx, frame.Sequences{Values: moved}); err != nil {
+			return err
+		}
 	}
 	now := time.Now()
 	lsn, err := frame.ParseLSN(flushed)
@@ -268,10 +308,7 @@ func (r *run) beat(ctx context.Context) error {
 		return err
 	}
 	lag := r.lag.read(now)
-	if err := r.send(ctx, frame.Heartbeat{At: now, Snapshot: snapshot, LagBytes: lag.Bytes, LagSeconds: lag.Seconds}); err != nil {
-		return err
-	}
-	return r.sendSequences(ctx)
+	return r.send(ctx, frame.Heartbeat{End: end, At: now, Snapshot: snapshot, LagBytes: lag.Bytes, LagSeconds: lag.Seconds})
 }
 
 // flush has the server write out WAL that would stay in its buffers for long, as
@@ -292,10 +329,15 @@ func (r *run) flush(ctx context.Context, insert, flushed string) error {
 // confirm tells the server what the secondary has. It runs beside receive on the
 // same connection: one reads, one writes.
 func (r *run) confirm(ctx context.Context, acks <-chan frame.Ack) error {
-	tick := time.NewTicker(statusEvery)
-	defer tick.Stop()
-	asked := time.Time{}
-	for {
+	// A status follows an acknowledgement within statusEvery. A reply to it moves End on
+	// while nothing of this database is written; where nothing is written at all, the
+	// server need hear nothing for a while.
+	soon := time.NewTimer(statusEvery)
+	defer soon.Stop()
+	ask := time.NewTicker(heartbeatEvery)
+	defer ask.Stop()
+	told, waits, quiet := r.confirmed, true, 0
+	for asks := false; ; asks = false {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -305,17 +347,24 @@ func (r *run) confirm(ctx context.Context, acks <-chan frame.Ack) error {
 			}
 			r.confirmed = a
 			r.lag.acked(a, time.Now())
+			if a != told && !waits {
+				soon.Reset(statusEvery)
+				waits = true
+			}
 			continue
-		case now := <-tick.C:
-			// A reply moves End on while nothing of this database is written.
-			ask := now.Sub(asked) >= heartbeatEvery
-			if ask {
-				asked = now
+		case <-soon.C:
+			waits = false
+		case <-r.asked:
+		case <-ask.C:
+			if quiet++; r.confirmed.Received >= r.lag.reached() && quiet < quietBeats {
+				continue
 			}
-			if err := sendStatus(ctx, r.conn, r.confirmed, ask); err != nil {
-				return fmt.Errorf("confirm a position to the slot: %w", err)
-			}
+			asks, quiet = true, 0
 		}
+		if err := sendStatus(ctx, r.conn, r.confirmed, asks); err != nil {
+			return fmt.Errorf("confirm a position to the slot: %w", err)
+		}
+		told = r.confirmed
 	}
 }
 
@@ -336,6 +385,7 @@ func sendStatus(ctx context.Context, conn *pgconn.PgConn, a frame.Ack, ask bool)
 func session(cfg Config, purpose string) postgres.Session {
 	return postgres.Session{Database: cfg.Database, Purpose: cfg.Link + ":" + purpose, Settings: map[string]string{
 		"session_replication_role":      "replica",
+		postgres.AgentSetting:           "on",
 		"default_transaction_read_only": "off",
 		"statement_timeout":             "0",
 	}}

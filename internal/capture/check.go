@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -15,8 +16,9 @@ import (
 // named: the creation of a slot waits for it.
 const longTransaction = 60
 
-// Check tells whether the database can be captured, all findings at once.
-func Check(ctx context.Context, server *postgres.Server, database string) (problem.Findings, error) {
+// Check tells whether the tables of the database that f chooses can be captured, all
+// findings at once.
+func Check(ctx context.Context, server *postgres.Server, database string, f filter.Filter) (problem.Findings, error) {
 	info, err := server.Info(ctx)
 	if err != nil {
 		return nil, err
@@ -36,7 +38,7 @@ func Check(ctx context.Context, server *postgres.Server, database string) (probl
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	for _, check := range []func(context.Context, *pgx.Conn) (problem.Findings, error){
-		checkWALLevel, checkSlots, checkSenders, checkPrivileges, checkTransactions, checkCarried, checkIdentity,
+		checkWALLevel, checkSlots, checkSenders, checkPrivileges, checkTransactions,
 	} {
 		found, err := check(ctx, conn)
 		if err != nil {
@@ -44,7 +46,19 @@ func Check(ctx context.Context, server *postgres.Server, database string) (probl
 		}
 		out = append(out, found...)
 	}
-	return out, nil
+	likes, err := f.Likes()
+	if p, ok := problem.As(err); ok {
+		return append(out, p), nil
+	}
+	for _, check := range []func(context.Context, *pgx.Conn, filter.Likes) (problem.Findings, error){checkCarried, checkIdentity} {
+		found, err := check(ctx, conn, likes)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	found, err := checkChoice(ctx, conn, f)
+	return append(out, found...), err
 }
 
 func checkWALLevel(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
@@ -142,12 +156,35 @@ func checkPrepared(ctx context.Context, conn *pgx.Conn) (problem.Findings, error
 	return out, nil
 }
 
-// checkCarried names what logical decoding does not carry.
-func checkCarried(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
-	var out problem.Findings
+// NotCarried names, while a link runs, what logical decoding does not carry. Large
+// objects may have come since the link was validated. On a secondary, which has none, the
+// stream tells of those.
+func NotCarried(ctx context.Context, conn *pgx.Conn, f filter.Filter) (problem.Findings, error) {
+	likes, err := f.Likes()
+	if err != nil {
+		return nil, err
+	}
+	found, err := checkCarried(ctx, conn, likes)
+	for _, p := range found {
+		if p.Blocks() {
+			p.Severity = problem.Warning
+		}
+	}
+	if more := len(found) - namedTables; more > 0 {
+		found = append(found[:namedTables], problem.Warn("unlogged-table", fmt.Sprintf("%d more", more), "they are not carried either", "hawser link validate names them all"))
+	}
+	return found, err
+}
+
+// checkCarried names what logical decoding does not carry, large objects first.
+func checkCarried(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (problem.Findings, error) {
+	out, err := checkLargeObjects(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
 	rows, err := conn.Query(ctx, `
 		SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relpersistence = 'u' AND c.relkind IN ('r', 'p') AND n.nspname <> 'hawser' ORDER BY 1`)
+		WHERE c.relpersistence = 'u' AND c.relkind IN ('r', 'p') AND n.nspname <> 'hawser' AND `+filter.Params()+` ORDER BY 1`, likes.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("look for unlogged tables: %w", err)
 	}
@@ -159,16 +196,48 @@ func checkCarried(ctx context.Context, conn *pgx.Conn) (problem.Findings, error)
 		out = append(out, problem.Warn("unlogged-table", "table "+name,
 			"it is unlogged: its definition is carried, its rows are not", "ALTER TABLE "+name+" SET LOGGED;"))
 	}
-	var objects bool
-	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_largeobject_metadata)`).Scan(&objects); err != nil {
-		return nil, fmt.Errorf("look for large objects: %w", err)
+	unwritable, err := checkTypes(ctx, conn, likes)
+	return append(unwritable, out...), err
+}
+
+// checkTypes names columns of types that take no input: what the server itself wrote
+// into them nobody can write anew.
+func checkTypes(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (problem.Findings, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT format('%I.%I', n.nspname, c.relname), quote_ident(a.attname), t.typname::text
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped JOIN pg_type t ON t.oid = a.atttypid
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384 AND n.nspname NOT IN ('hawser', 'information_schema')
+		AND t.typnamespace = 'pg_catalog'::regnamespace AND t.typname IN ('pg_node_tree', 'pg_ndistinct', 'pg_dependencies', 'pg_mcv_list',
+			'pg_brin_bloom_summary', 'pg_brin_minmax_multi_summary', 'gtsvector') AND `+filter.Params()+` ORDER BY 1, 2`, likes.Args()...)
+	if err != nil {
+		return nil, fmt.Errorf("look for types that take no input: %w", err)
 	}
-	if objects {
-		out = append(out, problem.New("large-objects", "large objects",
-			"the database holds large objects; logical decoding does not carry them",
-			"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;"))
+	var out problem.Findings
+	var table, column, kind string
+	_, err = pgx.ForEachRow(rows, []any{&table, &column, &kind}, func() error {
+		out = append(out, problem.New("column-type", "column "+column+" of table "+table,
+			"nothing can be written into its type "+kind+", so its rows can't be carried",
+			"ALTER TABLE "+table+" ALTER COLUMN "+column+" TYPE text;"))
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for types that take no input: %w", err)
 	}
 	return out, nil
+}
+
+func checkLargeObjects(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	var n int
+	if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_largeobject_metadata`).Scan(&n); err != nil {
+		return nil, fmt.Errorf("look for large objects: %w", err)
+	}
+	if n == 0 {
+		return nil, nil
+	}
+	return problem.Findings{problem.New("large-objects", "large objects",
+		fmt.Sprintf("the database holds %d large objects; logical decoding does not carry them", n),
+		"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;")}, nil
 }
 
 // namedTables bounds the findings of one kind that need nobody's action.
@@ -176,8 +245,8 @@ const namedTables = 20
 
 // checkIdentity names the tables to which Install gives REPLICA IDENTITY FULL, since
 // their updates and deletes then write whole rows into the WAL.
-func checkIdentity(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
-	rows, err := conn.Query(ctx, `SELECT format('%I.%I', n.nspname, c.relname)`+withoutIdentity+` ORDER BY 1`)
+func checkIdentity(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (problem.Findings, error) {
+	rows, err := conn.Query(ctx, `SELECT format('%I.%I', n.nspname, c.relname)`+withoutIdentity+` AND `+filter.Params()+` ORDER BY 1`, likes.Args()...)
 	if err != nil {
 		return nil, fmt.Errorf("look for tables without a key: %w", err)
 	}

@@ -6,20 +6,29 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hawser/hawser/internal/filter"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
 // ddlVersion is the version of ddl.sql. A newer one in the database is left alone:
 // an older agent of the same database must not undo an upgrade.
-const ddlVersion = 2
+const ddlVersion = 3
 
 //go:embed ddl.sql
-var ddlSQL string
+var ddlText string
+
+// ddlSQL has what is worded in Go: the rule by which a link chooses tables, of a row f
+// of hawser.ddl_filter, and which table is bare of a replica identity.
+var ddlSQL = strings.NewReplacer(
+	"@CHOSEN@", filter.Chosen("f.in_schema", "f.in_table", "f.out_schema", "f.out_table"),
+	"@BARE@", bare).Replace(ddlText)
 
 // ddlTriggers are the event triggers that call ddl.sql's functions. Triggers of one
 // event fire in the byte order of their names. The exclamation mark puts Hawser's
@@ -82,7 +91,7 @@ func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 				LOOP
 					EXECUTE format('DROP FUNCTION %s', f);
 				END LOOP;
-				DROP TABLE IF EXISTS hawser.ddl_capture, hawser.ddl_seen;
+				DROP TABLE IF EXISTS hawser.ddl_capture, hawser.ddl_seen, hawser.ddl_filter;
 			END $$`)
 		return err
 	})
@@ -90,8 +99,9 @@ func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // SweepDDL writes into the stream what changed since its last call, or InstallDDL's,
-// without firing an event trigger: owners (REASSIGN OWNED), event triggers, and the
-// settings of the database and of roles in it. Call it now and then, at least every
+// without firing an event trigger: owners (REASSIGN OWNED), event triggers, the
+// settings of the database and of roles in it, its privileges, comment and connection
+// limit, and roles that it names. Call it now and then, at least every
 // minute, and before a planned failover.
 func SweepDDL(ctx context.Context, conn *pgx.Conn) (changes int, err error) {
 	err = quietly(ctx, conn, func(tx pgx.Tx) error {
@@ -123,6 +133,7 @@ func quietly(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, sql := range []string{
 			`SET LOCAL session_replication_role = replica`,
+			`SET LOCAL ` + postgres.AgentSetting + ` = on`,
 			`SET LOCAL search_path = pg_catalog, pg_temp`,
 			`SET LOCAL standard_conforming_strings = on`,
 			`SELECT pg_advisory_xact_lock(hashtext('hawser.ddl'))`,
@@ -186,8 +197,11 @@ func writeTriggers(ctx context.Context, tx pgx.Tx) error {
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 			_, err = tx.Exec(ctx, `CREATE EVENT TRIGGER `+name+` ON `+t.event+t.filter+` EXECUTE FUNCTION hawser.`+t.function+`()`)
-		case err == nil && enabled != "O":
-			_, err = tx.Exec(ctx, `ALTER EVENT TRIGGER `+name+` ENABLE`)
+			enabled = "O"
+		}
+		// A session whose triggers rest gives commands too; only our own are left out.
+		if err == nil && enabled != "A" {
+			_, err = tx.Exec(ctx, `ALTER EVENT TRIGGER `+name+` ENABLE ALWAYS`)
 		}
 		if err != nil {
 			return err
@@ -196,13 +210,13 @@ func writeTriggers(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// EnsureReplicaIdentity gives every table that has none a replica identity, so that
+// EnsureReplicaIdentity gives every published table that has none a replica identity, so that
 // users' UPDATE and DELETE pass once the tables are published. It takes one table at
 // a time and waits for its lock for two seconds at most; a table that is in use is
 // tried again until ctx ends. InstallDDL must have been called.
 func EnsureReplicaIdentity(ctx context.Context, conn *pgx.Conn) error {
 	return eachTable(ctx, conn, "set replica identities", `
-		SELECT c.oid, n.nspname, c.relname, ''`+withoutIdentity,
+		SELECT c.oid, n.nspname, c.relname, ''`+withoutIdentity+` AND hawser.ddl_published(c.oid)`,
 		func(t changedTable) error {
 			_, err := conn.Exec(ctx, `SELECT hawser.ddl_identity(ARRAY[$1::oid])`, t.OID)
 			return err
@@ -213,7 +227,10 @@ func EnsureReplicaIdentity(ctx context.Context, conn *pgx.Conn) error {
 const withoutIdentity = ` FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
 		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
-		AND (c.relreplident = 'n'
+		AND ` + bare
+
+// bare is a table c of which that is true.
+const bare = `(c.relreplident = 'n'
 			OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
 			OR c.relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident))`
 

@@ -30,6 +30,17 @@ CREATE UNLOGGED TABLE IF NOT EXISTS hawser.ddl_seen (
 	PRIMARY KEY (kind, class, id, name)
 );
 
+-- How each link chooses its tables; one that has no row here, or carries the whole
+-- database, publishes all of them. The patterns are SQL's, of schema and table.
+CREATE TABLE IF NOT EXISTS hawser.ddl_filter (
+	link       text PRIMARY KEY,
+	whole      boolean NOT NULL,
+	in_schema  text[] NOT NULL,
+	in_table   text[] NOT NULL,
+	out_schema text[] NOT NULL,
+	out_table  text[] NOT NULL
+);
+
 -- Before this, InstallDDL makes hawser.replica_identity: the tables whose replica
 -- identity Hawser changed, and what it was.
 
@@ -39,9 +50,22 @@ CREATE UNLOGGED TABLE IF NOT EXISTS hawser.ddl_seen (
 CREATE OR REPLACE FUNCTION hawser.ddl_caller() RETURNS event_trigger
 LANGUAGE plpgsql AS $f$
 BEGIN
+	IF pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica'
+	AND pg_catalog.current_setting('hawser.agent', true) OPERATOR(pg_catalog.=) 'on' THEN
+		RETURN; -- as hawser.ddl_agent
+	END IF;
 	PERFORM pg_catalog.set_config('hawser.ddl_caller', pg_catalog.json_build_object(
 		'role', current_user, 'path', pg_catalog.current_setting('search_path'),
 		'schema', pg_catalog.current_schema())::pg_catalog.text, true);
+END $f$;
+
+-- hawser.ddl_agent knows the agents' own commands. The triggers are ENABLE ALWAYS, for a
+-- user's session with triggers at rest, as a restore's, has commands for the other side
+-- too; so they fire for an applier and for what Hawser keeps here.
+CREATE OR REPLACE FUNCTION hawser.ddl_agent() RETURNS boolean
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN current_setting('session_replication_role') = 'replica' AND coalesce(current_setting('hawser.agent', true), '') = 'on';
 END $f$;
 
 -- hawser.ddl_stack is PG_CONTEXT without the trigger function's own line. It is
@@ -209,6 +233,103 @@ BEGIN
 	WHERE current_setting(s, true) IS NOT NULL);
 END $f$;
 
+-- hawser.ddl_published tells whether some link publishes a table, or would if its
+-- publication were there already.
+CREATE OR REPLACE FUNCTION hawser.ddl_published(id oid) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN NOT EXISTS (SELECT FROM hawser.ddl_filter)
+		OR EXISTS (SELECT FROM hawser.ddl_filter f WHERE f.whole)
+		OR EXISTS (SELECT FROM pg_publication p WHERE p.pubname LIKE 'hawser|_%' ESCAPE '|' AND (p.puballtables
+			OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = id)));
+END $f$;
+
+-- hawser.ddl_publish alters a link's publication. No event trigger hears of it.
+CREATE OR REPLACE FUNCTION hawser.ddl_publish(publication text, verb text, relation text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET session_replication_role = replica SET hawser.agent = 'on' AS $f$
+BEGIN
+	EXECUTE format('ALTER PUBLICATION %I %s TABLE ONLY %s', publication, verb, relation);
+END $f$;
+
+-- hawser.ddl_choose brings the publications of the links that choose their tables to
+-- where their patterns want them, for the tables named or for all (NULL), and returns
+-- what came in and what went out. The rows of what came in are in nobody's stream, so
+-- they are to be copied, but for a table that is fresh: made by the command at hand.
+--
+-- apart keeps writers out until the transaction ends: decoding learns of a publication's
+-- change by the table, and would go on as before for a transaction that had written to
+-- the table already. What renames a table holds that lock anyway; to rename its schema
+-- takes none on it. A table that will need another replica identity is held alone, since
+-- to publish it without one would make users' updates fail.
+CREATE OR REPLACE FUNCTION hawser.ddl_choose(relids oid[], fresh oid[], apart boolean) RETURNS jsonb
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE
+	changes jsonb := '[]';
+	f       hawser.ddl_filter;
+	r       record;
+	name    text;
+BEGIN
+	FOR f IN
+		SELECT * FROM hawser.ddl_filter l WHERE NOT l.whole
+		AND EXISTS (SELECT FROM pg_publication p WHERE p.pubname = 'hawser_' || l.link) ORDER BY l.link
+	LOOP
+		FOR r IN
+			SELECT t.oid, t.nspname, t.relname, t.wanted, t.bare FROM (
+				SELECT c.oid, n.nspname, c.relname, @CHOSEN@ AS wanted,
+					@BARE@ AS bare, EXISTS (
+					SELECT FROM pg_publication_rel g JOIN pg_publication p ON p.oid = g.prpubid
+					WHERE g.prrelid = c.oid AND p.pubname = 'hawser_' || f.link) AS published
+				FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+				WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
+				AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
+				AND (relids IS NULL OR c.oid = ANY (relids))) t
+			WHERE t.wanted <> t.published ORDER BY t.oid
+		LOOP
+			name := format('%I.%I', r.nspname, r.relname);
+			IF r.wanted AND r.bare THEN
+				EXECUTE 'LOCK TABLE ONLY ' || name || ' IN ACCESS EXCLUSIVE MODE';
+			ELSIF apart THEN
+				EXECUTE 'LOCK TABLE ONLY ' || name || ' IN SHARE ROW EXCLUSIVE MODE';
+			END IF;
+			PERFORM hawser.ddl_publish('hawser_' || f.link, CASE WHEN r.wanted THEN 'ADD' ELSE 'DROP' END, name);
+			changes := changes || jsonb_build_object('link', f.link, 'oid', r.oid::bigint, 'schema', r.nspname, 'name', r.relname,
+				'in', r.wanted, 'copy', r.wanted AND r.oid <> ALL (fresh));
+		END LOOP;
+	END LOOP;
+	RETURN changes;
+END $f$;
+
+-- hawser.ddl_scope are the tables that a command may have brought in or taken out: NULL
+-- for any, {} for none. What a partition is a partition of counts for it, and a command
+-- names the parent alone.
+CREATE OR REPLACE FUNCTION hawser.ddl_scope(tag text, relids oid[]) RETURNS oid[]
+LANGUAGE plpgsql AS $f$
+BEGIN
+	IF tag LIKE 'DROP %' OR NOT EXISTS (SELECT FROM hawser.ddl_filter l WHERE NOT l.whole) THEN
+		RETURN '{}';
+	ELSIF tag IN ('ALTER SCHEMA', 'CREATE SCHEMA', 'CREATE EXTENSION', 'ALTER EXTENSION')
+		OR EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY (relids) AND c.relkind = 'p') THEN
+		RETURN NULL;
+	END IF;
+	RETURN coalesce(relids, '{}');
+END $f$;
+
+-- hawser.ddl_rechoose looks for what came in or went out unseen, as by a session whose
+-- DDL fires no event trigger, and tells the other side.
+CREATE OR REPLACE FUNCTION hawser.ddl_rechoose() RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE
+	changes jsonb := hawser.ddl_choose(NULL, '{}', true);
+	changed json;
+BEGIN
+	IF changes = '[]' THEN
+		RETURN 0;
+	END IF;
+	changed := hawser.keep_identity(ARRAY(SELECT (c ->> 'oid')::oid FROM jsonb_array_elements(changes) c));
+	PERFORM hawser.ddl_write(json_build_object('v', 1, 'identity', changed, 'chosen', changes));
+	RETURN jsonb_array_length(changes);
+END $f$;
+
 -- hawser.keep_identity gives each table, and what is below it, a replica identity
 -- that lets UPDATE and DELETE pass while the table is published, and takes its own
 -- change back when a primary key has come. It returns what it changed. Each table is
@@ -235,7 +356,7 @@ BEGIN
 		INTO r FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.oid = id AND id >= 16384 AND c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
 		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema');
-		CONTINUE WHEN NOT FOUND;
+		CONTINUE WHEN NOT FOUND OR NOT hawser.ddl_published(id);
 		change := CASE
 			WHEN r.now = 'f' AND r.was = 'd' AND r.has_key THEN 'DEFAULT'
 			WHEN r.now = 'n' OR r.now = 'd' AND NOT r.has_key OR r.now = 'i' AND NOT r.has_index THEN 'FULL'
@@ -261,10 +382,10 @@ BEGIN
 	RETURN CASE WHEN cardinality(changed) > 0 THEN array_to_json(changed) END;
 END $f$;
 
--- hawser.set_identity alters one table. Replica mode keeps that from every event
--- trigger, this file's included; it costs the session its plans, so it is on for this alone.
+-- hawser.set_identity alters one table. Replica mode keeps that from users' event
+-- triggers, and with hawser.agent from this file's; it costs the session its plans, so it is on for this alone.
 CREATE OR REPLACE FUNCTION hawser.set_identity(table_id oid, identity text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET session_replication_role = replica SET lock_timeout = '2s' AS $f$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET session_replication_role = replica SET hawser.agent = 'on' SET lock_timeout = '2s' AS $f$
 BEGIN
 	EXECUTE (SELECT format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY %s', n.nspname, c.relname, identity)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = table_id);
@@ -294,8 +415,9 @@ BEGIN
 END $f$;
 
 -- hawser.ddl_unfired lists what can be changed without an event: event triggers, the
--- settings of the database and of roles in it, and owners (REASSIGN OWNED). Of these,
--- objects that follow another object's owner are left out.
+-- settings of the database and of roles in it, its privileges, comment and connection
+-- limit, the roles that it names with the groups of theirs that it names, and owners
+-- (REASSIGN OWNED). Of these, objects that follow another object's owner are left out.
 CREATE OR REPLACE FUNCTION hawser.ddl_unfired(wanted text)
 RETURNS TABLE (kind text, class oid, id oid, name text, value text)
 LANGUAGE plpgsql AS $f$
@@ -313,7 +435,26 @@ BEGIN
 	RETURN QUERY SELECT 'setting', 'pg_authid'::regclass::oid, s.setrole, split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
 		FROM pg_db_role_setting s, unnest(s.setconfig) c
 		WHERE s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-		AND split_part(c, '=', 1) <> 'default_transaction_read_only' AND c NOT LIKE '%preload_libraries=%';
+		AND split_part(c, '=', 1) <> 'default_transaction_read_only' AND c NOT LIKE 'hawser.%' AND c NOT LIKE '%preload_libraries=%';
+	RETURN QUERY SELECT 'database', 'pg_database'::regclass::oid, 0::oid, v.name, v.value
+		FROM pg_database d, LATERAL (VALUES
+			('comment', shobj_description(d.oid, 'pg_database')),
+			('connection limit', d.datconnlimit::text),
+			('privileges', (SELECT json_agg(json_build_object('role', g.role, 'privileges', g.privileges, 'grantable', g.grantable) ORDER BY g.role, g.grantable)::text
+				FROM (SELECT r.rolname AS role, a.is_grantable AS grantable, string_agg(DISTINCT a.privilege_type, ', ' ORDER BY a.privilege_type) AS privileges
+					FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+					WHERE a.grantee <> d.datdba GROUP BY 1, 2) g))) v(name, value)
+		WHERE d.datname = current_database();
+	RETURN QUERY SELECT 'large objects', 'pg_largeobject'::regclass::oid, 0::oid, '', 'some' WHERE EXISTS (SELECT FROM pg_largeobject_metadata);
+	RETURN QUERY WITH named AS (
+			SELECT DISTINCT d.refobjid AS oid FROM pg_shdepend d, pg_database b WHERE b.datname = current_database()
+			AND d.refclassid = 'pg_authid'::regclass AND d.refobjid >= 16384
+			AND (d.dbid = b.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid)
+			UNION SELECT s.setrole FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase WHERE b.datname = current_database() AND s.setrole >= 16384)
+		SELECT 'role', 'pg_authid'::regclass::oid, 0::oid, r.rolname::text, (
+			SELECT json_agg(DISTINCT g.rolname::text)::text FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+			WHERE m.member = r.oid AND m.roleid IN (SELECT n.oid FROM named n))
+		FROM named JOIN pg_roles r ON r.oid = named.oid;
 	RETURN QUERY SELECT 'owner', o.class, o.id, '', pg_get_userbyid(o.owner)::text FROM (
 		SELECT 'pg_class'::regclass::oid, c.oid, c.relowner FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
 			AND NOT (c.relkind = 'S' AND EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
@@ -361,7 +502,7 @@ BEGIN
 		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value
 		RETURNING s.*
 	), told AS (
-		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind <> 'owner'
+		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind NOT IN ('owner', 'role')
 		UNION ALL SELECT * FROM changed
 	)
 	SELECT json_agg(json_build_object('kind', t.kind, 'name', nullif(t.name, ''), 'value', t.value,
@@ -389,6 +530,8 @@ DECLARE
 	relids  oid[];
 	called  text;
 	sent    boolean := false;
+	scope   oid[];
+	chosen  jsonb := '[]';
 BEGIN
 	-- The innermost statement is what counts; its callers may be long.
 	IF length(stack) > 65536 AND strpos(stack, '"' || chr(10) || 'PL/pgSQL function ') > 0 THEN
@@ -413,6 +556,10 @@ BEGIN
 		relids := relids || ARRAY(SELECT c.oid FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relreplident = 'i'
 			AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident));
 	END IF;
+	scope := hawser.ddl_scope(tag, relids);
+	IF scope IS NULL OR scope <> '{}' THEN
+		chosen := hawser.ddl_choose(scope, CASE WHEN tag LIKE 'CREATE %' AND tag <> 'CREATE TABLE AS' THEN coalesce(relids, '{}') ELSE '{}' END, true);
+	END IF;
 	-- A long text is written once a transaction: a script of a thousand commands sent
 	-- as one string is not to be in the WAL a thousand times.
 	IF length(source) > 2000 THEN
@@ -436,7 +583,8 @@ BEGIN
 		'objects', objects, 'dropped', dropped, 'rewrites', rewrites,
 		'tables', CASE WHEN whole OR tag IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE')
 			THEN hawser.ddl_tables(relids, whole) END,
-		'identity', hawser.keep_identity(relids),
+		'identity', hawser.keep_identity(relids || ARRAY(SELECT (c ->> 'oid')::oid FROM jsonb_array_elements(chosen) c)),
+		'chosen', CASE WHEN chosen <> '[]' THEN chosen END,
 		'temporary', CASE WHEN pg_my_temp_schema() <> 0 THEN
 			(SELECT json_agg(c.relname) FROM pg_class c WHERE c.relnamespace = pg_my_temp_schema() AND c.relkind NOT IN ('t', 'i')) END,
 		'extensions', (SELECT json_agg(json_build_object('name', e.extname, 'version', e.extversion, 'schema', e.extnamespace::regnamespace::text))
@@ -450,6 +598,14 @@ BEGIN
 		'indexes', CASE tag WHEN 'REINDEX' THEN (SELECT json_agg(pg_get_indexdef(i.indexrelid))
 			FROM jsonb_array_elements(objects) o JOIN pg_index i ON o ->> 'type' = 'index' AND i.indexrelid = (o ->> 'oid')::oid
 			WHERE i.indisvalid AND (SELECT c.relkind FROM pg_class c WHERE c.oid = i.indrelid) IN ('r', 'p', 'm')) END,
+		-- A bound may be written as an expression, which the server evaluates at once. An
+		-- attached partition is locked still.
+		'bounds', CASE WHEN tag IN ('CREATE TABLE', 'ALTER TABLE') AND source ~* 'partition' THEN (
+			SELECT json_agg(json_build_object('schema', n.nspname, 'table', c.relname, 'def', pg_get_expr(c.relpartbound, c.oid)))
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.relispartition AND c.relpersistence <> 't' AND (c.oid = ANY (relids) OR tag = 'ALTER TABLE'
+				AND c.oid IN (SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = ANY (relids))
+				AND c.oid IN (SELECT l.relation FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.mode = 'AccessExclusiveLock'))) END,
 		-- DETACH PARTITION CONCURRENTLY leaves a check on the partition, which is locked still.
 		'checks', CASE WHEN tag = 'ALTER TABLE' AND source ~* 'detach' AND source ~* 'concurrently|finalize' THEN (
 			SELECT json_agg(json_build_object('schema', n.nspname, 'table', c.relname, 'name', k.conname, 'def', pg_get_constraintdef(k.oid)))
@@ -469,6 +625,9 @@ DECLARE
 	state jsonb := hawser.ddl_state();
 	depth integer := coalesce((state ->> 'ext')::integer, 0);
 BEGIN
+	IF hawser.ddl_agent() THEN
+		RETURN;
+	END IF;
 	IF tg_tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
 		PERFORM hawser.ddl_keep(state || jsonb_build_object('ext', depth + 1));
 	END IF;
@@ -489,6 +648,9 @@ DECLARE
 	key   text;
 	seen  jsonb;
 BEGIN
+	IF hawser.ddl_agent() THEN
+		RETURN;
+	END IF;
 	GET DIAGNOSTICS stack = PG_CONTEXT;
 	IF coalesce((state ->> 'ext')::integer, 0) > 0 THEN
 		RETURN;
@@ -512,6 +674,9 @@ DECLARE
 	gone    jsonb;
 	pending jsonb := '{"dropped": []}';
 BEGIN
+	IF hawser.ddl_agent() THEN
+		RETURN;
+	END IF;
 	GET DIAGNOSTICS stack = PG_CONTEXT;
 	stack := hawser.ddl_stack(stack);
 	IF coalesce((state ->> 'ext')::integer, 0) > 0 THEN
@@ -560,6 +725,9 @@ DECLARE
 	pending jsonb;
 	objects jsonb;
 BEGIN
+	IF hawser.ddl_agent() THEN
+		RETURN;
+	END IF;
 	GET DIAGNOSTICS stack = PG_CONTEXT;
 	stack := hawser.ddl_stack(stack);
 	IF depth > 0 THEN

@@ -107,7 +107,9 @@ func TestOneMessageForEachCommand(t *testing.T) {
 		{`CREATE TEMP TABLE x (a int); CREATE INDEX ON x (a); ALTER TABLE x ADD b int; COMMENT ON COLUMN x.a IS 'x'; DROP TABLE x; CREATE TEMP TABLE y AS SELECT 1; SELECT 1 AS a INTO TEMP z`, ""},
 		{`BEGIN; SAVEPOINT s; DROP TABLE t; ROLLBACK TO s; CREATE TYPE e AS ENUM (); COMMIT`, "CREATE TYPE"},
 		{`CREATE EXTENSION earthdistance CASCADE; CREATE EXTENSION IF NOT EXISTS cube; DROP EXTENSION cube CASCADE`, "CREATE EXTENSION,CREATE EXTENSION,DROP EXTENSION"},
-		{`SET session_replication_role = replica; CREATE TABLE unseen (a int); RESET session_replication_role`, ""},
+		{`SET session_replication_role = replica; CREATE TABLE restored (a int); RESET session_replication_role`, "CREATE TABLE"},
+		{`SET session_replication_role = replica; SET hawser.agent = on; CREATE TABLE unseen (a int); RESET session_replication_role`, ""},
+		{`CREATE TABLE seen (a int); RESET hawser.agent`, "CREATE TABLE"},
 		{`DROP SCHEMA s CASCADE; TRUNCATE t; VACUUM`, "DROP SCHEMA"},
 		{`CREATE TABLE hawser.own (a int); CREATE INDEX ON hawser.own (a); DROP TABLE hawser.own`, ""},
 	} {

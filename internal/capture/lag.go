@@ -11,6 +11,7 @@ import (
 // that clocks which differ do not matter.
 type Lag struct {
 	Bytes   uint64    // of WAL, from what the secondary shows to the primary's end
+	End     frame.LSN // where the primary's WAL ended at the last look; 0 before the first
 	Seconds float64   // since the primary wrote the oldest of them
 	Sent    frame.LSN // never goes back, nor lies before Ack
 	Ack     frame.Ack
@@ -48,6 +49,13 @@ func (m *lagMeter) sample(lsn frame.LSN, at time.Time) {
 	defer m.mu.Unlock()
 	m.end = max(m.end, lsn)
 	m.add(mark{lsn, at})
+}
+
+// reached is where the primary's WAL ended when it was looked at last.
+func (m *lagMeter) reached() frame.LSN {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.end
 }
 
 // sent notes that a change at lsn is on its way.
@@ -101,7 +109,7 @@ func (m *lagMeter) acked(a frame.Ack, at time.Time) {
 func (m *lagMeter) read(now time.Time) Lag {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	l := Lag{Bytes: m.end.Sub(m.ack.Visible), Sent: m.sentL, Ack: m.ack, At: m.ackAt, Seconds: m.last.Seconds()}
+	l := Lag{Bytes: m.end.Sub(m.ack.Visible), End: m.end, Sent: m.sentL, Ack: m.ack, At: m.ackAt, Seconds: m.last.Seconds()}
 	if len(m.marks) == 0 && now.Sub(m.lastAt) > staleAfter {
 		l.Seconds = 0 // all is shown, and nothing was written since
 	}

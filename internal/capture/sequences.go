@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,73 +21,65 @@ type sequences struct {
 	next int // the first of those without a last value to be read at the next beat
 }
 
-// exactly is how many sequences a beat reads one by one: pg_sequences does not tell
-// the state of one that was not called since it was made or set. They take turns.
-const exactly = 20
+const (
+	// exactly is how many sequences a beat reads one by one: pg_sequences does not tell
+	// the state of one that was not called since it was made or set. Each costs the
+	// server about 12 µs (measured); where there are more, they take turns.
+	exactly = 2000
+	// together is how many are read by one string of statements, which locks them all.
+	together = 200
+)
 
-// sendSequences sends those that moved since the last time, as they are now. A
-// stream's first call sends all.
-func (r *run) sendSequences(ctx context.Context) error {
-	now, err := r.sequences.read(ctx, r.sql)
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "42P01") { // lock_not_available, undefined_table
-		return nil // a transaction alters or drops one; the next beat asks again
-	}
-	if err != nil {
-		return fmt.Errorf("read the sequences: %w", err)
-	}
-	var moved []frame.SequenceValue
-	for _, v := range now {
-		key := [2]string{v.Schema, v.Name}
-		if old, ok := r.sequences.told[key]; !ok || old != v {
-			moved = append(moved, v)
-			r.sequences.told[key] = v
-		}
-	}
-	if len(moved) == 0 {
-		return nil
-	}
-	return r.send(ctx, frame.Sequences{Values: moved})
-}
+// sqlLastValues are the sequences with their last values; none where one was not called.
+const sqlLastValues = `SELECT schemaname, sequencename, last_value FROM pg_sequences WHERE schemaname <> 'hawser' ORDER BY 1, 2`
 
-// read returns the sequences' states: of those that were called all, of the others
-// as many as a beat reads.
-func (s *sequences) read(ctx context.Context, conn *pgx.Conn) ([]frame.SequenceValue, error) {
-	rows, err := conn.Query(ctx, `SELECT schemaname, sequencename, last_value FROM pg_sequences WHERE schemaname <> 'hawser' ORDER BY 1, 2`)
-	if err != nil {
-		return nil, err
-	}
-	var values, uncalled []frame.SequenceValue
-	there := map[[2]string]bool{}
-	var v frame.SequenceValue
-	var last *int64
-	_, err = pgx.ForEachRow(rows, []any{&v.Schema, &v.Name, &last}, func() error {
-		there[[2]string{v.Schema, v.Name}] = true
+// lastValues reads the answer to sqlLastValues.
+func lastValues(rows pgx.Rows) ([]frame.SequenceValue, error) {
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (v frame.SequenceValue, err error) {
+		var last *int64
+		err = row.Scan(&v.Schema, &v.Name, &last)
 		if v.Called = last != nil; v.Called {
 			v.Last = *last
-			values = append(values, v)
-			return nil
 		}
-		v.Last = 0
-		uncalled = append(uncalled, v)
-		return nil
+		return v, err
 	})
-	if err != nil {
-		return nil, err
-	}
+}
+
+// beingChanged tells that a transaction alters or drops a sequence.
+func beingChanged(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "42P01") // lock_not_available, undefined_table
+}
+
+// moved returns those that moved since the last time, as they are now; at first all. Of
+// those that were not called it looks at as many as a beat reads.
+func (s *sequences) moved(ctx context.Context, conn *pgx.Conn, all []frame.SequenceValue) (moved []frame.SequenceValue, err error) {
 	if s.told == nil {
 		s.told = map[[2]string]frame.SequenceValue{}
 	}
-	for key := range s.told {
-		if !there[key] {
-			delete(s.told, key)
+	var now, uncalled []frame.SequenceValue
+	there := map[[2]string]bool{}
+	for _, v := range all {
+		there[[2]string{v.Schema, v.Name}] = true
+		if v.Called {
+			now = append(now, v)
+		} else {
+			uncalled = append(uncalled, v)
 		}
 	}
+	maps.DeleteFunc(s.told, func(key [2]string, _ frame.SequenceValue) bool { return !there[key] })
 	uncalled = s.turn(uncalled)
 	if err := readExactly(ctx, conn, uncalled); err != nil {
 		return nil, err
 	}
-	return append(values, uncalled...), nil
+	for _, v := range append(now, uncalled...) {
+		key := [2]string{v.Schema, v.Name}
+		if old, ok := s.told[key]; !ok || old != v {
+			moved = append(moved, v)
+			s.told[key] = v
+		}
+	}
+	return moved, nil
 }
 
 // turn returns those whose turn it is.
@@ -100,17 +95,40 @@ func (s *sequences) turn(all []frame.SequenceValue) []frame.SequenceValue {
 
 // readExactly fills in the states of sequences.
 func readExactly(ctx context.Context, conn *pgx.Conn, values []frame.SequenceValue) error {
-	if len(values) == 0 {
-		return nil
+	for len(values) > 0 {
+		n := min(together, len(values))
+		if err := readTogether(ctx, conn, values[:n]); err != nil {
+			return err
+		}
+		values = values[n:]
 	}
-	b := &pgx.Batch{}
-	for i := range values {
-		v := &values[i]
-		b.Queue(`SELECT last_value, is_called FROM ` + postgres.QuoteIdent(v.Schema, v.Name)).QueryRow(func(row pgx.Row) error {
-			return row.Scan(&v.Last, &v.Called)
-		})
+	return nil
+}
+
+// readTogether does so in one round trip. The simple protocol takes a third of the
+// time of prepared statements, of which each would be used once.
+func readTogether(ctx context.Context, conn *pgx.Conn, values []frame.SequenceValue) error {
+	var sql strings.Builder
+	for _, v := range values {
+		sql.WriteString("SELECT last_value, is_called FROM " + postgres.QuoteIdent(v.Schema, v.Name) + ";")
 	}
-	return conn.SendBatch(ctx, b).Close()
+	results, err := conn.PgConn().Exec(ctx, sql.String()).ReadAll()
+	if err != nil {
+		return err
+	}
+	if len(results) != len(values) {
+		return fmt.Errorf("%d answers for %d sequences", len(results), len(values))
+	}
+	for i, r := range results {
+		if len(r.Rows) != 1 {
+			return fmt.Errorf("sequence %s has %d rows", postgres.QuoteIdent(values[i].Schema, values[i].Name), len(r.Rows))
+		}
+		if values[i].Last, err = strconv.ParseInt(string(r.Rows[0][0]), 10, 64); err != nil {
+			return fmt.Errorf("read sequence %s: %w", postgres.QuoteIdent(values[i].Schema, values[i].Name), err)
+		}
+		values[i].Called = string(r.Rows[0][1]) == "t"
+	}
+	return nil
 }
 
 // Sequences reads the exact state of every sequence. At a failover the database

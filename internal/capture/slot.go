@@ -9,32 +9,27 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
 )
 
 // Install prepares the database to be captured for the link id: DDL capture, a
-// replica identity for every table, the publication. The order matters: from the
-// moment the publication exists, an UPDATE of a table without replica identity
+// replica identity for every table that f chooses, the publication. The order matters:
+// from the moment a table is published, an UPDATE of it without replica identity
 // fails, and a slot decodes nothing from before its publication. Safe to repeat.
-func Install(ctx context.Context, conn *pgx.Conn, id string) error {
+func Install(ctx context.Context, conn *pgx.Conn, id string, f filter.Filter) error {
 	if err := InstallDDL(ctx, conn); err != nil {
 		return err
 	}
-	if err := EnsureReplicaIdentity(ctx, conn); err != nil {
+	if err := choose(ctx, conn, id, f); err != nil {
 		return err
 	}
-	var exists bool
-	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, Object(id)).Scan(&exists); err != nil {
-		return fmt.Errorf("look for the publication: %w", err)
+	if err := EnsureReplicaIdentity(ctx, conn); err != nil || !f.All() {
+		return err
 	}
-	if exists {
-		return nil
-	}
-	if _, err := conn.Exec(ctx, `CREATE PUBLICATION `+postgres.QuoteIdent(Object(id))+` FOR ALL TABLES`); err != nil {
-		return fmt.Errorf("create the publication: %w", err)
-	}
-	return nil
+	return publication(ctx, conn, id, " FOR ALL TABLES")
 }
 
 // Uninstall takes away what Install made for the link; last says that no other
@@ -44,6 +39,9 @@ func Uninstall(ctx context.Context, conn *pgx.Conn, id string, last bool) error 
 		return fmt.Errorf("drop the publication: %w", err)
 	}
 	if !last {
+		if _, err := conn.Exec(ctx, `DELETE FROM hawser.ddl_filter WHERE link = $1`, id); err != nil {
+			return fmt.Errorf("forget the tables that were chosen: %w", err)
+		}
 		return nil
 	}
 	if err := RestoreReplicaIdentity(ctx, conn); err != nil {
@@ -111,4 +109,26 @@ func Held(ctx context.Context, conn *pgx.Conn, id string) (int64, error) {
 		return 0, fmt.Errorf("ask for the WAL that replication slot %s holds: %w", Object(id), err)
 	}
 	return bytes, nil
+}
+
+// meetSlot returns how far the link's slot is confirmed, 0 where there is none, and
+// refuses a secondary that has seen more WAL than there is.
+func meetSlot(ctx context.Context, conn *pgx.Conn, cfg Config, position frame.LSN) (frame.LSN, error) {
+	var confirmed, end string
+	err := conn.QueryRow(ctx, `
+		SELECT coalesce((SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1), '0/0')::text, pg_current_wal_insert_lsn()::text`,
+		Object(cfg.ID)).Scan(&confirmed, &end)
+	if err != nil {
+		return 0, fmt.Errorf("look for replication slot %s: %w", Object(cfg.ID), err)
+	}
+	lsn, err := frame.ParseLSN(end)
+	if err != nil {
+		return 0, err
+	}
+	if position > lsn {
+		return 0, problem.New("primary-restored", "link "+cfg.Link,
+			fmt.Sprintf("the primary's WAL ends at %s, and the replica has applied it up to %s: the primary's PostgreSQL was put back to an earlier state, or a standby took over that had not received everything; the replica has transactions that the primary lost", lsn, position),
+			"to keep them, on the secondary: hawser link failover NAME --force, then hawser link rejoin NAME on the other side; to give them up: hawser link resync NAME")
+	}
+	return frame.ParseLSN(confirmed)
 }

@@ -241,7 +241,8 @@ func TestLinks(t *testing.T) {
 	ctx, conn := t.Context(), fresh(t, "instance")
 	do(t, PutPeer(ctx, conn, Peer{Name: "mi", Certificate: "c"}))
 	for i, name := range strange {
-		l := Link{Name: name, ID: fmt.Sprintf("%016x", i), Peer: "mi", Database: name, Side: json.RawMessage(`{"role": "primary", "term": 1}`), Progress: Creating}
+		l := Link{Name: name, ID: fmt.Sprintf("%016x", i), Peer: "mi", Database: name, Side: json.RawMessage(`{"role": "primary", "term": 1}`), Progress: Creating,
+			Tables: []string{name + ".*", `"` + name + `"`}, ExcludeTables: []string{}}
 		do(t, InsertLink(ctx, conn, l))
 		if err := InsertLink(ctx, conn, l); err == nil {
 			t.Errorf("link %s is stored twice", name)
@@ -366,10 +367,13 @@ func TestSeeding(t *testing.T) {
 	want(t, "done", load(), Seeding{Restored: true, Snapshot: snapshot, Skipped: []uint64{}, Done: true})
 	do(t, Reseed(ctx, conn, link, SeedTable{OID: oid, Schema: "s", Name: "t"}))
 	want(t, "again", load(), Seeding{Restored: true, Snapshot: snapshot, Skipped: []uint64{}})
-	table.State, table.Snapshot, table.LSN, table.BytesDone, table.RowsDone = Pending, frame.Snapshot{}, 0, 0, 0
-	tables[oid] = table
+	clear(tables) // what the copy before it left is forgotten
+	tables[oid] = SeedTable{OID: oid, Schema: "s", Name: "t", State: Pending}
 	check("again")
 	want(t, "deferred", testpg.Rows(t, conn, `SELECT count(*) FROM hawser.deferred`), []string{"2"})
+	do(t, Reseed(ctx, conn, link, SeedTable{OID: oid + 1, Schema: "s", Name: "u"}))
+	tables[oid+1] = SeedTable{OID: oid + 1, Schema: "s", Name: "u", State: Pending}
+	check("and another")
 
 	next := frame.Snapshot{Xmin: 9, Xmax: 9}
 	do(t, StartReconciling(ctx, conn, link, next))
@@ -444,15 +448,22 @@ func TestPositions(t *testing.T) {
 	do(t, StartPosition(ctx, conn, origin, 7))
 	at := func() frame.LSN {
 		t.Helper()
-		lsn, ok, err := Position(ctx, conn, origin)
+		p, ok, err := Position(ctx, conn, origin)
 		if err != nil || !ok {
 			t.Fatalf("position: %v, %v", ok, err)
 		}
-		return lsn
+		return p.End
 	}
 	want(t, "one that is known stays", at(), frame.LSN(1<<63+5))
-	_ = get[pgconn.CommandTag](t)(conn.Exec(ctx, SQLSetPosition, origin, frame.LSN(1<<64-1).String()))
+	_ = get[pgconn.CommandTag](t)(conn.Exec(ctx, SQLSetPosition, origin, frame.LSN(1<<64-1).String(), "7/8", 9))
 	want(t, "moved", at(), frame.LSN(1<<64-1))
+	last, _, err := Position(ctx, conn, origin)
+	do(t, err)
+	want(t, "what was applied last", last, Applied{End: 1<<64 - 1, Commit: 7<<32 + 8, XID: 9, Reached: 1<<64 - 1, Known: true})
+	do(t, MovePosition(ctx, conn, origin, 5))
+	last, _, err = Position(ctx, conn, origin)
+	do(t, err)
+	want(t, "begun anew", last, Applied{End: 5, Reached: 5})
 	// _ and % are no patterns here.
 	for _, o := range []string{"hawser_0123456789abcdef_1", "hawserX0123456789abcdef_1", "hawser_fedcba9876543210_1"} {
 		do(t, StartPosition(ctx, conn, o, 1))

@@ -170,8 +170,15 @@ func PutSeedTable(ctx context.Context, db DB, link string, t SeedTable) error {
 
 // Reseed puts a table down to be copied (again), with the caller's transaction.
 func Reseed(ctx context.Context, db DB, link string, t SeedTable) error {
-	// A database that was never seeded, since it began as the primary, has its schema.
+	// A copy that is complete leaves its tables behind as they were. Their snapshots may
+	// be of a time from which the transaction ids have come half round since.
 	_, err := db.Exec(ctx, `
+		DELETE FROM hawser.seed_table t USING hawser.seeding s WHERE s.link = $1 AND s.done AND t.link = s.link`, link)
+	if err != nil {
+		return fmt.Errorf("seed table %q.%q again: %w", t.Schema, t.Name, err)
+	}
+	// A database that was never seeded, since it began as the primary, has its schema.
+	_, err = db.Exec(ctx, `
 		INSERT INTO hawser.seeding (link, snapshot, initial) VALUES ($1, '3:3:', false)
 		ON CONFLICT (link) DO UPDATE SET done = false`, link)
 	if err != nil {
@@ -340,6 +347,17 @@ func UnbuiltTables(ctx context.Context, db DB, link string) ([]uint32, error) {
 func SetEntryDone(ctx context.Context, db DB, link string, id int) error {
 	if _, err := db.Exec(ctx, `UPDATE hawser.schema_entry SET done = true WHERE link = $1 AND id = $2`, link, id); err != nil {
 		return fmt.Errorf("record schema entry %d: %w", id, err)
+	}
+	return nil
+}
+
+// ForgetSeeding forgets a copy that is complete. Its tables are known by the oids of
+// the primary from which they were copied, which mean nothing to another one.
+func ForgetSeeding(ctx context.Context, db DB, link string) error {
+	for _, table := range []string{"seed_table", "seeding"} {
+		if _, err := db.Exec(ctx, `DELETE FROM hawser.`+table+` WHERE link = $1`, link); err != nil {
+			return fmt.Errorf("forget the copy of link %s: %w", link, err)
+		}
 	}
 	return nil
 }

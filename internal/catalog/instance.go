@@ -41,9 +41,16 @@ func PutPeer(ctx context.Context, db DB, p Peer) error {
 	return nil
 }
 
-// DeletePeer removes a peer and reports whether it was there. The caller has
-// made sure that no link needs it.
+// DeletePeer removes a peer and reports whether it was there. One that a link needs
+// stays. (A link may need a peer that is not there: see Heir.)
 func DeletePeer(ctx context.Context, db DB, name string) (bool, error) {
+	var used bool
+	if err := db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM hawser.link WHERE peer = $1)`, name).Scan(&used); err != nil {
+		return false, fmt.Errorf("remove peer %s: %w", name, err)
+	}
+	if used {
+		return false, problem.New("peer-in-use", "peer "+name, "links need it", "hawser link list, and drop them first")
+	}
 	tag, err := db.Exec(ctx, `DELETE FROM hawser.peer WHERE name = $1`, name)
 	if err != nil {
 		return false, fmt.Errorf("remove peer %s: %w", name, err)
@@ -73,9 +80,10 @@ type Link struct {
 	Failover                 json.RawMessage
 	OwnsDatabase             bool
 	CreatedAt                time.Time
+	Tables, ExcludeTables    []string // patterns; both empty: it carries all tables
 }
 
-const linkColumns = `name, id, peer, database, side, progress, paused, suspended, failover, owns_db, created_at`
+const linkColumns = `name, id, peer, database, side, progress, paused, suspended, failover, owns_db, created_at, tables, exclude_tables`
 
 // Links returns every link of the instance, by name.
 func Links(ctx context.Context, db DB) ([]Link, error) {
@@ -105,8 +113,9 @@ func FindLink(ctx context.Context, db DB, name string) (l Link, ok bool, err err
 // InsertLink stores a new link; a name or id that is taken is an error.
 func InsertLink(ctx context.Context, db DB, l Link) error {
 	_, err := db.Exec(ctx, `
-		INSERT INTO hawser.link (name, id, peer, database, side, progress, owns_db) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-		l.Name, l.ID, l.Peer, l.Database, l.Side, l.Progress, l.OwnsDatabase)
+		INSERT INTO hawser.link (name, id, peer, database, side, progress, owns_db, tables, exclude_tables)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8::text[], '{}'), coalesce($9::text[], '{}'))`,
+		l.Name, l.ID, l.Peer, l.Database, l.Side, l.Progress, l.OwnsDatabase, l.Tables, l.ExcludeTables)
 	if err != nil {
 		return fmt.Errorf("store link %s: %w", l.Name, err)
 	}

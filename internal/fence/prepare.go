@@ -249,7 +249,7 @@ func (w *walk) inUse(ctx context.Context, t table) *problem.Problem {
 // the transaction: Prepare and Remove are then run again.
 func change(ctx context.Context, conn *pgx.Conn, timeout time.Duration, sql string) error {
 	ms := max(1, timeout.Milliseconds())
-	head := fmt.Sprintf(`SET LOCAL transaction_read_only = off; SET LOCAL session_replication_role = replica;
+	head := fmt.Sprintf(`SET LOCAL transaction_read_only = off; SET LOCAL session_replication_role = replica; SET LOCAL `+postgres.AgentSetting+` = on;
 		SET LOCAL lock_timeout = %d; SET LOCAL deadlock_timeout = %d; SET LOCAL synchronous_commit = off;`, ms, max(1, ms/2))
 	_, err := conn.PgConn().Exec(ctx, head+sql).ReadAll()
 	return err
@@ -260,7 +260,7 @@ func change(ctx context.Context, conn *pgx.Conn, timeout time.Duration, sql stri
 func write(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
 	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
-			SELECT set_config('session_replication_role', 'replica', true),
+			SELECT set_config('session_replication_role', 'replica', true), set_config('`+postgres.AgentSetting+`', 'on', true),
 			       set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true),
 			       pg_advisory_xact_lock($1)`, int64(changeLock))
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
@@ -39,6 +40,10 @@ const (
 	callIdentities = "identities" // to the primary: []capture.ChangedIdentity
 	callTables     = "tables"     // to the primary: its tables, []catalog.SeedTable
 
+	callHandoff = "handoff" // to the primary: outcomeRequest -> outcomeReply
+	callWhere   = "where"   // whereRequest -> whereReply, to any instance
+	callTakeUp  = "take-up" // takeUpRequest -> role.State, to a primary-to-be
+
 	callCompareOpen = "compare-open" // to the primary: compareOpened
 	callCompare     = "compare"      // compareRequest -> a part of verify.Side
 
@@ -52,6 +57,7 @@ type validateRequest struct {
 	Database string    `json:"database"`
 	Role     role.Role `json:"role"` // of the side that is asked
 	Source   []byte    `json:"source,omitempty"`
+	filter.Filter
 }
 
 type inspectRequest struct {
@@ -64,11 +70,14 @@ type createRequest struct {
 	Role     role.Role `json:"role"` // of the side that is asked
 	From     frame.LSN `json:"from"` // where the primary's slot begins, for a secondary
 	Settings []byte    `json:"settings,omitempty"`
+	filter.Filter
 }
 
 type createReply struct {
 	From     frame.LSN `json:"from"`               // of a primary
 	Settings []byte    `json:"settings,omitempty"` // of a primary's database
+	// The filter is told back: an agent that does not know filters would carry all.
+	filter.Filter
 }
 
 type dropRequest struct {
@@ -85,6 +94,8 @@ type resyncRequest struct {
 
 type prepareRequest struct {
 	Patience time.Duration `json:"patience"` // how long the secondary may wait until it follows
+	Term     frame.Term    `json:"term"`     // that the handoff will bring
+	Siblings []sibling     `json:"siblings,omitempty"`
 }
 
 type refuseRequest struct {
@@ -117,6 +128,10 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r validateRequest) (problem.Findings, error) { return m.validateSide(ctx, name, from, r) })
 	case callInspect:
 		return answer(payload, func(r inspectRequest) ([]byte, error) { return m.inspect(ctx, r.Database) })
+	case callWhere:
+		return answer(payload, func(r whereRequest) (whereReply, error) { return m.where(ctx, r.ID) })
+	case callTakeUp:
+		return answer(payload, func(r takeUpRequest) (role.State, error) { return m.takeUp(ctx, name, from, r) })
 	case callCreate:
 		return answer(payload, func(r createRequest) (createReply, error) { return m.createSide(ctx, name, from, r) })
 	}
@@ -141,7 +156,7 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 	case callFailover:
 		return answer(payload, func(o FailoverOptions) (FailoverResult, error) { return l.failover(ctx, o) })
 	case callPrepare:
-		return answer(payload, func(r prepareRequest) (struct{}, error) { return struct{}{}, l.prepareToLead(ctx, r.Patience) })
+		return answer(payload, func(r prepareRequest) (prepareReply, error) { return l.prepareToLead(ctx, r) })
 	case callUnprepare:
 		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.unprepareToLead(ctx) })
 	case callOutcome:
@@ -150,6 +165,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(v []frame.SequenceValue) ([]unfitSequence, error) { return l.unfitSequences(ctx, v) })
 	case callRefuse:
 		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
+	case callHandoff:
+		return answer(payload, func(r outcomeRequest) (outcomeReply, error) { return l.outcome(r), nil })
 	case callDDLKey:
 		return answer(payload, func(struct{}) ([]byte, error) { return l.ddlKey(ctx) })
 	case callResync:

@@ -14,6 +14,7 @@ import (
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
@@ -24,6 +25,7 @@ import (
 type Spec struct {
 	Name, Database, Peer string
 	Role                 role.Role // of this side
+	Filter               filter.Filter
 }
 
 func other(r role.Role) role.Role {
@@ -43,7 +45,7 @@ func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error
 		}
 	}
 	if s.Peer == "" {
-		findings, err := m.validateSide(ctx, s.Name, "", validateRequest{Database: s.Database, Role: s.Role})
+		findings, err := m.validateSide(ctx, s.Name, "", validateRequest{Database: s.Database, Role: s.Role, Filter: s.Filter})
 		return findings, err
 	}
 	primary, err := m.onSide(ctx, s, role.Primary, nil)
@@ -67,7 +69,7 @@ func taken(name string) *problem.Problem {
 
 // onSide runs the check of one role where that role is.
 func (m *Manager) onSide(ctx context.Context, s Spec, r role.Role, source []byte) (problem.Findings, error) {
-	request := validateRequest{Database: s.Database, Role: r, Source: source}
+	request := validateRequest{Database: s.Database, Role: r, Source: source, Filter: s.Filter}
 	if s.Role == r {
 		return m.validateSide(ctx, s.Name, s.Peer, request)
 	}
@@ -107,7 +109,7 @@ func (m *Manager) validateSide(ctx context.Context, name, _ string, r validateRe
 	if r.Role == role.Secondary {
 		return m.validateSecondary(ctx, r)
 	}
-	findings, err := m.validatePrimary(ctx, r.Database)
+	findings, err := m.validatePrimary(ctx, r.Database, r.Filter)
 	if p, ok := problem.As(err); ok && p.Code == "no-such-database" {
 		return problem.Findings{p}, nil
 	}
@@ -132,8 +134,11 @@ func (m *Manager) unfit(database string, r role.Role) *problem.Problem {
 	return nil
 }
 
-func (m *Manager) validatePrimary(ctx context.Context, database string) (problem.Findings, error) {
-	findings, err := capture.Check(ctx, m.cfg.Server, database)
+func (m *Manager) validatePrimary(ctx context.Context, database string, f filter.Filter) (problem.Findings, error) {
+	if _, err := f.Likes(); err != nil {
+		return problem.Findings{problem.Of(err, "bad-pattern")}, nil
+	}
+	findings, err := capture.Check(ctx, m.cfg.Server, database, f)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +155,7 @@ func (m *Manager) validatePrimary(ctx context.Context, database string) (problem
 		findings = append(findings, problem.New("already-secondary", "database "+database,
 			replicaOf(state.Sign), "link the primary of that link instead"))
 	}
-	found, err := seed.Check(ctx, conn)
+	found, err := seed.Check(ctx, conn, f)
 	return append(findings, found...), err
 }
 
@@ -222,8 +227,8 @@ func (m *Manager) Create(ctx context.Context, s Spec) error {
 	}
 	defer release()
 	id := newID()
-	ours := createRequest{ID: id, Database: s.Database, Role: s.Role}
-	theirs := createRequest{ID: id, Database: s.Database, Role: other(s.Role)}
+	ours := createRequest{ID: id, Database: s.Database, Role: s.Role, Filter: s.Filter}
+	theirs := createRequest{ID: id, Database: s.Database, Role: other(s.Role), Filter: s.Filter}
 	// The primary goes first: its slot has to exist before anything is copied.
 	first := func() (createReply, error) { return m.createHere(ctx, s.Name, s.Peer, ours) }
 	second := func(r createReply) (createReply, error) {
@@ -265,6 +270,9 @@ func newID() string {
 func (m *Manager) createThere(ctx context.Context, s Spec, r createRequest) (createReply, error) {
 	var reply createReply
 	err := m.call(ctx, s.Peer, s.Name, callCreate, r, &reply)
+	if err == nil && !reply.Equal(s.Filter) {
+		err = problem.New("peer-too-old", "instance "+s.Peer, "its agent does not know links that carry some tables alone", "run the same version on both sides")
+	}
 	return reply, err
 }
 
@@ -304,7 +312,8 @@ func (m *Manager) createHere(ctx context.Context, name, peer string, r createReq
 	if err != nil {
 		return createReply{}, err
 	}
-	rec := catalog.Link{Name: name, ID: r.ID, Peer: peer, Database: r.Database, Side: side, Progress: catalog.Creating}
+	rec := catalog.Link{Name: name, ID: r.ID, Peer: peer, Database: r.Database, Side: side, Progress: catalog.Creating,
+		Tables: r.Tables, ExcludeTables: r.Exclude}
 	var stored bool
 	err = m.store.Do(ctx, func(conn *pgx.Conn) (err error) {
 		if err = catalog.InsertLink(ctx, conn, rec); err != nil {
@@ -320,7 +329,7 @@ func (m *Manager) createHere(ctx context.Context, name, peer string, r createReq
 	m.mu.Lock()
 	m.links[name] = l
 	m.mu.Unlock()
-	l.start(m.ctx)
+	l.start()
 	var reply createReply
 	if r.Role == role.Primary {
 		reply, err = m.makePrimary(ctx, l)
@@ -330,6 +339,7 @@ func (m *Manager) createHere(ctx context.Context, name, peer string, r createReq
 	if err != nil {
 		return createReply{}, errors.Join(err, m.dropSide(context.WithoutCancel(ctx), l, true))
 	}
+	reply.Filter = r.Filter
 	return reply, nil
 }
 
@@ -353,7 +363,7 @@ func (m *Manager) makePrimary(ctx context.Context, l *link) (createReply, error)
 	if err := catalog.Join(ctx, conn, l.rec.ID, l.rec.Name); err != nil {
 		return reply, err
 	}
-	if err := capture.Install(ctx, conn, l.rec.ID); err != nil {
+	if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
 		return reply, err
 	}
 	reply.From, err = capture.CreateSlot(ctx, conn, l.rec.ID)
@@ -414,6 +424,12 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) error {
 		return err
 	}
 	defer release()
+	if side, _ := l.now(); side.Phase == role.Waiting {
+		// It may have taken the link up. If it can't be told, its half is dropped there.
+		if err := m.call(ctx, side.Heir, name, callDrop, dropRequest{}, nil); err != nil {
+			l.log.Warn("the instance that takes the database over could not be told", "instance", side.Heir, "error", err)
+		}
+	}
 	err = m.call(ctx, l.rec.Peer, name, callDrop, dropRequest{o.RemoveReplica}, nil)
 	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
 		err = nil
@@ -454,18 +470,19 @@ func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) err
 	l.mu.Lock()
 	owns := l.ownsDB
 	l.mu.Unlock()
-	if side.Role == role.Secondary && owns && removeReplica {
+	err = l.discardHeirs(ctx)
+	switch {
+	case err != nil:
+	case side.Role == role.Secondary && owns && removeReplica:
 		err = m.dropReplica(ctx, l)
-	} else {
+	default:
 		err = m.cleanDatabase(ctx, l)
 	}
 	if p, ok := problem.As(err); ok && p.Code == "no-such-database" {
 		err = nil
 	}
 	if err != nil {
-		// The link stays, as dropping; running the command again goes on.
-		l.start(m.ctx)
-		return err
+		return err // the link stays, as dropping; running the command again goes on
 	}
 	if err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.DeleteLink(ctx, conn, l.rec.Name) }); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -70,6 +71,9 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	if o.Force {
 		return l.force(ctx)
 	}
+	if err := l.whole("the other side would be a primary that lacks the others"); err != nil {
+		return FailoverResult{}, err
+	}
 	if o.Timeout <= 0 {
 		o.Timeout = defaultFailoverTimeout
 	}
@@ -91,7 +95,7 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	}
 	l.update(func() { run.within = o.Timeout })
 	l.awaitPromoted(ctx, o.Timeout)
-	if side, err = l.ask(ctx, role.FailoverAsked{}); err == nil && side.Phase != role.Preparing {
+	if side, err = l.askFailover(ctx); err == nil && side.Phase != role.Preparing {
 		err = problem.New("failover-not-now", "link "+l.rec.Name,
 			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", side.Role, side.Phase), "hawser link show "+l.rec.Name+", and run it when the link is steady")
 	}
@@ -124,6 +128,16 @@ func (l *link) awaitPromoted(ctx context.Context, within time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	_ = l.awaitOpen(ctx) // what is asked next says why not
+}
+
+// askFailover begins a failover, unless another link of the database is at it.
+func (l *link) askFailover(ctx context.Context) (role.State, error) {
+	l.m.swap.Lock()
+	defer l.m.swap.Unlock()
+	if p := l.m.elsewhere(l); p != nil {
+		return role.State{}, p
+	}
+	return l.ask(ctx, role.FailoverAsked{})
 }
 
 // see waits for the end of a failover.
@@ -265,13 +279,18 @@ func (l *link) timed(name string, do func()) {
 
 // prepareSwap gets both sides ready while this one still takes writes.
 func (l *link) prepareSwap(ctx context.Context) (err error) {
+	side, _ := l.now()
 	l.timed("prepare", func() {
-		if err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callPrepare, prepareRequest{l.patience()}, nil); err != nil {
+		var reply prepareReply
+		request := prepareRequest{Patience: l.patience(), Term: side.Next, Siblings: l.m.successors(l)}
+		if err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callPrepare, request, &reply); err != nil {
 			return
 		}
+		l.update(func() { l.accepted = reply.Heirs })
 		if err = l.installFence(ctx); err != nil {
 			return
 		}
+		err = l.sweep(ctx)
 	})
 	if err != nil {
 		return err
@@ -338,35 +357,38 @@ func (l *link) unprepareSwap(ctx context.Context) {
 }
 
 // prepareToLead makes the secondary ready: capture, and the slot from which the
-// old primary will follow. The slot has to exist before the first write here.
-func (l *link) prepareToLead(ctx context.Context, patience time.Duration) error {
-	if err := l.awaitFit(ctx, patience); err != nil {
-		return err
+// old primary will follow, and those of the database's other links. A slot has to
+// exist before the first write here.
+func (l *link) prepareToLead(ctx context.Context, r prepareRequest) (prepareReply, error) {
+	if err := l.awaitFit(ctx, r.Patience); err != nil {
+		return prepareReply{}, err
 	}
-	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database)
+	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database, l.filter())
 	if err != nil {
-		return err
+		return prepareReply{}, err
 	}
 	if err := findings.Err(); err != nil {
-		return err
+		return prepareReply{}, err
 	}
 	conn, err := l.connect(ctx, "prepare")
 	if err != nil {
-		return err
+		return prepareReply{}, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := capture.Install(ctx, conn, l.rec.ID); err != nil {
-		return err
+	if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
+		return prepareReply{}, err
 	}
 	if err := fence.Prepare(ctx, conn, nil); err != nil {
-		return err
+		return prepareReply{}, err
 	}
 	// One from an earlier try would hold WAL from then.
 	if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
-		return err
+		return prepareReply{}, err
 	}
-	_, err = capture.CreateSlot(ctx, conn, l.rec.ID)
-	return err
+	if _, err = capture.CreateSlot(ctx, conn, l.rec.ID); err != nil {
+		return prepareReply{}, err
+	}
+	return l.prepareHeirs(ctx, conn, r)
 }
 
 // fitEvery is how often a secondary that is waited for looks whether it follows.
@@ -419,7 +441,7 @@ func (l *link) unprepareToLead(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return capture.DropSlot(ctx, conn, l.rec.ID)
+	return errors.Join(capture.DropSlot(ctx, conn, l.rec.ID), l.discardHeirs(ctx))
 }
 
 // handoff is the message that ends a term. Any user of the primary may write a
@@ -428,7 +450,13 @@ type handoff struct {
 	Link      string                `json:"link"`
 	Term      frame.Term            `json:"term"` // the new one
 	Sequences []frame.SequenceValue `json:"sequences"`
+	// For the database's other links: the instance that takes over, and the ids of
+	// those that it will take up.
+	To    string   `json:"to,omitempty"`
+	Heirs []string `json:"heirs,omitempty"`
 }
+
+func (h handoff) name() role.Handoff { return role.Handoff{Link: h.Link, Term: h.Term} }
 
 // sign puts a message's HMAC-SHA256, in hexadecimal, in front of it.
 func sign(body, key []byte) []byte {
@@ -467,7 +495,10 @@ func (l *link) hand(ctx context.Context, term frame.Term) error {
 		if err != nil {
 			return err
 		}
-		content, err := json.Marshal(handoff{l.rec.ID, term, values})
+		l.mu.Lock()
+		accepted := l.accepted
+		l.mu.Unlock()
+		content, err := json.Marshal(handoff{Link: l.rec.ID, Term: term, Sequences: values, To: l.rec.Peer, Heirs: accepted})
 		if err != nil {
 			return err
 		}
@@ -484,7 +515,7 @@ func (l *link) hand(ctx context.Context, term frame.Term) error {
 }
 
 // accepts tells the applier whether a handoff counts: it is of this link, and of
-// a term that is neither over nor refused.
+// a term that is neither over nor refused; or of another link of the database.
 func (l *link) accepts(content, key []byte, complete bool) bool {
 	body, ok := unsign(content, key)
 	if !ok {
@@ -492,8 +523,11 @@ func (l *link) accepts(content, key []byte, complete bool) bool {
 		return false
 	}
 	var h handoff
-	if err := json.Unmarshal(body, &h); err != nil || h.Link != l.rec.ID {
+	if err := json.Unmarshal(body, &h); err != nil {
 		return false
+	}
+	if h.Link != l.rec.ID {
+		return l.stopsAt(h, complete)
 	}
 	side, _ := l.now()
 	if side.Role != role.Secondary || h.Term <= side.Term || h.Term <= side.Floor {

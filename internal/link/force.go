@@ -11,6 +11,7 @@ import (
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
@@ -62,6 +63,10 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	if err := l.awaitOpen(ctx); err != nil {
 		return FailoverResult{}, err
 	}
+	// What this side stood for, as a secondary, is over: as the primary it streams.
+	if err := l.setPaused(ctx, false); err != nil {
+		return FailoverResult{}, err
+	}
 	r := FailoverResult{
 		Link: l.rec.Name, Forced: true, OldPrimary: l.rec.Peer, NewPrimary: l.m.cfg.Instance, Term: side.Term, At: time.Now(),
 		Phases: run.phases, Total: time.Since(run.started).Seconds(),
@@ -98,8 +103,13 @@ func (l *link) getReady(ctx context.Context, conn *pgx.Conn, side role.State) (a
 			err = apply.AdvanceSequences(ctx, conn)
 		}
 	})
-	if err != nil {
+	if err != nil || !l.filter().All() { // the old primary of a partial link can't follow
 		return asked, err
+	}
+	if l.restored() {
+		// Of what the old primary wrote since it was restored, the positions tell nothing.
+		asked.Since = 0
+		return asked, nil
 	}
 	l.timed("way back", func() {
 		if slot := l.makeWayBack(ctx, conn); slot != nil {
@@ -111,13 +121,20 @@ func (l *link) getReady(ctx context.Context, conn *pgx.Conn, side role.State) (a
 	return asked, err
 }
 
+// restored tells that this side stands since the primary lost what it has.
+func (l *link) restored() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.suspended != nil && l.suspended.Code == "primary-restored"
+}
+
 // followed is the position up to which this side has applied.
 func followed(ctx context.Context, conn *pgx.Conn, origin string) (frame.LSN, error) {
-	lsn, known, err := catalog.Position(ctx, conn, origin)
+	p, known, err := catalog.Position(ctx, conn, origin)
 	if err == nil && !known {
 		err = fmt.Errorf("how far this side followed is not recorded for origin %s", origin)
 	}
-	return lsn, err
+	return p.End, err
 }
 
 func insertPosition(ctx context.Context, conn *pgx.Conn) (frame.LSN, error) {
@@ -131,7 +148,7 @@ func insertPosition(ctx context.Context, conn *pgx.Conn) (frame.LSN, error) {
 func (l *link) makeWayBack(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, wayBackWithin)
 	defer cancel()
-	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database)
+	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database, filter.Filter{})
 	if err != nil {
 		return err
 	}
@@ -144,7 +161,7 @@ func (l *link) makeWayBack(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	defer slot.Close(context.WithoutCancel(ctx))
-	if err := capture.Install(ctx, conn, l.rec.ID); err != nil {
+	if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
 		return err
 	}
 	if err := capture.DropSlot(ctx, slot, l.rec.ID); err != nil {

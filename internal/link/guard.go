@@ -9,6 +9,7 @@ import (
 
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -16,27 +17,89 @@ import (
 // guardEvery is how often a primary looks at the WAL that the link holds back.
 const guardEvery = 5 * time.Second
 
+// sweepEvery is how many such looks pass between two at what fires no event trigger.
+const sweepEvery = 2
+
+// restEvery is how many looks pass between two at a primary that writes nothing.
+const restEvery = 12
+
+// rechooseEvery is the same for tables that came into a partial link unseen.
+const rechooseEvery = 12
+
 // guard keeps a link that does not get on from filling the primary's disk: beyond
 // the bound the link is given up, not the primary.
 func (l *link) guard() {
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
-	for {
+	var looked frame.LSN // where WAL ended when all was looked at
+	for n := 1; ; n++ {
 		select {
 		case <-l.ctx.Done():
 			return
 		case <-tick.C:
 		}
 		l.mu.Lock()
-		primary := l.side.Role == role.Primary && l.progress == catalog.Running
+		side := l.side
+		primary, streaming := side.Role == role.Primary && l.progress == catalog.Running, l.streaming
 		l.mu.Unlock()
 		if !primary {
 			continue
 		}
-		if err := l.guardOnce(l.ctx); err != nil {
-			l.log.Warn("can't see how much WAL the link holds back", "error", err)
+		end := l.capture.Lag().End
+		// Nothing was written since, in any database. (The end is that of the last heartbeat.)
+		still := streaming && end > 0 && end == looked && n%restEvery != 0
+		if !still {
+			if err := l.guardOnce(l.ctx); err != nil {
+				l.log.Warn("can't see how much WAL the link holds back", "error", err)
+			}
+		}
+		if err := l.tend(l.ctx, side); err != nil {
+			l.log.Debug("can't hand the database's links over yet", "error", err)
+		}
+		if !still && n%sweepEvery == 0 && side.Phase == role.Steady && !l.left() {
+			if err := l.sweep(l.ctx); err != nil {
+				l.log.Warn("can't see what changed without an event", "error", err)
+			} else {
+				looked = end
+			}
+		}
+		if n%rechooseEvery == 1 && !l.filter().All() && !l.left() {
+			l.rechoose(l.ctx)
 		}
 	}
+}
+
+// tend carries on what a change of primary left to do.
+func (l *link) tend(ctx context.Context, side role.State) error {
+	switch {
+	case side.Phase == role.Steady && !l.left():
+		return l.inherit(ctx)
+	case side.Phase == role.Steady || side.Phase == role.Moved:
+		return l.seeOff(ctx, side)
+	}
+	return nil
+}
+
+// left tells that the database's primary is elsewhere, by another of its links.
+func (l *link) left() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.suspended != nil && l.suspended.Code == "primary-moved"
+}
+
+// sweep puts into the stream what fired no event trigger: privileges of the database,
+// its settings, owners.
+func (l *link) sweep(ctx context.Context) error {
+	conn, err := l.connect(ctx, "sweep")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	n, err := capture.SweepDDL(ctx, conn)
+	if n > 0 {
+		l.log.Info("changes that fired no event trigger are in the stream", "changes", n)
+	}
+	return err
 }
 
 func (l *link) guardOnce(ctx context.Context) error {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -41,6 +42,11 @@ type link struct {
 	stop   context.CancelFunc
 	done   sync.WaitGroup
 
+	renewing sync.Mutex // guards renewed
+	renewed  bool       // what a predecessor put into the database is of this version
+
+	heirs sync.Mutex // held while links that are to be taken up are made, taken up or discarded
+
 	mu          sync.Mutex
 	side        role.State
 	changed     chan struct{} // closed and made anew when side, paused or suspended change
@@ -66,11 +72,14 @@ type link struct {
 	ownsDB      bool
 	notes       problem.Findings
 	comparisons map[string]*comparison
-	forcing     bool   // a forced failover is under way: nothing may be applied
-	tail        string // what this side alone has, in words
-	held        int64  // bytes of WAL that the slot keeps
-	repairing   bool   // rows that differ are still to be fetched
-	lastState   State  // as last told, and since when
+	forcing     bool     // a forced failover is under way: nothing may be applied
+	tail        string   // what this side alone has, in words
+	held        int64    // bytes of WAL that the slot keeps
+	repairing   bool     // rows that differ are still to be fetched
+	followed    bool     // the secondary followed this side in this term
+	accepted    []string // ids of the links that the other side takes up with this one
+	incomplete  bool     // tables were to be copied where another link handed over
+	lastState   State    // as last told, and since when
 	since       time.Time
 }
 
@@ -92,6 +101,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
 		last: rec.Failover, ownsDB: rec.OwnsDatabase,
 	}
+	l.ctx, l.stop = context.WithCancel(m.ctx) // now: the other side may call before start
 	l.capture = capture.New(capture.Config{
 		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Log: l.log,
 	})
@@ -100,9 +110,9 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 
 func (l *link) peer() string { return l.rec.Peer }
 
-// start begins the link's goroutines; they end with ctx or with halt.
-func (l *link) start(ctx context.Context) {
-	l.ctx, l.stop = context.WithCancel(ctx)
+// start begins the link's goroutines; they end with the manager or with halt, after
+// which a new link has to take this one's place.
+func (l *link) start() {
 	l.done.Add(3)
 	go func() { defer l.done.Done(); l.guard() }()
 	go func() { defer l.done.Done(); l.steward() }()
@@ -283,8 +293,14 @@ func (l *link) perform(ctx context.Context, actions []role.Action) {
 			l.askRefusal(ctx, a.Term)
 		case role.Tell:
 			l.meetPeer(ctx)
-		case role.Serve, role.Follow:
-			// The streams and the follower look at the state by themselves.
+		case role.Serve:
+			// The streams look at the state by themselves. What fails here is tried again
+			// by the guard.
+			if err := l.inherit(ctx); err != nil {
+				l.log.Warn("can't take up the database's other links yet", "error", err)
+			}
+		case role.Follow:
+			// The follower looks at the state by itself.
 		case role.Account:
 			if err := l.retry(ctx, "write down what this side alone has", l.account); err != nil {
 				l.log.Error("can't write down what this side alone has", "error", err)
@@ -408,6 +424,9 @@ func (l *link) meetPeer(ctx context.Context) {
 			break
 		}
 		l.log.Debug("can't tell the peer", "error", err)
+		if p, ok := problem.As(err); ok && p.Code == "peer-not-found" { // a link that was taken up
+			l.update(func() { l.cause = p })
+		}
 		if !wait.sleep(ctx) {
 			return
 		}
@@ -457,6 +476,7 @@ func (l *link) startRunning(ctx context.Context) error {
 // session settings of the agent in a linked database.
 var agentSettings = map[string]string{
 	"session_replication_role":            "replica",
+	postgres.AgentSetting:                 "on",
 	"default_transaction_read_only":       "off",
 	"statement_timeout":                   "0",
 	"lock_timeout":                        "0",
@@ -466,14 +486,15 @@ var agentSettings = map[string]string{
 }
 
 func (m *Manager) connect(ctx context.Context, database, purpose string, extra map[string]string) (*pgx.Conn, error) {
-	settings := make(map[string]string, len(agentSettings)+len(extra))
-	for k, v := range agentSettings {
-		settings[k] = v
-	}
-	for k, v := range extra {
-		settings[k] = v
-	}
-	conn, err := m.cfg.Server.Connect(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: settings})
+	return m.open(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: extra})
+}
+
+// open opens a session with the agent's settings and the session's own.
+func (m *Manager) open(ctx context.Context, session postgres.Session) (*pgx.Conn, error) {
+	settings := maps.Clone(agentSettings)
+	maps.Copy(settings, session.Settings)
+	session.Settings = settings
+	conn, err := m.cfg.Server.Connect(ctx, session)
 	return conn, keptOut(err)
 }
 

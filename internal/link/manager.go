@@ -12,6 +12,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sort"
 	"sync"
 
@@ -55,6 +57,9 @@ type Manager struct {
 	mu    sync.Mutex
 	links map[string]*link
 	busy  map[string]bool // names that are being created or dropped
+
+	swap sync.Mutex     // held while a failover of any link begins
+	work sync.WaitGroup // what replaces or ends a link on its own account
 }
 
 // NewManager returns a manager that has touched nothing yet.
@@ -62,13 +67,14 @@ func NewManager(cfg Config) *Manager {
 	return &Manager{cfg: cfg, store: cfg.Store, ready: make(chan struct{}), links: map[string]*link{}, busy: map[string]bool{}}
 }
 
-// share is how many bytes of changes each link may gather. It is an eighth of the
-// memory: what is on its way and the garbage of what was written need the rest.
+// share is how many bytes of changes each link may gather, and as many again may be on
+// their way to the server. It is a sixteenth of the memory: the garbage of what was
+// written needs the rest.
 func (m *Manager) share() int {
-	const least, most = 128 << 10, 8 << 20
+	const least, most = 128 << 10, 16 << 20
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return min(most, max(least, m.cfg.Memory/8/max(1, len(m.links))))
+	return min(most, max(least, m.cfg.Memory/16/max(1, len(m.links))))
 }
 
 // Run starts every link and returns when ctx has ended and all have stopped.
@@ -83,38 +89,61 @@ func (m *Manager) Run(ctx context.Context) error {
 		return err
 	}
 	for _, rec := range records {
-		if err := m.adopt(ctx, rec); err != nil {
+		if err := m.load(rec); err != nil {
 			return err
 		}
 	}
+	// Only now: one that begins to run asks whether another one closes its database.
+	for _, l := range m.all() {
+		m.adopt(l)
+	}
 	close(m.ready)
+	for _, l := range m.all() {
+		// The agent may have ended between a failover and what it means to the others.
+		if side, _ := l.now(); side.Role == role.Secondary {
+			m.primaryMoved(l)
+		}
+	}
 	<-ctx.Done()
-	m.mu.Lock()
-	links := m.links
-	m.mu.Unlock()
-	for _, l := range links {
+	ended := m.all()
+	for _, l := range ended {
 		l.halt()
+	}
+	m.work.Wait()
+	for _, l := range m.all() {
+		if !slices.Contains(ended, l) {
+			l.halt()
+		}
 	}
 	return ctx.Err()
 }
 
-// adopt takes up a stored link. One that was being made or dropped when the agent
-// ended is removed, and the other side is told.
-func (m *Manager) adopt(ctx context.Context, rec catalog.Link) error {
+func (m *Manager) all() []*link {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.links))
+}
+
+// load takes in a stored link.
+func (m *Manager) load(rec catalog.Link) error {
 	var side role.State
 	if err := json.Unmarshal(rec.Side, &side); err != nil {
 		return fmt.Errorf("read the role of link %s: %w", rec.Name, err)
 	}
-	l := newLink(m, rec, side)
 	m.mu.Lock()
-	m.links[rec.Name] = l
-	m.mu.Unlock()
-	l.start(ctx)
-	if rec.Progress != catalog.Running {
-		l.log.Warn("the agent stopped while the link was "+string(rec.Progress)+": removing it", "progress", rec.Progress)
+	defer m.mu.Unlock()
+	m.links[rec.Name] = newLink(m, rec, side)
+	return nil
+}
+
+// adopt starts a link that was loaded. One that was being made or dropped when the
+// agent ended is removed, and the other side is told.
+func (m *Manager) adopt(l *link) {
+	l.start()
+	if l.rec.Progress != catalog.Running {
+		l.log.Warn("the agent stopped while the link was "+string(l.rec.Progress)+": removing it", "progress", l.rec.Progress)
 		go m.finishDrop(l)
 	}
-	return nil
 }
 
 // find returns a link by name once the links are loaded.
@@ -122,7 +151,7 @@ func (m *Manager) find(name string) (*link, error) {
 	select {
 	case <-m.ready:
 	default:
-		return nil, problem.New("starting", "instance "+m.cfg.Instance, "the agent is starting", "wait a moment").Retry()
+		return nil, errStarting(m.cfg.Instance)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -132,18 +161,17 @@ func (m *Manager) find(name string) (*link, error) {
 	return nil, notFound(name)
 }
 
+func errStarting(instance string) error {
+	return problem.New("starting", "instance "+instance, "the agent is starting", "wait a moment").Retry()
+}
+
 func notFound(name string) error {
 	return problem.New("link-not-found", "link "+name, "there is no link of this name on this instance", "hawser link list")
 }
 
 // List returns every link's status, by name.
 func (m *Manager) List(ctx context.Context) []Status {
-	m.mu.Lock()
-	links := make([]*link, 0, len(m.links))
-	for _, l := range m.links {
-		links = append(links, l)
-	}
-	m.mu.Unlock()
+	links := m.all()
 	out := make([]Status, len(links))
 	var wg sync.WaitGroup
 	for i, l := range links {
@@ -196,6 +224,16 @@ func (m *Manager) Rejoin(ctx context.Context, name string) error {
 	return l.rejoin(ctx)
 }
 
+// Follow makes this side, a secondary that another link of its database left behind,
+// follow the instance that leads the database now.
+func (m *Manager) Follow(ctx context.Context, name, primary string) error {
+	l, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	return m.attach(ctx, l, primary)
+}
+
 // Resync copies tables again while the link runs; without names, every table that
 // differs from the primary's.
 func (m *Manager) Resync(ctx context.Context, name string, tables []string) error {
@@ -204,44 +242,6 @@ func (m *Manager) Resync(ctx context.Context, name string, tables []string) erro
 		return err
 	}
 	return l.resync(ctx, tables)
-}
-
-// siblings are the other links of a link's database.
-func (m *Manager) siblings(l *link) []*link {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var out []*link
-	for _, s := range m.links {
-		if s != l && s.rec.Database == l.rec.Database {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
-// closes returns another link by which the database is a secondary, if there is one.
-func (m *Manager) closes(l *link) *link {
-	for _, s := range m.siblings(l) {
-		if side, _ := s.now(); side.Role == role.Secondary || expelled(side) {
-			return s
-		}
-	}
-	return nil
-}
-
-// primaryMoved is called when a link made its database a secondary. The database's
-// other links have a primary that is none any more: what it takes in from the new one
-// is not captured whole (DDL is not), so they stand until a person has looked.
-func (m *Manager) primaryMoved(l *link) {
-	for _, s := range m.siblings(l) {
-		if side, _ := s.now(); side.Role == role.Primary {
-			s.done.Go(func() {
-				s.suspend(problem.New("primary-moved", "database "+l.rec.Database,
-					"it became a secondary of instance "+l.rec.Peer+" by the failover of link "+l.rec.Name+", so it can't be the primary of this link",
-					"fail link "+l.rec.Name+" back, then hawser link resync "+s.rec.Name+"; or drop this link and create it again from instance "+l.rec.Peer))
-			})
-		}
-	}
 }
 
 // UsesPeer returns the names of the links with a peer.

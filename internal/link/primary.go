@@ -42,7 +42,7 @@ func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.St
 	case streamRows:
 		return seed.ServeRows(ctx, func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "rows") }, s)
 	case streamSeed:
-		return seed.Serve(ctx, func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") }, s)
+		return seed.Serve(ctx, func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") }, s, l.publication())
 	}
 	return problem.New("unknown-stream", "stream "+kind, "this version of Hawser does not know it", "run the same version on both sides")
 }
@@ -105,12 +105,15 @@ func (l *link) serveChanges(ctx context.Context, s peer.Stream) error {
 		return problem.New("term-differs", "link "+l.rec.Name,
 			fmt.Sprintf("this side is in term %d, the other in term %d", side.Term, start.Term), "none: the sides tell each other their terms").Retry()
 	}
+	if err := l.renew(ctx, side); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	acks := make(chan frame.Ack, 1)
 	go receiveAcks(ctx, cancel, s, acks)
 
-	l.update(func() { l.streaming = true })
+	l.update(func() { l.streaming, l.followed, l.cause = true, true, nil })
 	defer l.update(func() { l.streaming = false })
 	l.log.Info("streaming", "to", l.rec.Peer, "from", start.Position, "term", start.Term)
 	err = keptOut(l.capture.Run(ctx, start, acks, sink{s}))
@@ -119,6 +122,41 @@ func (l *link) serveChanges(ctx context.Context, s peer.Stream) error {
 	}
 	l.log.Info("stream ended", "cause", err)
 	return err
+}
+
+// renew brings what the agent's predecessor put into the database to this version. It does
+// so once in a run, before the first stream: a planned failover needs a stream, so nothing
+// is written behind the handoff.
+func (l *link) renew(ctx context.Context, side role.State) error {
+	l.renewing.Lock()
+	defer l.renewing.Unlock()
+	if l.renewed || side.Phase != role.Steady {
+		return nil
+	}
+	conn, err := l.connect(ctx, "renew")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return onPrimary(err, l.m.cfg.Instance)
+	}
+	if err := capture.InstallDDL(ctx, conn); err != nil {
+		return err
+	}
+	l.renewed = true
+	return nil
+}
+
+// onPrimary names the instance in a problem that the secondary will show.
+func onPrimary(err error, instance string) error {
+	p, ok := problem.As(err)
+	if !ok {
+		return err
+	}
+	named := *p
+	named.Object += " on instance " + instance
+	return &named
 }
 
 // receiveAcks passes the newest acknowledgement on. It ends when the stream does.
@@ -147,6 +185,7 @@ type schemaReply struct {
 	Snapshot frame.Snapshot      `json:"snapshot"`
 	Dump     *schema.Dump        `json:"dump"`
 	Tables   []catalog.SeedTable `json:"tables"`
+	Bare     []uint32            `json:"bare,omitempty"` // tables whose rows the link does not carry
 }
 
 // serveSchema dumps the schema and lists the tables, both under one snapshot.
@@ -189,7 +228,10 @@ func (l *link) takeSchema(ctx context.Context) (schemaReply, error) {
 	if reply.Snapshot, err = frame.ParseSnapshot(current); err != nil {
 		return schemaReply{}, err
 	}
-	if reply.Tables, err = seed.Tables(ctx, tx); err != nil {
+	if reply.Tables, err = seed.Tables(ctx, tx, l.publication()); err != nil {
+		return schemaReply{}, err
+	}
+	if reply.Bare, err = l.bareTables(ctx, tx); err != nil {
 		return schemaReply{}, err
 	}
 	reply.Dump, err = schema.TakeDump(ctx, l.m.cfg.Server, l.rec.Database, schema.DumpOptions{Snapshot: export})

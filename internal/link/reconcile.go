@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
@@ -122,7 +123,7 @@ func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
 		return slotReply{}, err
 	}
 	if !usable {
-		if err := capture.Install(ctx, conn, l.rec.ID); err != nil {
+		if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
 			return slotReply{}, err
 		}
 		if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
@@ -209,7 +210,7 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 	if err != nil {
 		return 0, err
 	}
-	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Differences: -1, Settle: 1})
+	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Differences: -1, Settle: 1, Listed: !l.filter().All()})
 	if err != nil {
 		return 0, err
 	}
@@ -222,6 +223,7 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 		same[[2]string{t.Schema, t.Name}] = t.Verdict == verify.Same
 	}
 	again := 0
+	side, _ := l.now()
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if err := catalog.StartReconciling(ctx, tx, l.rec.ID, opened.Snapshot); err != nil {
 			return err
@@ -242,7 +244,7 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 				return err
 			}
 		}
-		return nil
+		return catalog.MovePosition(ctx, tx, apply.Origin(l.rec.ID, side.Term), slot.From)
 	})
 	if err == nil {
 		l.log.Info("compared with the primary", "tables", len(all), "to_copy_again", again, "new_slot", slot.Fresh)

@@ -28,10 +28,19 @@ const maxRepairs = 200_000
 // over. The rows that its tail touched are deleted here and put down to be fetched
 // from there; everything else is as it was when the new primary's stream begins.
 func (l *link) rejoin(ctx context.Context) error {
+	if err := l.whole("it would take the place of what this side alone has"); err != nil {
+		return err
+	}
 	side, _ := l.now()
 	if side.Phase != role.Diverged {
 		return problem.New("not-diverged", "link "+l.rec.Name, fmt.Sprintf("this side is %s and %s; only one that was forced out can rejoin", side.Role, side.Phase),
 			"hawser link show "+l.rec.Name)
+	}
+	if other := l.m.closes(l); other != nil {
+		if s, _ := other.now(); s.Role == role.Secondary {
+			return problem.New("already-secondary", "database "+l.rec.Database, "it follows instance "+other.rec.Peer+" by link "+other.rec.Name+"; it can't follow two",
+				"hawser link drop "+l.rec.Name)
+		}
 	}
 	var theirs role.State
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, side, &theirs); err != nil {
@@ -41,13 +50,14 @@ func (l *link) rejoin(ctx context.Context) error {
 		return problem.New("no-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s, so there is nobody to follow", l.rec.Peer, theirs.Role, theirs.Phase),
 			"hawser link show "+l.rec.Name+" on both sides")
 	}
-	if err := l.account(ctx); err != nil {
+	if err := l.accountSoon(ctx); err != nil {
 		return err
 	}
 	plan, err := l.planRejoin(ctx, side)
 	switch {
-	case errors.Is(err, errTailLost) || err == nil && theirs.Position == 0:
-		// What the two sides do not share is not known: every table is compared.
+	case errors.Is(err, errTailLost) || err == nil && (theirs.Position == 0 || !theirs.Forced):
+		// What the two sides do not share is not known: every table is compared. So it is
+		// where this side had handed over once, and was then restored to a time before.
 		theirs.Position, err = l.compareToRejoin(ctx)
 	case err == nil:
 		err = l.layDown(ctx, plan)
@@ -60,6 +70,20 @@ func (l *link) rejoin(ctx context.Context) error {
 		err = problem.New("rejoin-not-now", "link "+l.rec.Name, "the roles changed meanwhile", "hawser link show "+l.rec.Name).Retry()
 	}
 	return err
+}
+
+// slotFreeWithin bounds how long the stream to the other side may take to end.
+const slotFreeWithin = 20 * time.Second
+
+// accountSoon writes the report as soon as the slot is free to be read.
+func (l *link) accountSoon(ctx context.Context) error {
+	began := time.Now()
+	for wait := newBackoff(); ; {
+		err := l.account(ctx)
+		if p, ok := problem.As(err); !ok || p.Code != "slot-in-use" || time.Since(began) > slotFreeWithin || !wait.sleep(ctx) {
+			return err
+		}
+	}
 }
 
 func (l *link) compareToRejoin(ctx context.Context) (frame.LSN, error) {
@@ -282,7 +306,7 @@ func (l *link) tables(ctx context.Context) ([]catalog.SeedTable, error) {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return seed.Tables(ctx, conn)
+	return seed.Tables(ctx, conn, l.publication())
 }
 
 func (l *link) isRepairing() bool {

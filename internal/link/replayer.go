@@ -27,7 +27,9 @@ type replayer struct {
 
 func newReplayer(l *link, key []byte) replayer {
 	return replayer{l: l, Replayer: schema.NewReplayer(schema.ReplayOptions{
-		Key: func(context.Context) ([]byte, error) { return key, nil },
+		Key:     func(context.Context) ([]byte, error) { return key, nil },
+		Link:    l.rec.ID,
+		Partial: !l.filter().All(),
 	})}
 }
 
@@ -53,9 +55,13 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 			return apply.Effect{}, err
 		}
 		effect.Reseed = append(effect.Reseed, s)
-		r.l.log.Info("table is copied again: its rows can't be computed on the replica", "table", t.Schema+"."+t.Name, "because", result.Tag)
+		r.l.log.Info("table is copied: its rows can't be computed on the replica, or the link did not carry them", "table", t.Schema+"."+t.Name, "because", result.Tag)
 	}
-	if err := r.later(ctx, conn, result.Later); err != nil {
+	refresh, err := r.refreshAgain(ctx, conn, result.Refreshed)
+	if err != nil {
+		return apply.Effect{}, err
+	}
+	if err := r.later(ctx, conn, append(result.Later, refresh...)); err != nil {
 		return apply.Effect{}, err
 	}
 	r.l.note(result)
@@ -73,10 +79,39 @@ func (r replayer) Provide(ctx context.Context, conn *pgx.Conn, def *pgoutput.Rel
 	return r.Replayer.Provide(ctx, conn, rel)
 }
 
+// laterDDL is the kind of a statement that was replayed in part.
+const laterDDL = "DDL"
+
+// refreshAgain returns what fills materialized views again when all tables are there.
+// While tables are copied each is at the time of its own snapshot, so a view that is
+// filled meanwhile holds what never was together on the primary, and stays as it is.
+func (r replayer) refreshAgain(ctx context.Context, conn *pgx.Conn, views []string) (statements []string, err error) {
+	if len(views) == 0 {
+		return nil, nil
+	}
+	state, copied, err := catalog.LoadSeeding(ctx, conn, r.l.rec.ID)
+	if err != nil || !copied || state.Done {
+		return nil, err
+	}
+	for _, view := range views {
+		// It may be dropped, or emptied, before that.
+		statements = append(statements, fmt.Sprintf(`DO $hawser$ BEGIN
+			IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = 'm' AND relispopulated) THEN
+				REFRESH MATERIALIZED VIEW %s;
+			END IF;
+		END $hawser$`, literal(view), view))
+	}
+	return statements, nil
+}
+
+// literal quotes a string where backslashes are what they are, as they are when later
+// statements run.
+func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
 // later keeps statements that need the rows of all tables until they are there.
 func (r replayer) later(ctx context.Context, conn *pgx.Conn, statements []string) error {
 	for _, sql := range statements {
-		data, err := json.Marshal(schema.Entry{Kind: "DDL", Name: "replayed later", Phase: schema.PhaseFinal, SQL: sql})
+		data, err := json.Marshal(schema.Entry{Kind: laterDDL, Name: "replayed later", Phase: schema.PhaseFinal, SQL: sql})
 		if err != nil {
 			return err
 		}

@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hawser/hawser/internal/apply"
@@ -75,7 +79,28 @@ func (l *link) stopped(err error) {
 		return
 	}
 	l.log.Warn("the link stopped and will go on", "cause", err)
-	l.update(func() { l.cause = l.away(problem.Of(err, "disconnected")) })
+	l.update(func() { l.cause = l.away(withReason(problem.Of(err, "disconnected"))) })
+}
+
+// withReason puts into the cause what the system or PostgreSQL says of what it lacks: a
+// state that is shown has no place for the error underneath.
+func withReason(p *problem.Problem) *problem.Problem {
+	var path *fs.PathError
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(p.Err, &path):
+	case errors.As(p.Err, &pg) && (strings.HasPrefix(pg.Code, "53") || strings.HasPrefix(pg.Code, "58")):
+	default:
+		return p
+	}
+	why := *p
+	why.Cause, why.Err = p.Cause+": ", nil
+	if path != nil {
+		why.Cause += path.Error()
+	} else {
+		why.Cause += pg.Message
+	}
+	return &why
 }
 
 // away words what the other agent says as it stops: here nothing is being stopped.
@@ -120,7 +145,12 @@ func (l *link) followOnce(changed <-chan struct{}) error {
 			}
 		}
 	}()
-	err := l.replicate(ctx)
+	err := error(nil)
+	if side, _ := l.now(); side.Phase == role.Waiting {
+		err = l.await(ctx, side)
+	} else {
+		err = l.replicate(ctx)
+	}
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -205,7 +235,7 @@ func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.St
 	if handing {
 		return nil
 	}
-	return capture.DropSlot(ctx, conn, l.rec.ID)
+	return errors.Join(capture.DropSlot(ctx, conn, l.rec.ID), l.discardHeirs(ctx))
 }
 
 // restoreSchema makes the objects that rows need, and records what is left to
@@ -227,7 +257,7 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 		var now []schema.Entry
 		var later []catalog.SchemaEntry
 		for _, e := range reply.Dump.Entries {
-			if e.Phase == schema.PhasePre {
+			if e.Phase == schema.PhasePre || e.Phase == schema.PhaseTable && slices.Contains(reply.Bare, e.Table) {
 				now = append(now, e)
 				continue
 			}
@@ -248,6 +278,11 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 				return err
 			}
 			if err := fence.PrepareTable(ctx, tx, t.Schema, t.Name); err != nil {
+				return err
+			}
+		}
+		if len(reply.Bare) > 0 {
+			if err := prepareAll(ctx, tx); err != nil {
 				return err
 			}
 		}
@@ -281,7 +316,9 @@ func (l *link) stream(ctx context.Context, side role.State, seeding bool) error 
 	}
 	l.log.Info("following", "primary", l.rec.Peer, "from", from, "term", side.Term)
 
-	go schema.WarmParser() // it ends by itself, and nobody has to wait for it
+	if !seeding { // the copy needs the CPU, and the memory, more
+		go schema.WarmParser() // it ends by itself, and nobody has to wait for it
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	frames := make(chan frame.Frame, framesAhead)
 	acks := newLatest[frame.Ack]()
@@ -335,7 +372,7 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 func (l *link) connectApplier(ctx context.Context) (*pgx.Conn, error) {
 	settings := postgres.ValueSettings()
 	maps.Copy(settings, apply.Settings())
-	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":apply", settings)
+	return l.m.open(ctx, postgres.Session{Database: l.rec.Database, Purpose: l.rec.Name + ":apply", Settings: settings, Ahead: l.m.share()})
 }
 
 // receive passes frames from the network to the applier.
@@ -487,6 +524,9 @@ func (l *link) takeOver(ctx context.Context, over *apply.Handoff, key []byte) er
 	var h handoff
 	if err := json.Unmarshal(body, &h); err != nil {
 		return fmt.Errorf("read the handoff: %w", err)
+	}
+	if h.Link != l.rec.ID {
+		return l.standAt(ctx, h)
 	}
 	conn, err := l.connect(ctx, "takeover")
 	if err != nil {

@@ -75,6 +75,7 @@ func (l *link) seed(ctx context.Context, a *apply.Applier) error {
 	}
 	l.log.Info("seeding is complete")
 	l.update(func() { l.seeded = true })
+	go schema.WarmParser()
 	return nil
 }
 
@@ -122,7 +123,7 @@ func (l *link) build(ctx context.Context, conn *pgx.Conn, phase schema.Phase, ta
 			return fmt.Errorf("read schema entry %d: %w", stored.ID, err)
 		}
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			if err := schema.Apply(ctx, tx, []schema.Entry{e}); err != nil {
+			if err := l.buildEntry(ctx, tx, e); err != nil {
 				return err
 			}
 			if e.Kind == "TRIGGER" || e.Kind == "RULE" {

@@ -59,6 +59,7 @@ type Status struct {
 	Since                    time.Time // in this state
 	CreatedAt                time.Time
 	Failover                 json.RawMessage
+	Tables, ExcludeTables    []string // patterns; both empty: all tables
 }
 
 // status is what this side knows by itself.
@@ -70,6 +71,10 @@ func (l *link) status() Status {
 		Name: l.rec.Name, ID: l.rec.ID, Database: l.rec.Database, Peer: l.rec.Peer,
 		Role: l.side.Role, Term: l.side.Term, Phase: l.side.Phase,
 		Notes: append(problem.Findings(nil), l.notes...), CreatedAt: l.rec.CreatedAt, Failover: l.last,
+		Tables: l.rec.Tables, ExcludeTables: l.rec.ExcludeTables,
+	}
+	if n := l.aloneWithPart(); n != nil {
+		s.Notes = append(s.Notes, n)
 	}
 	if l.side.Role == role.Primary {
 		s.LagKnown = !lag.At.IsZero() && l.streaming
@@ -110,7 +115,20 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		if l.tail != "" {
 			cause += "; " + l.tail
 		}
+		if !l.filter().All() {
+			return Diverged, problem.New("diverged", "link "+s.Name, cause+"; the tables that the link does not carry are here alone", dropPartial(s.Name))
+		}
 		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name+" on this side, which then follows the new primary")
+	case l.suspended != nil && (l.side.Phase == role.Waiting || l.side.Phase == role.Moved):
+		return Suspended, l.suspended
+	case l.side.Phase == role.Moved:
+		return FailingOver, problem.Noted("moved", "link "+s.Name, "instance "+l.side.Heir+" is the primary now; this side stays until instance "+s.Peer+" follows it")
+	case l.side.Phase == role.Waiting && l.cause != nil && l.cause.Code == "primary-moved":
+		return Suspended, l.cause
+	case l.side.Phase == role.Waiting && l.cause != nil && l.cause.Code == "heir-unreachable":
+		return Disconnected, l.cause
+	case l.side.Phase == role.Waiting:
+		return FailingOver, problem.Noted("waiting", "link "+s.Name, "another link hands the database over to instance "+l.side.Heir+"; this link follows it, or goes on if that is taken back")
 	case l.side.Phase != role.Steady:
 		return FailingOver, problem.Noted("failing-over", "link "+s.Name, "a failover is under way: "+string(l.side.Phase))
 	case l.suspended != nil:
@@ -148,19 +166,23 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 // otherSideWithin bounds how long a status waits for what only the other side knows.
 const otherSideWithin = 2 * time.Second
 
-// full adds what only the other side knows: a secondary's seeding and state.
+// full adds what the database tells, and what only the other side knows: a secondary's
+// seeding and state.
 func (l *link) full(ctx context.Context) Status {
 	s := l.status()
-	if s.Role != role.Primary {
-		return s
-	}
 	ctx, cancel := context.WithTimeout(ctx, otherSideWithin)
 	defer cancel()
 	if conn, err := l.connect(ctx, "status"); err == nil {
-		if held, err := capture.Held(ctx, conn, l.rec.ID); err == nil {
+		if missing, err := capture.NotCarried(ctx, conn, l.filter()); err == nil {
+			s.Notes = append(s.Notes, missing...)
+		}
+		if held, err := capture.Held(ctx, conn, l.rec.ID); err == nil && s.Role == role.Primary {
 			s.WALHeld = &held
 		}
 		_ = conn.Close(ctx)
+	}
+	if s.Role != role.Primary {
+		return s
 	}
 	var theirs Status
 	if s.State == Diverged || s.State == FailingOver || s.State == Dropped || s.State == Suspended {

@@ -105,12 +105,16 @@ func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 	if err != nil {
 		return VerifyReport{}, err
 	}
-	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{})
+	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Listed: !l.filter().All()})
 	return VerifyReport{Report: report, Position: opened.Until, At: time.Now()}, err
 }
 
 func (l *link) localSide(export string) *verify.Local {
-	return verify.NewLocal(func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "verify") }, export, verify.Options{})
+	var o verify.Options
+	if side, _ := l.now(); side.Role == role.Primary {
+		o.Publication = l.publication()
+	}
+	return verify.NewLocal(func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "verify") }, export, o)
 }
 
 // exportSnapshot begins a transaction whose snapshot other sessions can take up. The

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,7 @@ func BenchmarkStream(b *testing.B) {
 		name string
 		data []byte
 		size int
-	}{{"noise-256KiB", noise, 256 << 10}, {"rows-256KiB", rows.Bytes(), 256 << 10}, {"rows-1KiB", rows.Bytes(), 1 << 10}} {
+	}{{"noise-256KiB", noise, 256 << 10}, {"hex-256KiB", []byte(hex.EncodeToString(noise[:total/2])), 256 << 10}, {"rows-256KiB", rows.Bytes(), 256 << 10}, {"rows-1KiB", rows.Bytes(), 1 << 10}} {
 		b.Run(c.name, func(b *testing.B) {
 			done := make(chan error, 1)
 			east, _ := pair(b, handlers{stream: func(_ context.Context, _, _, _ string, s Stream) error {

@@ -91,7 +91,7 @@ func (n *Node) dialOnce(ctx context.Context, r *remote, address string) error {
 	}
 	deadline := time.Now().Add(greetWithin)
 	w := &wire{Conn: conn, dialled: true}
-	g, err := greet(ctx, w, n.cfg.Identity, n.hello(false), deadline, func(g *greeting) refusal {
+	g, err := greet(ctx, w, n.Identity(), n.hello(false), deadline, func(g *greeting) refusal {
 		n.freshen(ctx, deadline)
 		return n.judge(g, r)
 	})

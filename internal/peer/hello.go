@@ -54,6 +54,7 @@ type greeting struct {
 	conn   *tls.Conn
 	cert   *x509.Certificate
 	print  string // its fingerprint
+	own    string // the fingerprint that we showed
 	hello  hello
 	ours   refusal // of them, by us
 	theirs refusal // of us, by them
@@ -101,7 +102,7 @@ func greet(ctx context.Context, w *wire, id *Identity, mine hello, deadline time
 	if state.NegotiatedProtocol != alpn || len(state.PeerCertificates) == 0 {
 		return nil, &errTLS{errNotHawser}
 	}
-	g := &greeting{conn: conn, cert: state.PeerCertificates[0]}
+	g := &greeting{conn: conn, cert: state.PeerCertificates[0], own: id.Fingerprint()}
 	g.print = fingerprint(g.cert)
 	if err := say(conn, mine); err != nil {
 		return nil, fmt.Errorf("say hello: %w", err)

@@ -28,6 +28,9 @@ const (
 	// identityFile holds certificate and key together: there is never one without
 	// the other.
 	identityFile = "identity.pem"
+	// nextFile is the same of the identity that a rotation gives to the peers. It
+	// becomes identityFile when all have it.
+	nextFile = "next.pem"
 )
 
 // Identity is this instance's name, key and certificate.
@@ -40,10 +43,28 @@ type Identity struct {
 // LoadOrCreateIdentity reads the identity in dir, or makes one on the first start.
 // The key is readable to its owner alone.
 func LoadOrCreateIdentity(dir, name string) (*Identity, error) {
+	return loadOrCreate(dir, identityFile, name)
+}
+
+// NextIdentity reads or makes the identity that is to follow the present one. A rotation
+// that was broken off goes on with the one that some of the peers have already.
+func NextIdentity(dir, name string) (*Identity, error) {
+	return loadOrCreate(dir, nextFile, name)
+}
+
+// UseNext makes the next identity the present one, also for the next start.
+func UseNext(dir string) error {
+	if err := os.Rename(filepath.Join(dir, nextFile), filepath.Join(dir, identityFile)); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	return syncDir(dir)
+}
+
+func loadOrCreate(dir, file, name string) (*Identity, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the identity's directory: %w", err)
 	}
-	path := filepath.Join(dir, identityFile)
+	path := filepath.Join(dir, file)
 	for _, own := range []struct {
 		path string
 		mode fs.FileMode
@@ -130,7 +151,12 @@ func writeFile(path string, data []byte) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes a new or renamed file durable.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hawser/hawser/internal/peer/peerpb"
@@ -23,12 +24,16 @@ type Handler interface {
 
 // Config is what a node works with.
 type Config struct {
-	Identity *Identity
+	Identity *Identity // at first; see Renew
 	Trust    TrustStore
 	Handler  Handler
 	Listen   string // host:port
 	Version  string // of the agent
 	Log      *slog.Logger
+
+	// Renewed is told that a peer with several certificates has shown the last of them:
+	// those before are needed no more. It may be nil.
+	Renewed func(ctx context.Context, peer, certificatePEM string)
 
 	// KeepAlive is how often a sign of life is asked for; a session from which
 	// nothing came for three times as long is over. 0 means 5 s.
@@ -61,6 +66,8 @@ type Node struct {
 
 	reloading sync.Mutex // held while the trust store is read and acted upon
 
+	identity atomic.Pointer[Identity]
+
 	mu        sync.Mutex
 	run       context.Context // Run's, nil before it
 	over      bool            // Run waits for its goroutines; none may begin
@@ -80,10 +87,34 @@ func New(cfg Config) (*Node, error) {
 		return nil, problem.New("endpoint-taken", "endpoint "+cfg.Listen, "the agent can't listen there",
 			"end what uses the port (ss -ltnp), or name another in endpoint.listen").Because(err)
 	}
-	return &Node{
+	n := &Node{
 		cfg: cfg, log: cfg.Log, listener: l, epoch: uint64(time.Now().UnixNano()),
 		peers: map[string]*remote{}, prints: map[string]*remote{}, connected: map[string]chan struct{}{},
-	}, nil
+	}
+	n.identity.Store(cfg.Identity)
+	return n, nil
+}
+
+// Identity is this instance's present one.
+func (n *Node) Identity() *Identity { return n.identity.Load() }
+
+// Renew shows id to the peers from now on, who have to trust it already. Sessions that
+// were made with the identity before are ended, and made again at once.
+func (n *Node) Renew(id *Identity) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.identity.Store(id)
+	for _, r := range n.peers {
+		s := r.session
+		if s == nil {
+			continue
+		}
+		n.detach(r)
+		r.last = left(r.name, leaveRenewed, true)
+		if !n.startLocked(func(context.Context) { s.leave(leaveRenewed) }) {
+			s.end(r.last)
+		}
+	}
 }
 
 // Addr is where the node listens.
@@ -197,7 +228,7 @@ func (n *Node) accept(ctx context.Context) {
 func (n *Node) welcome(ctx context.Context, conn net.Conn) {
 	deadline := time.Now().Add(greetWithin)
 	w := &wire{Conn: conn}
-	g, err := greet(ctx, w, n.cfg.Identity, n.hello(false), deadline, func(g *greeting) refusal {
+	g, err := greet(ctx, w, n.Identity(), n.hello(false), deadline, func(g *greeting) refusal {
 		n.freshen(ctx, deadline)
 		return n.judge(g, nil)
 	})
@@ -223,7 +254,7 @@ func (n *Node) welcome(ctx context.Context, conn net.Conn) {
 }
 
 func (n *Node) hello(test bool) hello {
-	return hello{Name: n.cfg.Identity.Name, Version: n.cfg.Version, Oldest: oldestProtocol, Newest: newestProtocol, Test: test}
+	return hello{Name: n.Identity().Name, Version: n.cfg.Version, Oldest: oldestProtocol, Newest: newestProtocol, Test: test}
 }
 
 // live returns the session with a peer, or why there is none.

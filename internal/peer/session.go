@@ -172,6 +172,7 @@ const (
 	leaveStopping = "stopping"
 	leaveRemoved  = "trust-removed"
 	leaveReplaced = "replaced"
+	leaveRenewed  = "renewed"
 )
 
 // leaveWithin bounds how long the other side is waited for when a session is ended.
@@ -196,6 +197,8 @@ func left(name, reason string, byUs bool) *problem.Problem {
 		return problem.New("peer-stopped", "peer "+shown(name), "the agent of "+here+" was stopped", "none, if it is being started again").Retry()
 	case leaveRemoved:
 		return problem.New("peer-removed", "peer "+shown(name), here+" trusts the certificate of "+there+" no longer", "hawser peer list, on both sides")
+	case leaveRenewed:
+		return problem.New("peer-renewed", "peer "+shown(name), here+" renewed its certificate", "none: it is connected again with the new one").Retry()
 	case leaveReplaced:
 		return problem.New("peer-replaced", "peer "+shown(name), "a newer connection took its place", "none: the newer connection is used").Retry()
 	}

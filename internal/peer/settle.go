@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
@@ -21,7 +22,7 @@ func (n *Node) settle(ctx context.Context, g *greeting, w *wire, deadline time.T
 		return errTrustEnded
 	}
 	defer context.AfterFunc(ctx, func() { _ = w.Close() })()
-	if n.cfg.Identity.Fingerprint() < g.print {
+	if g.own < g.print {
 		return n.decide(ctx, r, g, w, deadline)
 	}
 	var d decision
@@ -34,7 +35,10 @@ func (n *Node) settle(ctx context.Context, g *greeting, w *wire, deadline time.T
 	return n.adopt(r, g, w, d)
 }
 
-var errTrustEnded = errors.New("trust ended meanwhile")
+var (
+	errTrustEnded = errors.New("trust ended meanwhile")
+	errRenewed    = errors.New("this instance's certificate was renewed meanwhile")
+)
 
 // decide says whether the connection is used. One at a time is decided for a peer,
 // so that a number that is told is the highest that was told.
@@ -79,6 +83,8 @@ func (n *Node) adopt(r *remote, g *greeting, w *wire, d decision) error {
 	switch {
 	case n.peers[r.name] != r || !r.trusts(g.print):
 		err = errTrustEnded
+	case g.own != n.Identity().Fingerprint():
+		err = errRenewed
 	case held != nil && held.epoch == d.Epoch && held.serial > d.Serial:
 		err = errNotUsed // what was decided later arrived sooner
 	case !n.startLocked(func(ctx context.Context) { n.attend(ctx, r, s) }):
@@ -95,6 +101,10 @@ func (n *Node) adopt(r *remote, g *greeting, w *wire, d decision) error {
 	r.session, r.since, r.last = s, s.since, nil
 	n.refused.forget(g.print)
 	close(n.connectedTo(r.name))
+	if len(r.prints) > 1 && s.print == r.prints[len(r.prints)-1] && n.cfg.Renewed != nil {
+		certificate := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: g.cert.Raw}))
+		n.startLocked(func(ctx context.Context) { n.cfg.Renewed(ctx, r.name, certificate) })
+	}
 	n.log.Info("peer connected", "peer", s.peer, "remote", w.RemoteAddr().String(), "dialled_by", dialledBy(s.dialled), "version", s.version)
 	return nil
 }

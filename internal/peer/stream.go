@@ -131,6 +131,7 @@ func (s *sender) write(f frame.Frame) error {
 		}
 		var err error
 		s.enc, err = zstd.NewWriter(s, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow),
+			zstd.WithAllLitEntropyCompression(true),                                                    // bytea is hexadecimal text, which repeats nothing
 			zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false)) // TLS proves the bytes
 		if err != nil {
 			return err

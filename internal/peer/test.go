@@ -88,7 +88,7 @@ func (n *Node) testSession(ctx context.Context, t *tester, r *remote) {
 	t.try("TLS", func() (string, error) {
 		if err != nil {
 			p := problem.New("peer-not-dialling", "peer "+shown(r.name), "it has not connected, and no address is known to dial it",
-				"on the other instance: hawser peer test "+quoted(n.cfg.Identity.Name)+"; or give its address here: hawser peer add "+file(r.name)+" --address HOST:PORT")
+				"on the other instance: hawser peer test "+quoted(n.Identity().Name)+"; or give its address here: hawser peer add "+file(r.name)+" --address HOST:PORT")
 			if cause := problem.Of(err, ""); cause.Cause != "" {
 				p = p.Because(errors.New(cause.Cause))
 			}
@@ -99,7 +99,7 @@ func (n *Node) testSession(ctx context.Context, t *tester, r *remote) {
 	if err != nil {
 		return
 	}
-	t.try("our certificate accepted by them", func() (string, error) { return n.cfg.Identity.Fingerprint(), nil })
+	t.try("our certificate accepted by them", func() (string, error) { return n.Identity().Fingerprint(), nil })
 	t.try("their certificate accepted by us", func() (string, error) { return s.print, nil })
 	t.try("version", func() (string, error) { return n.versions(s.version, s.protocol), nil })
 	measure(ctx, t, s)
@@ -131,7 +131,7 @@ func (n *Node) testWay(ctx context.Context, t *tester, r *remote, address string
 	w := &wire{Conn: conn, dialled: true}
 	var g *greeting
 	t.try("TLS", func() (_ string, err error) {
-		g, err = greet(ctx, w, n.cfg.Identity, n.hello(true), time.Now().Add(greetWithin), func(g *greeting) refusal { return n.judge(g, r) })
+		g, err = greet(ctx, w, n.Identity(), n.hello(true), time.Now().Add(greetWithin), func(g *greeting) refusal { return n.judge(g, r) })
 		if err != nil {
 			return "", notGreeted(address, err)
 		}
@@ -170,7 +170,7 @@ func (n *Node) testVerdicts(t *tester, g *greeting, r *remote) {
 		}
 		return p(between)
 	}
-	t.add(Step{Name: "our certificate accepted by them", OK: g.theirs == accepted || g.theirs == version, Detail: n.cfg.Identity.Fingerprint()},
+	t.add(Step{Name: "our certificate accepted by them", OK: g.theirs == accepted || g.theirs == version, Detail: n.Identity().Fingerprint()},
 		verdict(g.theirs != accepted && g.theirs != version, g.theirs.theirs))
 	t.add(Step{Name: "their certificate accepted by us", OK: g.ours == accepted || g.ours == version, Detail: g.print},
 		verdict(g.ours != accepted && g.ours != version, g.ours.ours))

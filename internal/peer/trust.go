@@ -144,7 +144,7 @@ func (n *Node) read(list []Trusted) (map[string]*remote, map[string]*remote) {
 		}
 		fp := fingerprint(c)
 		switch holder := prints[fp]; {
-		case fp == n.cfg.Identity.Fingerprint():
+		case fp == n.Identity().Fingerprint():
 			r.unfit = self.ours(parties{them: t.Name})
 			continue
 		case holder != nil && holder != r:
@@ -167,7 +167,7 @@ func (n *Node) judge(g *greeting, dialled *remote) refusal {
 	defer n.mu.Unlock()
 	r, now := n.prints[g.print], time.Now()
 	switch {
-	case g.print == n.cfg.Identity.Fingerprint():
+	case g.print == n.Identity().Fingerprint():
 		return self
 	case r == nil && (dialled != nil || n.peers[g.hello.Name] != nil):
 		return wrong
@@ -188,7 +188,7 @@ func (n *Node) judge(g *greeting, dialled *remote) refusal {
 // parties names the two sides of a greeting.
 func (n *Node) parties(g *greeting, dialled *remote) parties {
 	p := parties{
-		us: n.cfg.Identity.Name, ourPrint: n.cfg.Identity.Fingerprint(),
+		us: n.Identity().Name, ourPrint: n.Identity().Fingerprint(),
 		them: g.hello.Name, theirPrint: g.print, notAfter: g.cert.NotAfter, hello: g.hello,
 	}
 	n.mu.Lock()

@@ -31,8 +31,11 @@ const (
 // table whose server does not read since it waits for a lock.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 
-// Server is a cluster seen from outside. It is immutable and holds no connection.
+// Server is a cluster seen from outside. It is immutable and holds no connection. The
+// files that its connection string names are read for each connection, as libpq does:
+// passwords and certificates change under an agent that runs for years.
 type Server struct {
+	text     string // the connection string
 	config   *pgx.ConnConfig
 	settings map[string]string // what pgconn does not tell: sslmode, sslrootcert …
 }
@@ -42,6 +45,7 @@ type Session struct {
 	Database string            // "" means the connection string's
 	Purpose  string            // shown as application_name hawser:PURPOSE
 	Settings map[string]string // run-time parameters from the start on
+	Ahead    int               // bytes that may be written before the server reads them; 0: as the socket takes them
 }
 
 // Open reads a libpq connection string or URL, which may name several hosts. It
@@ -56,10 +60,16 @@ func Open(connString string) (*Server, error) {
 	if err != nil {
 		return nil, unreadable(reason(err))
 	}
-	s := &Server{config: config, settings: settingsOf(connString)}
+	s := &Server{text: connString, config: config, settings: settingsOf(connString)}
 	if err := s.checkParts(); err != nil {
 		return nil, err
 	}
+	s.complete(config)
+	return s, nil
+}
+
+// complete adds what every connection needs.
+func (s *Server) complete(config *pgx.ConnConfig) {
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
 	}
@@ -73,7 +83,20 @@ func Open(connString string) (*Server, error) {
 		defer cancel()
 		return net.DefaultResolver.LookupHost(ctx, host)
 	}
-	return s, nil
+}
+
+// fresh is the configuration with what the files say now. Where one can't be read, as
+// while it is replaced, what was known before is tried.
+func (s *Server) fresh() *pgx.ConnConfig {
+	config, err := pgx.ParseConfig(s.text)
+	if err != nil {
+		return s.config.Copy()
+	}
+	if config.Password == "" {
+		config.Password = s.config.Password
+	}
+	s.complete(config)
+	return config
 }
 
 // primaryOnly needs no round trip: PostgreSQL 14 and later tell it unasked.
@@ -120,8 +143,11 @@ func (s *Server) nodes() []node {
 
 // Connect opens an ordinary session. Errors are problems with a remedy.
 func (s *Server) Connect(ctx context.Context, session Session) (*pgx.Conn, error) {
-	config := s.config.Copy()
+	config := s.fresh()
 	session.apply(&config.Config)
+	if session.Ahead > 0 {
+		config.DialFunc = aheadDial(config.DialFunc, session.Ahead)
+	}
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, s.connectProblem(ctx, &config.Config, err)
@@ -132,7 +158,7 @@ func (s *Server) Connect(ctx context.Context, session Session) (*pgx.Conn, error
 // ConnectReplication opens a session that can stream from a logical slot. A context
 // that ends while the session is in use ends the session.
 func (s *Server) ConnectReplication(ctx context.Context, session Session) (*pgconn.PgConn, error) {
-	config := s.config.Config.Copy()
+	config := &s.fresh().Config
 	session.apply(config)
 	config.RuntimeParams["replication"] = "database"
 	config.DialFunc = patientDial(config.DialFunc)
@@ -187,8 +213,8 @@ func (s *Server) Environ(database string) []string {
 			env = append(env, toolVariables[key]+"="+value)
 		}
 	}
-	if s.config.Password != "" {
-		env = append(env, "PGPASSWORD="+s.config.Password)
+	if password := s.fresh().Password; password != "" {
+		env = append(env, "PGPASSWORD="+password)
 	}
 	return env
 }

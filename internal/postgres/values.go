@@ -1,5 +1,11 @@
 package postgres
 
+// AgentSetting is a parameter that is on in the agents' sessions. The event triggers
+// that capture DDL fire in every session, those with session_replication_role = replica
+// included, and by this one know Hawser's own. (Anybody may set it; it counts together
+// with replica mode, which is a superuser's.)
+const AgentSetting = "hawser.agent"
+
 // ValueSettings give values in text one meaning on every server, whatever ALTER
 // DATABASE or ALTER ROLE say there. Sessions whose values travel use them.
 func ValueSettings() map[string]string {

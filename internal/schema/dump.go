@@ -92,6 +92,9 @@ func TakeDump(ctx context.Context, src *postgres.Server, database string, o Dump
 	if err != nil {
 		return nil, err
 	}
+	if err := untouched(ctx, tx, database); err != nil {
+		return nil, err
+	}
 	if d.Entries, err = assemble(toc, f); err != nil {
 		return nil, err
 	}
@@ -179,6 +182,53 @@ func whole(entries []tocEntry) error {
 		}
 	}
 	return nil
+}
+
+// torn counts the transactions that changed or dropped, since the dump's snapshot, what
+// it sees: pg_dump relies on functions of the server that write definitions, and those
+// know the latest catalog alone. It asks whether the row's deleter committed. A row of
+// pg_class changes with every TRUNCATE too, so of that one the name counts. What is
+// temporary, or newer, is in no dump.
+const torn = `
+WITH c AS (
+	SELECT c.oid, c.relname, c.relnamespace FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE c.relpersistence <> 't' AND n.nspname NOT IN ('hawser', 'pg_toast') AND c.oid >= 16384
+), gone AS (
+	SELECT x.xmax FROM pg_attribute x JOIN c ON c.oid = x.attrelid WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_attrdef x JOIN c ON c.oid = x.adrelid WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_index x JOIN c ON c.oid = x.indrelid WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_inherits x JOIN c ON c.oid = x.inhrelid WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_trigger x JOIN c ON c.oid = x.tgrelid WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_rewrite x JOIN c ON c.oid = x.ev_class WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_policy x JOIN c ON c.oid = x.polrelid WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_statistic_ext x JOIN c ON c.oid = x.stxrelid WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_partitioned_table x JOIN c ON c.oid = x.partrelid WHERE x.xmax <> 0
+	UNION SELECT x.xmax FROM pg_constraint x WHERE x.xmax <> 0 AND x.oid >= 16384 AND (x.conrelid = 0 OR x.conrelid IN (SELECT oid FROM c))
+	UNION SELECT x.xmax FROM pg_type x JOIN pg_namespace n ON n.oid = x.typnamespace
+		WHERE x.xmax <> 0 AND x.oid >= 16384 AND n.nspname !~ '^pg_(toast_)?temp_' AND (x.typrelid = 0 OR x.typrelid IN (SELECT oid FROM c))
+	UNION SELECT x.xmax FROM pg_proc x JOIN pg_namespace n ON n.oid = x.pronamespace WHERE x.xmax <> 0 AND n.nspname <> 'hawser' AND x.oid >= 16384
+	UNION SELECT x.xmax FROM pg_namespace x WHERE x.xmax <> 0 AND x.oid >= 16384 AND x.nspname !~ '^pg_(toast_)?temp_'
+	UNION SELECT x.xmax FROM pg_operator x WHERE x.xmax <> 0 AND x.oid >= 16384
+	UNION SELECT x.xmax FROM pg_enum x WHERE x.xmax <> 0
+	UNION SELECT k.xmax FROM pg_class k JOIN c USING (oid) WHERE k.xmax <> 0 AND NOT EXISTS (
+		SELECT FROM pg_identify_object_as_address('pg_class'::regclass, k.oid, 0) i
+		WHERE i.object_names = ARRAY[(SELECT nspname::text FROM pg_namespace WHERE oid = c.relnamespace), c.relname::text])
+)
+SELECT count(*) FROM gone, (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next) s
+WHERE pg_xact_status((s.next - (s.next - xmax::text::bigint & 4294967295) + CASE
+	WHEN (s.next - xmax::text::bigint & 4294967295) >= 2147483648 THEN 4294967296 ELSE 0 END)::text::xid8) = 'committed'`
+
+// untouched tells whether the definitions are all of the dump's snapshot, in tx.
+func untouched(ctx context.Context, tx pgx.Tx, database string) error {
+	var n int
+	if err := tx.QueryRow(ctx, torn).Scan(&n); err != nil {
+		return fmt.Errorf("look for DDL beside the dump: %w", err)
+	}
+	if n == 0 {
+		return nil
+	}
+	return problem.New("schema-changed", "database "+postgres.QuoteIdent(database), fmt.Sprintf("%d transactions changed definitions while they were read", n),
+		"none: the dump is tried again").Retry()
 }
 
 // quotedName is the entry's name as it stands in its statement.

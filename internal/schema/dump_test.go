@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -122,6 +124,63 @@ func TestDumpSeesItsSnapshot(t *testing.T) {
 	}
 	if _, err := TakeDump(ctx, c.Server(), db, DumpOptions{Snapshot: snapshot}); err == nil {
 		t.Error("a dump was taken at a snapshot that is gone")
+	}
+}
+
+// TestDumpBesideDDL: definitions that were changed since the snapshot are not taken for
+// those of the snapshot. What touches no definition does not spoil a dump.
+func TestDumpBesideDDL(t *testing.T) {
+	t.Parallel()
+	const setup = `
+		CREATE SCHEMA s; CREATE TYPE e AS ENUM ('a', 'b'); CREATE TABLE t (id int PRIMARY KEY, v text DEFAULT 'x', w e); CREATE INDEX i ON t (v);
+		CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (9); CREATE INDEX pv ON p (v);
+		CREATE VIEW view AS SELECT id, v FROM t; CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1';
+		CREATE SEQUENCE q; CREATE MATERIALIZED VIEW m AS SELECT * FROM t; INSERT INTO t VALUES (1, 'a', 'a')`
+	for sql, spoils := range map[string]bool{
+		`DROP INDEX i`:                                                          true,
+		`DROP INDEX pv`:                                                         true,
+		`ALTER TABLE t RENAME v TO u`:                                           true,
+		`ALTER TABLE t SET SCHEMA s`:                                            true,
+		`ALTER TABLE t ALTER v SET DEFAULT 'y'`:                                 true,
+		`ALTER TABLE p DETACH PARTITION p1`:                                     true,
+		`CREATE OR REPLACE VIEW view AS SELECT id FROM t LIMIT 0`:               false, // refused: it would lose a column
+		`CREATE OR REPLACE VIEW view AS SELECT id, v || 'x' AS v FROM t`:        true,
+		`CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'`: true,
+		`ALTER TYPE e RENAME VALUE 'a' TO 'c'`:                                  true,
+		`ALTER SCHEMA s RENAME TO r`:                                            true,
+		`TRUNCATE t`:                                                            false,
+		`ANALYZE; INSERT INTO t VALUES (2)`:                                     false,
+		`REFRESH MATERIALIZED VIEW m`:                                           false,
+		`SELECT nextval('q')`:                                                   false,
+		`CREATE TABLE new (id int PRIMARY KEY); DROP TABLE new; CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (19)`: false,
+		`CREATE TEMP TABLE tmp (id serial PRIMARY KEY); ALTER TABLE tmp ADD c int; DROP TABLE tmp`:                           false,
+		`BEGIN; ALTER TABLE t RENAME v TO u; DROP INDEX i; ROLLBACK`:                                                         false,
+	} {
+		t.Run(sql, func(t *testing.T) {
+			t.Parallel()
+			ctx, c := t.Context(), testpg.Shared(t)
+			db := c.CreateDatabase(t)
+			c.Exec(t, db, setup)
+			conn := c.Connect(t, db)
+			if _, err := conn.Exec(ctx, `CREATE TEMP TABLE mine (id int)`); err != nil {
+				t.Fatal(err)
+			}
+			tx, err := c.Connect(t, db).BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback(context.Background()) //nolint:errcheck // it only read
+			if _, err := tx.Exec(ctx, `SELECT 1`); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Exec(ctx, sql+`; DROP TABLE mine`); err != nil {
+				t.Log(err)
+			}
+			err = untouched(ctx, tx, db)
+			if p, ok := problem.As(err); ok != spoils || ok && p.Code != "schema-changed" || !ok && err != nil {
+				t.Errorf("spoilt: %v, want %v", err, spoils)
+			}
+		})
 	}
 }
 

@@ -126,7 +126,9 @@ func (f *facts) readOurs(ctx context.Context, tx pgx.Tx) error {
 		WITH ours AS (SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'hawser')
 		SELECT 'pg_trigger'::regclass::oid, oid FROM pg_trigger WHERE tgfoid IN (TABLE ours)
 		UNION ALL SELECT 'pg_event_trigger'::regclass, oid FROM pg_event_trigger WHERE evtfoid IN (TABLE ours)
-		UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication WHERE starts_with(pubname, 'hawser_')`,
+		UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication WHERE starts_with(pubname, 'hawser_')
+		UNION ALL SELECT 'pg_publication_rel'::regclass, r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+			WHERE starts_with(p.pubname, 'hawser_')`,
 		[]any{&o.class, &o.oid}, func() {
 			f.ours[o] = true
 		})

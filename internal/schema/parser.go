@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"runtime/debug"
 	"sync"
 
 	pgq "github.com/pganalyze/pg_query_go/v6"
@@ -12,10 +13,14 @@ import (
 // there are are in use.
 var parsing sync.Mutex
 
+// warm gives back once what compiling the parser took: more than the agent works with.
+var warm sync.Once
+
 // WarmParser makes the parser, so that the first command of a stream does not have
 // to wait for it.
 func WarmParser() {
 	_, _ = parse("SELECT") // it fails on no valid text
+	warm.Do(debug.FreeOSMemory)
 }
 
 func parse(text string) (*pgq.ParseResult, error) {

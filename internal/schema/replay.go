@@ -21,6 +21,11 @@ type ReplayOptions struct {
 	Key func(context.Context) ([]byte, error)
 	// Carries reports whether the link carries a table. Nil: it carries all.
 	Carries func(schema, table string) bool
+	// Link is the link's id, by which the primary tells which tables came in or went out.
+	Link string
+	// Partial says that the link carries the rows of some tables alone, so a foreign key
+	// may refer to rows that are not here.
+	Partial bool
 }
 
 // A Replayer runs the primary's DDL on the secondary. It is for one link's applier,
@@ -138,6 +143,9 @@ func (r *Replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (
 		return Result{}, err
 	}
 	if err := run.setIdentity(ctx); err != nil {
+		return Result{}, err
+	}
+	if err := run.choose(ctx); err != nil {
 		return Result{}, err
 	}
 	return run.result, nil
@@ -328,6 +336,9 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 	if r.largeObject(st) {
 		return nil
 	}
+	if err := r.bareForRule(ctx, st); err != nil {
+		return err
+	}
 	run := func() error { return r.run(ctx, order{sql: text, node: st.node}) }
 	if r.options.Carries == nil {
 		err = run()
@@ -339,6 +350,37 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 		return err
 	}
 	return r.afterwards(ctx, st)
+}
+
+// bareForRule takes the fence from a table that a rule "_RETURN" makes a view (up to
+// PostgreSQL 15): a table with triggers can't become one, and a view needs no fence.
+func (r *replay) bareForRule(ctx context.Context, st *ddlStatement) error {
+	rule := st.node.GetRuleStmt()
+	if rule.GetEvent() != pgq.CmdType_CMD_SELECT {
+		return nil
+	}
+	for _, o := range r.m.Objects {
+		if o.Table == "" {
+			continue
+		}
+		name := pgx.Identifier{o.TableSchema, o.Table}.Sanitize()
+		var fenced bool
+		err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgname = 'hawser_fence')`, name).Scan(&fenced)
+		if err != nil {
+			return fmt.Errorf("look for the fence of %s: %w", name, err)
+		}
+		if !fenced {
+			continue
+		}
+		// That the table once had a trigger is kept until VACUUM, which can't run here.
+		for _, sql := range []string{"DROP TRIGGER hawser_fence ON " + name,
+			"UPDATE pg_class SET relhastriggers = false WHERE oid = " + quoteLiteral(name) + "::regclass AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = pg_class.oid)"} {
+			if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // largeObject reports whether the command concerns large objects alone, which come
@@ -486,6 +528,24 @@ func (r *replay) keepIdentity(ctx context.Context, name string, i ddlIdentity) e
 	}
 	_, err = r.conn.Exec(ctx, `INSERT INTO hawser.replica_identity VALUES ($1::text::regclass, $2::text::"char") ON CONFLICT (relid) DO NOTHING`, name, i.Was)
 	return err
+}
+
+// choose empties the tables of which the link carries the rows no longer, and has those
+// copied that came in. Emptied they are too: an extension's script may have filled them.
+func (r *replay) choose(ctx context.Context) error {
+	for _, c := range r.m.Chosen {
+		if c.Link != r.options.Link || c.In && !c.Copy {
+			continue
+		}
+		table := Table{c.OID, c.Schema, c.Name}
+		if err := r.empty(ctx, table); err != nil {
+			return err
+		}
+		if c.In {
+			r.result.Reseed = append(r.result.Reseed, table)
+		}
+	}
+	return nil
 }
 
 func (r *replay) note(code, text string) {

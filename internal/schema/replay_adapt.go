@@ -53,7 +53,77 @@ func (r *replay) adapt(ctx context.Context, st *ddlStatement) (string, error) {
 	if err != nil || gone {
 		return "", err
 	}
+	edits = append(edits, r.boundEdits(node, scan)...)
 	return apply(st.text, append(edits, spaces...)), nil
+}
+
+// boundEdits puts the primary's bound in place of one that is written as an expression,
+// which has the value of the moment.
+func (r *replay) boundEdits(node *pgq.Node, scan *pgq.ScanResult) []edit {
+	name, bound := node.GetCreateStmt().GetRelation(), node.GetCreateStmt().GetPartbound()
+	for _, c := range node.GetAlterTableStmt().GetCmds() {
+		if p := c.GetAlterTableCmd().GetDef().GetPartitionCmd(); p.GetBound() != nil {
+			name, bound = p.Name, p.Bound
+		}
+	}
+	if bound == nil || !computed(bound) {
+		return nil
+	}
+	var def string
+	for _, b := range r.m.Bounds {
+		if b.Table == name.GetRelname() && (b.Schema == name.GetSchemaname() || name.GetSchemaname() == "") {
+			def = b.Def
+		}
+	}
+	from, to, ok := boundPlace(scan, bound.Location)
+	if def == "" || !ok {
+		return nil
+	}
+	return []edit{{from, to, def}}
+}
+
+// computed reports whether a bound is more than constants.
+func computed(bound *pgq.PartitionBoundSpec) (any bool) {
+	walkMessage(bound.ProtoReflect(), func(m protoreflect.Message) {
+		switch n := m.Interface().(type) {
+		case *pgq.FuncCall, *pgq.SQLValueFunction:
+			any = true
+		case *pgq.A_Const:
+			any = any || relativeTime(n.GetSval().GetSval())
+		}
+	})
+	return any
+}
+
+// boundPlace finds FOR VALUES … in a statement: location is the place of the third
+// word, IN, FROM or WITH, behind which one list stands, or two with TO between them.
+func boundPlace(scan *pgq.ScanResult, location int32) (from, to int, ok bool) {
+	tokens := slices.DeleteFunc(slices.Clone(scan.Tokens), func(t *pgq.ScanToken) bool {
+		return t.Token == pgq.Token_SQL_COMMENT || t.Token == pgq.Token_C_COMMENT
+	})
+	at := slices.IndexFunc(tokens, func(t *pgq.ScanToken) bool { return t.Start == location })
+	if at < 2 || tokens[at-2].Token != pgq.Token_FOR {
+		return 0, 0, false
+	}
+	lists := 1
+	if tokens[at].Token == pgq.Token_FROM {
+		lists = 2
+	}
+	depth := 0
+	for _, t := range tokens[at:] {
+		switch t.Token {
+		case pgq.Token_ASCII_40:
+			depth++
+		case pgq.Token_ASCII_41:
+			if depth--; depth == 0 {
+				lists--
+			}
+		}
+		if lists == 0 {
+			return int(tokens[at-2].Start), int(t.End), true
+		}
+	}
+	return 0, 0, false
 }
 
 func apply(text string, edits []edit) string {

@@ -273,11 +273,21 @@ func (r *replay) orNotValid(ctx context.Context, st *ddlStatement) error {
 		return err
 	}
 	err = r.attempt(ctx, func() error { return r.run(ctx, order{sql: text, node: st.node}) })
-	if sqlState(err) != "23503" || !notValid(st.node) { // foreign_key_violation
+	if sqlState(err) != "23503" { // foreign_key_violation
+		return err
+	}
+	if r.options.Partial && validates(st.node) {
+		r.note("foreign-key-not-valid", "it refers to rows that the link does not carry, so on the replica it stays NOT VALID")
+		return nil
+	}
+	if !notValid(st.node) {
 		return err
 	}
 	if err := r.deparsed(ctx, st); err != nil {
 		return err
+	}
+	if r.options.Partial {
+		r.note("foreign-key-not-valid", "it may refer to rows that the link does not carry; on the replica it is NOT VALID until all rows that it refers to are here")
 	}
 	return r.validateLater(ctx)
 }
@@ -291,6 +301,14 @@ func notValid(node *pgq.Node) (any bool) {
 		}
 	}
 	return any
+}
+
+// validates reports whether all that the statement does is to validate constraints.
+func validates(node *pgq.Node) bool {
+	cmds := node.GetAlterTableStmt().GetCmds()
+	return len(cmds) > 0 && !slices.ContainsFunc(cmds, func(c *pgq.Node) bool {
+		return c.GetAlterTableCmd().GetSubtype() != pgq.AlterTableType_AT_ValidateConstraint
+	})
 }
 
 func (r *replay) validateLater(ctx context.Context) error {

@@ -43,8 +43,10 @@ type ddlMessage struct {
 	Tables   []ddlTable    `json:"tables"`
 	Identity []ddlIdentity `json:"identity"`
 	Checks   []ddlCheck    `json:"checks"`
+	Bounds   []ddlCheck    `json:"bounds"`  // of partitions; without a name
 	Indexes  []string      `json:"indexes"` // of REINDEX: definitions of what is valid now
 	Configs  []ddlConfig   `json:"configs"`
+	Chosen   []ddlChosen   `json:"chosen"`
 
 	Changes []ddlChange `json:"changes"` // without a command; then all else is empty
 
@@ -114,6 +116,16 @@ type ddlIdentity struct {
 	Name   string `json:"name"`
 	To     string `json:"to"`
 	Was    string `json:"was"`
+}
+
+// ddlChosen is a table that came into those that a link carries, or went out.
+type ddlChosen struct {
+	Link   string `json:"link"`
+	OID    uint32 `json:"oid"`
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
+	In     bool   `json:"in"`
+	Copy   bool   `json:"copy"` // it has rows that no stream brought
 }
 
 type ddlCheck struct {

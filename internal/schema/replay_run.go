@@ -26,15 +26,18 @@ type order struct {
 // run executes an order as its user, with the user's search_path and settings, and
 // leaves the session as it was.
 func (r *replay) run(ctx context.Context, o order) error {
-	role, err := r.prepareRoles(ctx, o.node)
-	if err != nil {
-		return err
+	var as role
+	if !o.agent || r.m.User.Name != "" { // nobody gave a command where the message tells of none
+		var err error
+		if as, err = r.prepareRoles(ctx, o.node); err != nil {
+			return err
+		}
 	}
 	restore, err := r.enter(ctx, o)
 	if err != nil {
 		return err
 	}
-	if err := r.runAs(ctx, role, o); err != nil {
+	if err := r.runAs(ctx, as, o); err != nil {
 		return r.failed(o, err)
 	}
 	r.result.Statements = append(r.result.Statements, o.sql)

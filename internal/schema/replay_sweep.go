@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/problem"
 )
 
 // ddlChange is something that changed on the primary without a command that fires an
@@ -31,6 +34,16 @@ func (r *replay) sweep(ctx context.Context) error {
 			statements, err = r.ownerChange(ctx, c)
 		case "setting":
 			statements, err = r.settingChange(ctx, c)
+		case "database":
+			statements, err = r.databaseChange(ctx, c)
+		case "large objects":
+			if c.Value != nil {
+				r.result.Notes = append(r.result.Notes, problem.Warn("large-objects", "large objects",
+					"the primary's database holds some since the link was made; they are not carried",
+					"move them into a bytea column and remove them, on the primary: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;"))
+			}
+		case "role":
+			err = r.roleChange(ctx, c)
 		case "event trigger":
 			statements, err = c.eventTrigger()
 		default:
@@ -85,6 +98,102 @@ func (r *replay) settingChange(ctx context.Context, c ddlChange) ([]string, erro
 		return []string{sql + " RESET " + name}, nil
 	}
 	return []string{sql + " SET " + name + " TO " + configValue(c.Name, *c.Value)}, nil
+}
+
+// databaseChange follows what was said of the database itself.
+func (r *replay) databaseChange(ctx context.Context, c ddlChange) ([]string, error) {
+	var database string
+	if err := r.conn.QueryRow(ctx, `SELECT current_database()`).Scan(&database); err != nil {
+		return nil, fmt.Errorf("read the database's name: %w", err)
+	}
+	name := pgx.Identifier{database}.Sanitize()
+	switch {
+	case c.Name == "comment" && c.Value == nil:
+		return []string{"COMMENT ON DATABASE " + name + " IS NULL"}, nil
+	case c.Name == "comment":
+		return []string{"COMMENT ON DATABASE " + name + " IS " + quoteLiteral(*c.Value)}, nil
+	case c.Name == "connection limit" && c.Value != nil:
+		return []string{"ALTER DATABASE " + name + " CONNECTION LIMIT " + *c.Value}, nil
+	case c.Name == "privileges":
+		return r.databasePrivileges(ctx, name, c.Value)
+	}
+	return nil, fmt.Errorf("an unknown change of the database: %q", c.Name)
+}
+
+// databasePrivileges makes them what they are on the primary, for all but the owner.
+func (r *replay) databasePrivileges(ctx context.Context, database string, value *string) (statements []string, err error) {
+	var granted []struct {
+		Role       *string // nil: PUBLIC
+		Privileges string
+		Grantable  bool
+	}
+	if value != nil {
+		if err := json.Unmarshal([]byte(*value), &granted); err != nil {
+			return nil, fmt.Errorf("read the privileges of the database: %w", err)
+		}
+	}
+	rows, err := r.conn.Query(ctx, `SELECT DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC') FROM pg_database d
+		CROSS JOIN aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+		WHERE d.datname = current_database() AND a.grantee <> d.datdba`)
+	if err != nil {
+		return nil, fmt.Errorf("read the privileges of the database: %w", err)
+	}
+	have, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("read the privileges of the database: %w", err)
+	}
+	for _, grantee := range have {
+		statements = append(statements, "REVOKE ALL ON DATABASE "+database+" FROM "+grantee+" CASCADE")
+	}
+	for _, g := range granted {
+		grantee, option := "PUBLIC", ""
+		if g.Role != nil {
+			grantee = pgx.Identifier{*g.Role}.Sanitize()
+			if err := r.makeRole(ctx, *g.Role); err != nil {
+				return nil, err
+			}
+		}
+		if g.Grantable {
+			option = " WITH GRANT OPTION"
+		}
+		statements = append(statements, "GRANT "+g.Privileges+" ON DATABASE "+database+" TO "+grantee+option)
+	}
+	return statements, nil
+}
+
+// roleChange makes a role that the database names and this side lacks. As elsewhere, a
+// role that was here before is not opened to others: that a person does.
+func (r *replay) roleChange(ctx context.Context, c ddlChange) error {
+	if err := r.makeRole(ctx, c.Name); err != nil || c.Value == nil {
+		return err
+	}
+	var groups []string
+	if err := json.Unmarshal([]byte(*c.Value), &groups); err != nil {
+		return fmt.Errorf("read the groups of role %q: %w", c.Name, err)
+	}
+	for _, group := range groups {
+		if err := r.makeRole(ctx, group); err != nil {
+			return err
+		}
+		grant := "GRANT " + pgx.Identifier{group}.Sanitize() + " TO " + pgx.Identifier{c.Name}.Sanitize()
+		if slices.Contains(r.result.Roles, group) {
+			if err := r.exec(ctx, grant); err != nil {
+				return roleProblem(group, "grant it", err)
+			}
+			continue
+		}
+		var member bool
+		err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles u ON u.oid = m.member
+			WHERE g.rolname = $1 AND u.rolname = $2)`, group, c.Name).Scan(&member)
+		if err != nil {
+			return fmt.Errorf("look for the groups of role %q: %w", c.Name, err)
+		}
+		if !member {
+			r.result.Notes = append(r.result.Notes, problem.Warn("role-membership", "role "+c.Name,
+				"on the primary it is a member of role "+group+", which was here before the link and is not opened by it", grant+";"))
+		}
+	}
+	return nil
 }
 
 func (r *replay) makeRole(ctx context.Context, name string) error {

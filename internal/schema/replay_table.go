@@ -42,6 +42,9 @@ func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, rel Relation) er
 		if err != nil {
 			return err
 		}
+		if unwritable[kind] {
+			kind = "text"
+		}
 		columns = append(columns, pgx.Identifier{c.Name}.Sanitize()+" "+kind)
 	}
 	if err := run.run(ctx, order{sql: "CREATE TABLE " + rel.sql() + " (" + strings.Join(columns, ", ") + ")", generated: true}); err != nil {
@@ -73,6 +76,7 @@ func (r *replay) createTableAs(ctx context.Context) error {
 		r.creating = r.creating[:n-1]
 	}
 	for _, t := range r.m.Tables {
+		r.writable(t)
 		table := Table{t.OID, t.Schema, t.Name}
 		r.result.Created = append(r.result.Created, table)
 		if _, ok := r.provided[t.OID]; ok {
@@ -91,6 +95,23 @@ func (r *replay) createTableAs(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unwritable are types that take no input: only the server itself makes their values.
+var unwritable = map[string]bool{"pg_node_tree": true, "pg_ndistinct": true, "pg_dependencies": true, "pg_mcv_list": true,
+	"pg_brin_bloom_summary": true, "pg_brin_minmax_multi_summary": true, "gtsvector": true}
+
+// writable has columns of such types hold their values as text here.
+func (r *replay) writable(t ddlTable) {
+	for i, c := range t.Columns {
+		if unwritable[c.Type] {
+			t.Columns[i].Type, t.Columns[i].Default = "text", ""
+			name := pgx.Identifier{t.Schema, t.Name}.Sanitize()
+			r.result.Notes = append(r.result.Notes, problem.Warn("column-type", "column "+pgx.Identifier{c.Name}.Sanitize()+" of table "+name,
+				"nothing can be written into type "+c.Type+", so the column is of type text on this side",
+				"ALTER TABLE "+name+" ALTER COLUMN "+pgx.Identifier{c.Name}.Sanitize()+" TYPE text; on the primary"))
+		}
+	}
 }
 
 func (r *replay) createTable(ctx context.Context, t ddlTable) (string, error) {

@@ -30,6 +30,7 @@ const (
 // triggers of the user's. The text of defaults is written for these date styles.
 var applySettings = [][2]string{
 	{"session_replication_role", "replica"},
+	{postgres.AgentSetting, "on"},
 	{"check_function_bodies", "off"},
 	{"client_encoding", "UTF8"},
 	{"client_min_messages", "warning"},
@@ -100,7 +101,7 @@ func settle(ctx context.Context, db DB) (*session, error) {
 	s := &session{}
 	err := db.QueryRow(ctx, `
 		SELECT current_setting('server_version_num')::int,
-			array(SELECT current_setting(name) FROM unnest($1::text[]) WITH ORDINALITY AS s(name, i) ORDER BY i)`, names).
+			array(SELECT coalesce(current_setting(name, true), '') FROM unnest($1::text[]) WITH ORDINALITY AS s(name, i) ORDER BY i)`, names).
 		Scan(&s.version, &s.before)
 	if err == nil {
 		err = setAll(ctx, db, names, values)

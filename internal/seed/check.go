@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -14,8 +15,12 @@ import (
 const findingsEach = 10
 
 // Check tells, on the primary, what would hinder the copy of the database's
-// tables, and how large it is.
-func Check(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+// tables, and how large it is with those alone that f chooses.
+func Check(ctx context.Context, conn *pgx.Conn, f filter.Filter) (problem.Findings, error) {
+	likes, err := f.Likes()
+	if err != nil {
+		return nil, err
+	}
 	out, err := unreadable(ctx, conn, 0)
 	if err != nil {
 		return nil, err
@@ -27,7 +32,7 @@ func Check(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
 	out = append(out, found...)
 	var tables int
 	var size string
-	if err := conn.QueryRow(ctx, `SELECT count(*), pg_size_pretty(coalesce(sum(`+tableSize+`), 0))`+carried).Scan(&tables, &size); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT count(*), pg_size_pretty(coalesce(sum(`+tableSize+`), 0))`+carried+` AND `+filter.Params(), likes.Args()...).Scan(&tables, &size); err != nil {
 		return nil, fmt.Errorf("add up the size of the tables: %w", err)
 	}
 	return append(out, problem.Noted("copy-size", "the copy", fmt.Sprintf("%d tables, %s without indexes", tables, size))), nil

@@ -17,8 +17,9 @@ import (
 )
 
 // Wherever the copy is broken off, and however often, the next run completes it.
+//
+// It does not run beside other tests, whose goroutines it would take for its own.
 func TestBrokenOffAnywhere(t *testing.T) {
-	t.Parallel()
 	p := newPair(t, `CREATE TABLE split (id int, v text); CREATE TABLE whole (id int, v text); CREATE TABLE toast (id int, v text);
 		CREATE TABLE s1 (id int); CREATE TABLE s2 (id int); CREATE TABLE s3 (id int); CREATE TABLE s4 (id int); CREATE TABLE none (id int)`)
 	p.from.Exec(t, p.src, `INSERT INTO split SELECT g, repeat('x', 50) FROM generate_series(1, 8000) g`,

@@ -104,7 +104,7 @@ func (p *pair) list() []catalog.SeedTable {
 func (p *pair) tables() (tables []catalog.SeedTable) {
 	p.t.Helper()
 	p.briefly(p.from, p.src, func(conn *pgx.Conn) (err error) {
-		tables, err = Tables(context.Background(), conn)
+		tables, err = Tables(context.Background(), conn, "")
 		return err
 	})
 	return tables
@@ -222,7 +222,7 @@ func (p *pair) open(ctx context.Context) (ClientStream, error) {
 	p.serving.Go(func() {
 		defer p.streams.Add(-1)
 		defer cancel()
-		c.err = serve(ctx, p.connect(p.from, p.src, p.role), serverPipe{c}, p.sizes)
+		c.err = serve(ctx, p.connect(p.from, p.src, p.role), serverPipe{c}, "", p.sizes)
 		close(c.ended)
 	})
 	return c, nil

@@ -29,18 +29,19 @@ var defaultSizes = sizes{split: 64 << 20, part: 32 << 20}
 const lockWait = "250ms"
 
 // Serve answers one seeding stream of a secondary until it ends. It uses one
-// connection, and holds a transaction only while a snapshot is needed.
-func Serve(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn, error), s Stream) error {
-	return serve(ctx, connect, s, defaultSizes)
+// connection, and holds a transaction only while a snapshot is needed. With a
+// publication's name it copies no table that is not in it.
+func Serve(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn, error), s Stream, publication string) error {
+	return serve(ctx, connect, s, publication, defaultSizes)
 }
 
-func serve(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn, error), s Stream, cut sizes) error {
+func serve(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn, error), s Stream, publication string, cut sizes) error {
 	conn, err := session(ctx, connect, "")
 	if err != nil {
 		return err
 	}
 	defer closeSession(conn)
-	v := server{conn: conn, s: s, cut: cut, out: chunks{s: s}}
+	v := server{conn: conn, s: s, publication: publication, cut: cut, out: chunks{s: s}}
 	for {
 		f, err := s.Recv()
 		if errors.Is(err, io.EOF) {
@@ -62,6 +63,9 @@ func serve(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn, er
 type server struct {
 	conn *pgx.Conn
 	s    Stream
+
+	publication string // that lists the tables to be copied; "": all are
+
 	cut  sizes
 	out  chunks
 	open frame.SeedStart // the table whose snapshot the transaction at hand is; its Export is "" when there is none
@@ -162,7 +166,7 @@ func (v *server) name(ctx context.Context, oid uint32) (frame.SeedStart, error) 
 	if oid == 0 {
 		return t, errGone
 	}
-	err := v.conn.QueryRow(ctx, `SELECT n.nspname, c.relname`+carried+` AND c.oid = $1`, oid).Scan(&t.Schema, &t.Name)
+	err := v.conn.QueryRow(ctx, `SELECT n.nspname, c.relname`+carried+listed+` AND c.oid = $2`, v.publication, oid).Scan(&t.Schema, &t.Name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return t, errGone
 	}
@@ -259,7 +263,7 @@ func (v *server) importedRows(ctx context.Context, r frame.SeedRequest) error {
 		return lost("the snapshot of a table ended before its rows were copied", err)
 	}
 	var now string
-	err = v.conn.QueryRow(ctx, `SELECT c.oid::regclass::text, n.nspname, c.relname, `+sqlColumns+carried+` AND c.oid = $1`, r.OID).
+	err = v.conn.QueryRow(ctx, `SELECT c.oid::regclass::text, n.nspname, c.relname, `+sqlColumns+carried+listed+` AND c.oid = $2`, v.publication, r.OID).
 		Scan(&now, &t.Schema, &t.Name, &t.Columns)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("rows of table %d were asked for, which is not in the snapshot", r.OID)

@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
@@ -111,7 +112,7 @@ func TestRowsThatCantBeRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	findings, err := Check(t.Context(), conn)
+	findings, err := Check(t.Context(), conn, filter.Filter{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +135,7 @@ func TestRowsThatCantBeRead(t *testing.T) {
 	if len(want) > 0 {
 		t.Errorf("not found: %v", want)
 	}
-	if findings, err = Check(t.Context(), conn); err != nil || len(findings.Blocking()) > 0 {
+	if findings, err = Check(t.Context(), conn, filter.Filter{}); err != nil || len(findings.Blocking()) > 0 {
 		t.Errorf("after the remedies: %v %v", findings, err)
 	}
 	_ = conn.Close(t.Context())
@@ -162,7 +163,7 @@ func TestCheck(t *testing.T) {
 	}
 	p.from.Exec(t, p.src, `BEGIN; LOCK TABLE twopc IN ACCESS EXCLUSIVE MODE; PREPARE TRANSACTION '`+p.src+`'`)
 	defer p.from.Exec(t, p.src, `ROLLBACK PREPARED '`+p.src+`'`)
-	findings, err := Check(t.Context(), p.from.Connect(t, p.src))
+	findings, err := Check(t.Context(), p.from.Connect(t, p.src), filter.Filter{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,11 +30,17 @@ const tableSize = `
 	     THEN greatest(c.relpages, 0) * current_setting('block_size')::bigint
 	     ELSE coalesce(pg_table_size(c.oid), 0) END`
 
+// listed narrows carried to the tables that a publication lists; $1 is its name, or
+// empty for a link that carries all.
+const listed = `
+	  AND ($1 = '' OR EXISTS (
+		SELECT FROM pg_publication_rel g JOIN pg_publication p ON p.oid = g.prpubid WHERE p.pubname = $1 AND g.prrelid = c.oid))`
+
 // Tables lists the tables to copy, the largest first, with their size, TOAST
 // included, and the planner's estimate of their rows (-1 where there is none), as
-// the caller's snapshot sees them.
-func Tables(ctx context.Context, db catalog.DB) ([]catalog.SeedTable, error) {
-	rows, err := db.Query(ctx, `SELECT c.oid, n.nspname, c.relname,`+tableSize+`, c.reltuples::bigint`+carried+` ORDER BY 4 DESC, 1`)
+// the caller's snapshot sees them. With a publication's name it lists those that are in it.
+func Tables(ctx context.Context, db catalog.DB, publication string) ([]catalog.SeedTable, error) {
+	rows, err := db.Query(ctx, `SELECT c.oid, n.nspname, c.relname,`+tableSize+`, c.reltuples::bigint`+carried+listed+` ORDER BY 4 DESC, 1`, publication)
 	if err != nil {
 		return nil, fmt.Errorf("list the tables to copy: %w", err)
 	}

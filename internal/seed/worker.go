@@ -73,11 +73,18 @@ func sessionLock(link string) int64 {
 	return int64(h.Sum64())
 }
 
+// replicaSettings let an index of millions of rows be sorted in memory, and by as many
+// parallel workers as the server allows, each of which needs 32 MB of it. The size of
+// shared_buffers tells how large the server is.
+const replicaSettings = `; SET synchronous_commit = off;
+	SELECT set_config('maintenance_work_mem', greatest(pg_size_bytes(current_setting('maintenance_work_mem')),
+		least(pg_size_bytes(current_setting('shared_buffers')), 256 << 20)) / 1024 || 'kB', false)`
+
 func (w *worker) connect(ctx context.Context) (err error) {
 	if w.conn != nil {
 		return nil
 	}
-	if w.conn, err = session(ctx, w.cfg.Connect, "; SET synchronous_commit = off"); err != nil {
+	if w.conn, err = session(ctx, w.cfg.Connect, replicaSettings); err != nil {
 		return err
 	}
 	_, err = w.conn.Exec(ctx, `SELECT pg_advisory_lock_shared($1)`, sessionLock(w.cfg.Link))
@@ -399,7 +406,7 @@ func (w *worker) replicaError(err error) error {
 	}
 	switch state := sqlState(err); {
 	case state == diskFull:
-		return problem.New("replica-disk-full", "the replica's disk", "it is full", "make room there, then hawser link resume "+w.cfg.Name).Because(err)
+		return problem.New("replica-disk-full", "the replica's disk", "it is full", "free space there; the copy goes on by itself").Retry().Because(err)
 	case state != "" && (state[:2] == "22" || state[:2] == "23" || state[:2] == "42"):
 		return misfit{err}
 	case passes(err):

@@ -37,6 +37,7 @@ import (
 // comes over loopback.
 type Cluster struct {
 	pg     *postgres.Cluster
+	config postgres.ClusterConfig // pg's
 	server *postgres.Server
 	dir    string
 	data   string
@@ -86,7 +87,7 @@ func Shared(t testing.TB) *Cluster {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.cluster == nil && shared.err == nil {
-		shared.cluster, shared.err = create(nil)
+		shared.cluster, shared.err = create(os.Getenv("HAWSER_TEST_PG_BIN"), nil)
 	}
 	if shared.err != nil {
 		t.Fatalf("start the shared cluster: %v", shared.err)
@@ -97,7 +98,7 @@ func Shared(t testing.TB) *Cluster {
 // Start returns a cluster for this test alone, with settings of its own.
 func Start(t testing.TB, settings map[string]string) *Cluster {
 	t.Helper()
-	c, err := create(settings)
+	c, err := create(os.Getenv("HAWSER_TEST_PG_BIN"), settings)
 	if err != nil {
 		t.Fatalf("start a cluster: %v", err)
 	}
@@ -105,9 +106,9 @@ func Start(t testing.TB, settings map[string]string) *Cluster {
 	return c
 }
 
-func create(more map[string]string) (*Cluster, error) {
+func create(binDir string, more map[string]string) (*Cluster, error) {
 	for {
-		c, err := createOnce(more)
+		c, err := createOnce(binDir, more)
 		if p, ok := problem.As(err); ok && p.Code == "port-in-use" {
 			continue // another took the port that was free
 		}
@@ -115,7 +116,7 @@ func create(more map[string]string) (*Cluster, error) {
 	}
 }
 
-func createOnce(more map[string]string) (*Cluster, error) {
+func createOnce(binDir string, more map[string]string) (*Cluster, error) {
 	dir, err := os.MkdirTemp("", "hawser-test-")
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for the cluster: %w", err)
@@ -124,14 +125,14 @@ func createOnce(more map[string]string) (*Cluster, error) {
 	if c.guard, err = watchdog(dir, c.data); err != nil {
 		return nil, err
 	}
-	if err := c.start(more); err != nil {
+	if err := c.start(binDir, more); err != nil {
 		c.remove()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Cluster) start(more map[string]string) (err error) {
+func (c *Cluster) start(binDir string, more map[string]string) (err error) {
 	// PostgreSQL's user has to pass.
 	if err := os.Chmod(c.dir, 0o755); err != nil {
 		return fmt.Errorf("open the cluster's directory: %w", err)
@@ -146,11 +147,11 @@ func (c *Cluster) start(more map[string]string) (err error) {
 	all := maps.Clone(settings)
 	maps.Copy(all, map[string]string{"hba_file": hba})
 	maps.Copy(all, more)
-	c.pg, err = postgres.NewCluster(postgres.ClusterConfig{
+	c.config = postgres.ClusterConfig{
 		DataDir: c.data, SocketDir: filepath.Join(c.dir, "socket"), Port: c.port, ListenAddresses: "127.0.0.1",
-		BinDir: os.Getenv("HAWSER_TEST_PG_BIN"), Settings: all, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
+		BinDir: binDir, Settings: all, Log: slog.New(slog.DiscardHandler),
+	}
+	if c.pg, err = postgres.NewCluster(c.config); err != nil {
 		return err
 	}
 	if c.server, err = postgres.Open(c.DSN("postgres")); err != nil {

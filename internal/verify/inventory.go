@@ -16,7 +16,7 @@ import (
 // tables and partitions that are neither temporary nor unlogged, nor Hawser's own,
 // nor part of an extension. It reads what conn's transaction sees.
 func Tables(ctx context.Context, conn *pgx.Conn) ([]Table, error) {
-	return tables(ctx, conn)
+	return tables(ctx, conn, "")
 }
 
 // db is a connection or a transaction.
@@ -26,7 +26,8 @@ type db interface {
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
 
-func tables(ctx context.Context, conn db) ([]Table, error) {
+// tables lists those that a publication lists, if one is named.
+func tables(ctx context.Context, conn db, publication string) ([]Table, error) {
 	rows, err := conn.Query(ctx, `
 		SELECT n.nspname, c.relname,
 		       coalesce((SELECT array_agg(a.attname::text ORDER BY a.attname COLLATE "C") FROM pg_attribute a
@@ -45,7 +46,8 @@ func tables(ctx context.Context, conn db) ([]Table, error) {
 		WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
 		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
 		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-		ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"`)
+		AND ($1 = '' OR EXISTS (SELECT FROM pg_publication_rel g JOIN pg_publication p ON p.oid = g.prpubid WHERE p.pubname = $1 AND g.prrelid = c.oid))
+		ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"`, publication)
 	if err != nil {
 		return nil, fmt.Errorf("list the tables: %w", err)
 	}
@@ -68,7 +70,7 @@ func (l *Local) Inventory(ctx context.Context) (Inventory, error) {
 		if err != nil {
 			return fmt.Errorf("ask the server about itself: %w", err)
 		}
-		out.Tables, err = tables(ctx, tx)
+		out.Tables, err = tables(ctx, tx, l.o.Publication)
 		return err
 	})
 	if err != nil {

@@ -23,6 +23,8 @@ type Options struct {
 	Workers int
 	// PartBytes is the size above which a table is scanned in parts; 0 means 64 MiB.
 	PartBytes int64
+	// Publication narrows the inventory to the tables that it lists; "" means all.
+	Publication string
 }
 
 // Local is the side at hand: a database under a snapshot.

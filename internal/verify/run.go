@@ -18,6 +18,8 @@ import (
 type RunOptions struct {
 	// Only picks the tables that count; nil means all.
 	Only func(schema, name string) bool
+	// Listed says that the tables which the primary lists are all that count.
+	Listed bool
 	// Differences bounds the rows that are named of each table; 0 means 100,
 	// negative none.
 	Differences int
@@ -138,7 +140,7 @@ func (c *comparison) match() (pairs []pair, lone []TableReport) {
 		}
 	}
 	for n, t := range theirs {
-		if c.counts(t) {
+		if !c.o.Listed && c.counts(t) {
 			lone = append(lone, oneSided(TableDigest{Schema: n[0], Name: n[1]}, "primary", TableReport{}))
 		}
 	}

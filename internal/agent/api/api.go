@@ -35,6 +35,8 @@ import (
 type Service interface {
 	Instance(ctx context.Context) (Instance, error)
 	Certificate(ctx context.Context) (Certificate, error)
+	// RotateCertificate gives the peers a new certificate, and then uses it.
+	RotateCertificate(ctx context.Context) (Rotation, error)
 
 	Peers(ctx context.Context) (PeerList, error)
 	// AddPeer trusts an instance. The server has already read the certificate,
@@ -58,6 +60,8 @@ type Service interface {
 	FailoverLink(ctx context.Context, name string, o FailoverOptions) (FailoverResult, error)
 	ResyncLink(ctx context.Context, name string, tables []string) error
 	RejoinLink(ctx context.Context, name string) error
+	// FollowLink has a secondary compared with the primary that its database has now.
+	FollowLink(ctx context.Context, name, primary string) error
 	VerifyLink(ctx context.Context, name string, o VerifyOptions) (VerifyReport, error)
 	DropLink(ctx context.Context, name string, o DropOptions) (DropResult, error)
 

@@ -62,7 +62,8 @@ func (s *stub) ValidateLink(_ context.Context, spec LinkSpec) (problem.Findings,
 }
 func (s *stub) ResyncLink(context.Context, string, []string) error { return nil }
 
-func (s *stub) RejoinLink(context.Context, string) error { return nil }
+func (s *stub) FollowLink(context.Context, string, string) error { return nil }
+func (s *stub) RejoinLink(context.Context, string) error         { return nil }
 
 func (s *stub) FailoverLink(_ context.Context, name string, o FailoverOptions) (FailoverResult, error) {
 	return s.failover(name, o)

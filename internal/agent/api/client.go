@@ -78,6 +78,11 @@ func (c *Client) Certificate(ctx context.Context) (Certificate, error) {
 	return get[Certificate](ctx, c, "/v1/certificate")
 }
 
+// RotateCertificate renews the instance's certificate.
+func (c *Client) RotateCertificate(ctx context.Context) (Rotation, error) {
+	return call[Rotation](ctx, c, http.MethodPost, "/v1/certificate/rotate", nil)
+}
+
 // Peers asks for the trusted and the refused instances.
 func (c *Client) Peers(ctx context.Context) (PeerList, error) {
 	return get[PeerList](ctx, c, "/v1/peers")
@@ -143,6 +148,12 @@ func (c *Client) ResyncLink(ctx context.Context, name string, tables []string) e
 // RejoinLink makes a side that was forced out follow the new primary.
 func (c *Client) RejoinLink(ctx context.Context, name string) error {
 	_, err := call[none](ctx, c, http.MethodPost, linkPath(name, "/rejoin"), nil)
+	return err
+}
+
+// FollowLink makes this secondary follow the instance that leads its database now.
+func (c *Client) FollowLink(ctx context.Context, name, primary string) error {
+	_, err := call[none](ctx, c, http.MethodPost, linkPath(name, "/follow"), followBody{Primary: primary})
 	return err
 }
 

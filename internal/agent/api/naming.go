@@ -54,6 +54,10 @@ func (s naming) ResyncLink(ctx context.Context, name string, tables []string) er
 	return namedError(s.Service.ResyncLink(ctx, name, tables), name)
 }
 
+func (s naming) FollowLink(ctx context.Context, name, primary string) error {
+	return namedError(s.Service.FollowLink(ctx, name, primary), name)
+}
+
 func (s naming) RejoinLink(ctx context.Context, name string) error {
 	return namedError(s.Service.RejoinLink(ctx, name), name)
 }

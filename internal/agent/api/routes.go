@@ -40,10 +40,16 @@ type (
 		Database string `json:"database" minLength:"1" maxLength:"63"`
 		Peer     string `json:"peer,omitempty" maxLength:"64" doc:"Without it only this instance is checked"`
 		Role     Role   `json:"role,omitempty" enum:"primary,secondary" default:"primary"`
+
+		Tables        []string `json:"tables,omitempty" maxItems:"1000" nullable:"false" doc:"As of a new link; each has to match a table"`
+		ExcludeTables []string `json:"exclude_tables,omitempty" maxItems:"1000" nullable:"false" doc:"As of a new link; each has to match a table"`
 	}
 	failoverBody struct {
 		Force          bool    `json:"force,omitempty" doc:"Open the secondary without the primary"`
 		TimeoutSeconds float64 `json:"timeout_seconds,omitempty" minimum:"0" maximum:"86400" doc:"Bounds a planned failover; 0 leaves it to the agent"`
+	}
+	followBody struct {
+		Primary string `json:"primary" minLength:"1" maxLength:"64" doc:"The instance that leads the database now"`
 	}
 	resyncBody struct {
 		Tables []string `json:"tables,omitempty" nullable:"false" doc:"Tables to copy, as schema.name; none means those that differ"`
@@ -154,6 +160,13 @@ func (h *handler) instance(api huma.API) {
 		func(ctx context.Context, _ *none) (Instance, error) { return h.service.Instance(ctx) })
 	reads(api, huma.Operation{OperationID: "get-certificate", Method: http.MethodGet, Path: "/v1/certificate", Summary: "This instance's certificate, for its peers"},
 		func(ctx context.Context, _ *none) (Certificate, error) { return h.service.Certificate(ctx) })
+	changes(h, api, huma.Operation{OperationID: "rotate-certificate", Method: http.MethodPost, Path: "/v1/certificate/rotate", Summary: "Renew this instance's certificate",
+		Description: "All peers have to be connected. They are given the new certificate before it is used; links go on."},
+		func(ctx context.Context, _ *none) (Rotation, error) {
+			r, err := h.service.RotateCertificate(ctx)
+			r.Peers = orEmpty(r.Peers)
+			return r, err
+		})
 	reads(api, huma.Operation{OperationID: "list-databases", Method: http.MethodGet, Path: "/v1/databases", Summary: "The databases of this instance"},
 		func(ctx context.Context, _ *none) (databaseList, error) {
 			d, err := h.service.Databases(ctx)
@@ -236,6 +249,14 @@ func (h *handler) linkOperations(api huma.API) {
 	changesOnly(h, api, huma.Operation{OperationID: "rejoin-link", Method: http.MethodPost, Path: "/v1/links/{name}/rejoin", Summary: "Follow the side that took over by force",
 		Description: "Asked of the side that was forced out. Answers when it has begun to follow; the rows that differ are repaired meanwhile."},
 		func(ctx context.Context, in *named) error { return h.service.RejoinLink(ctx, in.Name) })
+	changesOnly(h, api, huma.Operation{OperationID: "follow-link", Method: http.MethodPost, Path: "/v1/links/{name}/follow", Summary: "Follow the instance that leads the database now",
+		Description: "Asked of a secondary that another link of the database left behind. All tables are compared, and those that differ are copied. Answers when the copy has been put down."},
+		func(ctx context.Context, in *namedWith[followBody]) error {
+			if err := CheckName("peer", in.Body.Primary); err != nil {
+				return err
+			}
+			return h.service.FollowLink(ctx, in.Name, in.Body.Primary)
+		})
 	changesOnly(h, api, huma.Operation{OperationID: "resync-link", Method: http.MethodPost, Path: "/v1/links/{name}/resync", Summary: "Copy tables again while the link runs",
 		Description: "Without tables, all are compared and those that differ are copied. Answers when the copy has been put down."},
 		func(ctx context.Context, in *namedWith[resyncBody]) error {

@@ -101,6 +101,12 @@ type Certificate struct {
 	PEM         string    `json:"pem" doc:"The certificate"`
 }
 
+// Rotation is the outcome of a change of the certificate.
+type Rotation struct {
+	Certificate Certificate `json:"certificate" doc:"The new one"`
+	Peers       []string    `json:"peers" nullable:"false" doc:"The instances that took it"`
+}
+
 // PeerList holds those that an instance trusts and those that it refused.
 type PeerList struct {
 	Peers   []Peer        `json:"peers" nullable:"false"`
@@ -156,6 +162,9 @@ type LinkSpec struct {
 	Database string `json:"database" minLength:"1" maxLength:"63" doc:"The database to link; it has the same name on both sides"`
 	Peer     string `json:"peer" minLength:"1" maxLength:"64" doc:"The instance at the other end"`
 	Role     Role   `json:"role,omitempty" enum:"primary,secondary" default:"primary" doc:"What this instance will be"`
+
+	Tables        []string `json:"tables,omitempty" maxItems:"1000" nullable:"false" doc:"Carry the rows of the tables that match one of these patterns alone; empty carries all. A pattern is SCHEMA.TABLE with * and ?, folded to lower case outside of double quotes" example:"sales.order_*"`
+	ExcludeTables []string `json:"exclude_tables,omitempty" maxItems:"1000" nullable:"false" doc:"Do not carry the rows of tables that match one of these patterns"`
 }
 
 // Link is one database tied to another instance.
@@ -179,6 +188,9 @@ type Link struct {
 	Seeding      *Seeding         `json:"seeding,omitempty" doc:"The initial copy, while it runs and after"`
 	Failover     *FailoverResult  `json:"failover,omitempty" doc:"The running or the last failover"`
 	Findings     problem.Findings `json:"findings,omitempty" nullable:"false" doc:"What to know while the link runs, such as objects that it can't carry"`
+
+	Tables        []string `json:"tables,omitempty" nullable:"false" doc:"Patterns of the tables whose rows it carries; empty: all"`
+	ExcludeTables []string `json:"exclude_tables,omitempty" nullable:"false" doc:"Patterns of the tables whose rows it does not carry"`
 }
 
 // Position tells how far a link is.

@@ -20,6 +20,21 @@
 // promises, stored first, to refuse that term for ever. Whichever of the two B
 // stores first wins, and at any moment at most one side is open.
 //
+// A database may have several links, of which one hands over. The others have no
+// say in it, and their two sides move as follows, P being the old primary, S the
+// secondary of such a link, and N the new primary of the database:
+//
+//	N  before it opens it has a slot for the link; then it takes up P's place: it
+//	   is primary of the link's next term, from the position at which it opened
+//	P  Moved       it is fenced; it still streams what lies before the handoff
+//	S  Waiting     it has applied P's stream up to the very handoff by which N took
+//	               over, and nothing behind it: its rows are those with which N
+//	               opened. It follows N from there, or P again if N refused
+//
+// So S goes over on one proof alone: the handoff that N took up is the one at which
+// S stands, and the term that N continues is the one that S was in. The old primary's
+// word is not needed, and it may be gone.
+//
 // The host stores the state of a Persist action before it carries out the next
 // action, and repeats nothing of an action list after a crash: it reads the
 // stored state and gives the event Restarted, whose actions bring the side to
@@ -53,7 +68,15 @@ const (
 	Promoting Phase = "promoting" // the new primary: decided, not open yet
 	Expelled  Phase = "expelled"  // a primary of an older term than the other side's, not closed yet
 	Diverged  Phase = "diverged"  // the same, closed
+	Moved     Phase = "moved"     // primary: closed; another link of the database took the primary away
+	Waiting   Phase = "waiting"   // secondary: stands at the handoff of another link of the database
 )
+
+// Handoff names one handoff of one link.
+type Handoff struct {
+	Link string     `json:"link"` // its id
+	Term frame.Term `json:"term"`
+}
 
 // State is one side's part in a link. It is stored as JSON.
 type State struct {
@@ -74,6 +97,20 @@ type State struct {
 	// On a diverged side it is where the transactions begin that only it has.
 	Forced bool      `json:"forced,omitempty"`
 	Since  frame.LSN `json:"since,omitempty"`
+	// Rejoined tells that this secondary was a primary that was forced out.
+	Rejoined bool `json:"rejoined,omitempty"`
+
+	// By is the handoff of another link at which this side stands (Waiting), or by
+	// which it took up the place of the primary. After is the term that it continues
+	// then.
+	By    Handoff    `json:"by,omitzero"`
+	After frame.Term `json:"after,omitempty"`
+	// Heir is the instance that has the primary's place, if it took it (Waiting), or
+	// since it did (Moved). Stranded tells that this side can't follow it by itself.
+	Heir     string `json:"heir,omitempty"`
+	Stranded bool   `json:"stranded,omitempty"`
+	// Passed is the last handoff of another link that was taken back.
+	Passed Handoff `json:"passed,omitzero"`
 }
 
 // Initial is the state of a side of a new link; from is where the primary's slot
@@ -81,6 +118,16 @@ type State struct {
 func Initial(r Role, from frame.LSN) State {
 	return State{Role: r, Term: 1, Phase: Steady, From: from}
 }
+
+// Inherited is the state of the side that takes up a link's place of primary: by is
+// the handoff by which it took over the database, after the term that the link was
+// in, and position where it opened.
+func Inherited(by Handoff, after, term frame.Term, position frame.LSN) State {
+	return State{Role: Primary, Term: term, Phase: Steady, Position: position, By: by, After: after}
+}
+
+// Following is the term that comes after those of s.
+func (s State) Following() frame.Term { return max(s.Term, s.Floor) + 1 }
 
 // Writable reports whether clients may write on this side.
 func (s State) Writable() bool {
@@ -123,6 +170,24 @@ type (
 	ForceAsked struct{ Position, Since frame.LSN }
 	// RejoinAsked: this side, diverged, is ready to follow Peer.
 	RejoinAsked struct{ Peer State }
+	// PrimaryMoved: this side's database became a secondary of Heir by another link.
+	PrimaryMoved struct{ Heir string }
+	// ElsewhereHanded: this side, the secondary, applied everything up to the handoff
+	// of another link to Heir. Stranded tells that Heir is not ready to lead this side,
+	// or that this side is not complete.
+	ElsewhereHanded struct {
+		By       Handoff
+		Heir     string
+		Stranded bool
+	}
+	// ElsewhereRefused: the primary took the handoff back and writes again.
+	ElsewhereRefused struct{ By Handoff }
+	// HeirSeen: the heir told its state in this link.
+	HeirSeen struct{ Heir State }
+	// PrimaryChosen: a person wants this secondary to follow Primary, which has taken
+	// the link up. Nothing proves that the two are equal: the host compares them
+	// before it applies anything.
+	PrimaryChosen struct{ Primary State }
 )
 
 func (Restarted) event()      {}
@@ -138,6 +203,12 @@ func (Refused) event()        {}
 func (PeerSeen) event()       {}
 func (ForceAsked) event()     {}
 func (RejoinAsked) event()    {}
+
+func (PrimaryMoved) event()     {}
+func (ElsewhereHanded) event()  {}
+func (ElsewhereRefused) event() {}
+func (HeirSeen) event()         {}
+func (PrimaryChosen) event()    {}
 
 // Action is what the host has to do. One of the types below.
 type Action interface{ action() }
@@ -233,17 +304,48 @@ func Step(s State, e Event) (State, []Action) {
 		return force(s, e)
 	case RejoinAsked:
 		return rejoin(s, e.Peer)
+	case PrimaryMoved:
+		if s.Role == Primary && s.Phase == Steady {
+			s.Phase, s.Heir = Moved, e.Heir
+			return s, []Action{Persist{}, Serve{}}
+		}
+	case ElsewhereHanded:
+		if s.Role == Secondary && s.Phase == Steady && e.By != s.Passed {
+			s.Phase, s.By, s.Heir, s.Stranded = Waiting, e.By, e.Heir, e.Stranded
+			return s, []Action{Persist{}, Follow{}}
+		}
+	case ElsewhereRefused:
+		if s.Phase == Waiting && e.By == s.By {
+			s.Phase, s.Passed = Steady, s.By
+			s.By, s.Heir, s.Stranded = Handoff{}, "", false
+			return s, []Action{Persist{}, Follow{}}
+		}
+	case HeirSeen:
+		return goOver(s, e.Heir, s.Phase == Waiting && !s.Stranded && e.Heir.By == s.By)
+	case PrimaryChosen:
+		return goOver(s, e.Primary, s.Phase == Waiting || s.Phase == Steady)
 	}
 	return s, nil
+}
+
+// goOver makes a secondary follow who took up its primary's place after its own term.
+// That one may be Moved itself by now: it still streams what this side lacks.
+func goOver(s, p State, may bool) (State, []Action) {
+	next := p.Role == Primary && p.After == s.Term && p.Term > s.Term && p.Position > 0
+	if s.Role != Secondary || !may || !next {
+		return s, nil
+	}
+	s = State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position}
+	return s, []Action{Persist{}, Follow{}}
 }
 
 // force makes the secondary the primary without the other side. It may bring a
 // term that the other side has just handed over, so Forced tells the two apart.
 func force(s State, e ForceAsked) (State, []Action) {
-	if s.Role != Secondary || s.Phase != Steady {
+	if s.Role != Secondary || s.Phase != Steady && s.Phase != Waiting {
 		return s, nil
 	}
-	s = State{Role: Primary, Term: max(s.Term, s.Floor) + 1, Phase: Promoting, Floor: s.Floor, Position: e.Position, Forced: true, Since: e.Since}
+	s = State{Role: Primary, Term: s.Following(), Phase: Promoting, Floor: s.Floor, Position: e.Position, Forced: true, Since: e.Since}
 	return s, []Action{Persist{}, Open{}}
 }
 
@@ -252,7 +354,7 @@ func rejoin(s State, p State) (State, []Action) {
 	if s.Phase != Diverged || p.Role != Primary || p.Phase != Steady || p.Term <= s.Term {
 		return s, nil
 	}
-	s = State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position}
+	s = State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position, Rejoined: true}
 	return s, []Action{Persist{}, Follow{}}
 }
 
@@ -262,7 +364,7 @@ func asked(s State) (State, []Action) {
 	if s.Role != Primary || s.Phase != Steady {
 		return s, nil
 	}
-	s.Next = max(s.Term, s.Floor) + 1
+	s.Next = s.Following()
 	s.Phase = Preparing
 	return s, []Action{Persist{}, Prepare{}}
 }
@@ -287,7 +389,7 @@ func reopen(s State, cause error) (State, []Action) {
 
 // handoff makes the secondary the primary: the decision of the whole protocol.
 func handoff(s State, e HandoffApplied) (State, []Action) {
-	if s.Role != Secondary || e.Term <= s.Term || e.Term <= s.Floor {
+	if s.Role != Secondary || s.Phase != Steady || e.Term <= s.Term || e.Term <= s.Floor {
 		return s, nil
 	}
 	s = State{Role: Primary, Term: e.Term, Phase: Promoting, Floor: s.Floor, Position: e.Position}
@@ -307,6 +409,9 @@ func refuse(s State, term frame.Term) (State, []Action) {
 // peerSeen compares with the other side. The higher term is right.
 func peerSeen(s State, p State) (State, []Action) {
 	switch {
+	case s.Phase == Moved:
+		// Whoever leads this link now, this database has its own primary.
+		return s, nil
 	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Next == p.Term && closed(s) && !p.Forced:
 		next := State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position}
 		return next, []Action{Persist{}, Follow{}, Report{nil}}
@@ -346,6 +451,8 @@ func restarted(s State) (State, []Action) {
 		return s, []Action{Close{}}
 	case s.Phase == Diverged:
 		return s, []Action{Close{}, Account{}}
+	case s.Phase == Moved:
+		return s, []Action{Serve{}} // the fence is the other link's
 	}
 	return s, []Action{Open{}, Serve{}, Tell{}}
 }

@@ -62,7 +62,8 @@ func play(t *testing.T, script string) []byte {
 		}
 		words := strings.Fields(line)
 		side := words[0]
-		next, actions := role.Step(sides[side], event(t, sides, words[1:]))
+		happened := event(t, sides, words[1:])
+		next, actions := role.Step(sides[side], happened)
 		sides[side] = next
 		state, err := json.Marshal(next)
 		if err != nil {
@@ -119,6 +120,19 @@ func event(t *testing.T, sides map[string]role.State, words []string) role.Event
 		return role.ForceAsked{Position: 0x700, Since: 0x300}
 	case "RejoinAsked":
 		return role.RejoinAsked{Peer: sides[words[1]]}
+	case "PrimaryMoved":
+		return role.PrimaryMoved{Heir: words[1]}
+	case "ElsewhereHanded":
+		return role.ElsewhereHanded{By: role.Handoff{Link: "other", Term: frame.Term(number())}, Heir: "N", Stranded: len(words) > 2}
+	case "ElsewhereRefused":
+		return role.ElsewhereRefused{By: role.Handoff{Link: "other", Term: frame.Term(number())}}
+	case "Inherits": // no event: the new primary takes up A's place by a handoff of that term
+		sides["N"] = role.Inherited(role.Handoff{Link: "other", Term: frame.Term(number())}, sides["B"].Term, sides["B"].Following(), 0x900)
+		return role.PeerSeen{}
+	case "HeirSeen":
+		return role.HeirSeen{Heir: sides[words[1]]}
+	case "PrimaryChosen":
+		return role.PrimaryChosen{Primary: sides[words[1]]}
 	}
 	t.Fatalf("unknown event %q", words[0])
 	return nil

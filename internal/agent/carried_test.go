@@ -1,0 +1,274 @@
+package agent_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// These tests came of what a review found missing on the replica.
+
+// TestDomainWithLaterCheck: a check of a domain that came later, NOT VALID, does not
+// hold for the values that were there, and nobody may ask them.
+func TestDomainWithLaterCheck(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE DOMAIN short AS text; CREATE TABLE loose (a int, d short, e int); CREATE TABLE keyed (id int PRIMARY KEY, d short, e int);
+		INSERT INTO loose SELECT i, 'too long', 0 FROM generate_series(1, 20) i; INSERT INTO keyed TABLE loose;
+		CREATE TABLE by_name (id short PRIMARY KEY, e int); INSERT INTO by_name SELECT 'too long ' || i, 0 FROM generate_series(1, 20) i`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `ALTER DOMAIN short ADD CHECK (length(VALUE) < 3) NOT VALID`,
+		`DELETE FROM loose WHERE a = 1`, `UPDATE loose SET e = 1 WHERE a = 2`, `UPDATE loose SET d = 'ok' WHERE a = 3`, `UPDATE loose SET d = NULL WHERE a = 4`,
+		`UPDATE keyed SET e = 1 WHERE id = 2`, `UPDATE keyed SET e = 1 WHERE id > 2`, `UPDATE keyed SET id = -id WHERE id = 3`, `UPDATE keyed SET d = 'ok' WHERE id IN (4, 5)`, `DELETE FROM keyed WHERE id = 6`,
+		`UPDATE by_name SET e = 1`, `DELETE FROM by_name WHERE id LIKE '%1'`, `UPDATE by_name SET id = 'x' WHERE id LIKE '%2' AND id NOT LIKE '%12'`,
+		`INSERT INTO loose VALUES (100, 'y', 1)`)
+	same(t, a, b, "shop")
+}
+
+// TestDDLOfReplicaRole: a session on the primary whose triggers rest, as a restore's,
+// gives commands as any other; the appliers' own, which rest too, are told to nobody.
+func TestDDLOfReplicaRole(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	commands := func(i *instance, n string) {
+		t.Helper()
+		i.Exec(t, "shop", strings.ReplaceAll(`SET session_replication_role = replica;
+			CREATE TABLE r:n (id int PRIMARY KEY); INSERT INTO r:n VALUES (1); ALTER TABLE r:n ADD v text DEFAULT clock_timestamp()::text; CREATE TABLE as:n AS SELECT * FROM r:n; ALTER TABLE t ADD c:n int DEFAULT 7;
+			CREATE TABLE loose:n (a int); INSERT INTO loose:n VALUES (1), (2); UPDATE loose:n SET a = a + 3; CREATE TABLE gone:n (); DROP TABLE gone:n;
+			ALTER TABLE loose:n ADD PRIMARY KEY (a)`, ":n", n), `ALTER TABLE t DROP c`+n)
+	}
+	for n := range 3 {
+		commands(a, fmt.Sprint(n))
+		same(t, a, b, "shop")
+		if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+			t.Fatal(err)
+		}
+		a.awaitState(t, "shop", api.StateSynchronized)
+		a, b = b, a
+	}
+}
+
+// ofDatabase is what a database has beside its objects.
+const ofDatabase = `
+	SELECT 'setting ' || coalesce(r.rolname, '') || ' ' || c AS line FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) c LEFT JOIN pg_roles r ON r.oid = s.setrole
+	WHERE s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()) AND c NOT LIKE 'hawser.%' AND c NOT LIKE 'default_transaction_read_only=%'
+	UNION ALL SELECT 'privilege ' || coalesce(r.rolname, 'PUBLIC') || ' ' || a.privilege_type || ' ' || a.is_grantable
+	FROM pg_database d CROSS JOIN aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+	WHERE d.datname = current_database() AND a.grantee <> d.datdba
+	UNION ALL SELECT 'limit ' || datconnlimit || ', comment ' || coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = current_database()
+	UNION ALL SELECT 'owner ' || pg_get_userbyid(relowner) FROM pg_class WHERE relname = 't'
+	UNION ALL SELECT 'event trigger ' || evtname || ' ' || evtenabled::text FROM pg_event_trigger WHERE evtname !~ 'hawser'
+	ORDER BY 1`
+
+// TestWhatFiresNoEvent changes what no event trigger is told of, before the link is
+// made, while it runs, and just before a failover.
+func TestWhatFiresNoEvent(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY); CREATE FUNCTION e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE ROLE before; CREATE ROLE "Odd role" LOGIN`,
+		`GRANT CREATE ON DATABASE shop TO before; COMMENT ON DATABASE shop IS 'a shop'; ALTER DATABASE shop SET work_mem = '5MB'; ALTER ROLE before IN DATABASE shop SET search_path = 'a', 'b c'; ALTER DATABASE shop CONNECTION LIMIT 50`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	ca, cb := a.Connect(t, "shop"), b.Connect(t, "shop")
+	equal := func(within time.Duration) {
+		t.Helper()
+		testpg.Eventually(t, within, "the databases are alike", func() (bool, error) {
+			if d := difference(testpg.Rows(t, ca, ofDatabase), testpg.Rows(t, cb, ofDatabase)); d != "" {
+				return false, fmt.Errorf("\n%s", d)
+			}
+			return true, nil
+		})
+	}
+	equal(10 * time.Second)
+	a.Exec(t, "shop", `CREATE ROLE later LOGIN; CREATE ROLE grp; GRANT grp TO later; GRANT CONNECT, TEMPORARY ON DATABASE shop TO later WITH GRANT OPTION; REVOKE ALL ON DATABASE shop FROM PUBLIC; REVOKE CREATE ON DATABASE shop FROM before; GRANT CONNECT ON DATABASE shop TO "Odd role", grp`,
+		`COMMENT ON DATABASE shop IS 'it''s a shop'; ALTER DATABASE shop SET work_mem = '6MB'; ALTER DATABASE shop SET "my.own" = 'x y'; ALTER ROLE before IN DATABASE shop RESET search_path; ALTER ROLE later IN DATABASE shop SET lock_timeout = '3s'; ALTER DATABASE shop CONNECTION LIMIT 60`,
+		`GRANT USAGE, CREATE ON SCHEMA public TO before`, `ALTER TABLE t OWNER TO before`, `REASSIGN OWNED BY before TO later`, `CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION e()`)
+	equal(30 * time.Second)
+	if got := testpg.Rows(t, cb, `SELECT rolcanlogin, pg_has_role(oid, 'grp', 'MEMBER') FROM pg_roles WHERE rolname = 'later'`); len(got) != 1 || got[0] != "f|t" {
+		t.Errorf("role later can log in and is a member of grp: %v", got)
+	}
+	told := false
+	l, err := b.Link(context.Background(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range l.Findings {
+		told = told || n.Code == "role-created" && strings.Contains(n.Object, "later")
+	}
+	if !told {
+		t.Errorf("nobody was told that role later was created: %v", l.Findings)
+	}
+	a.Exec(t, "shop", `ALTER DATABASE shop SET work_mem = '7MB'; GRANT TEMPORARY ON DATABASE shop TO PUBLIC; ALTER EVENT TRIGGER mine DISABLE; COMMENT ON DATABASE shop IS NULL`)
+	if _, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	equal(time.Second)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	b.Exec(t, "shop", `ALTER DATABASE shop RESET work_mem; REVOKE CONNECT ON DATABASE shop FROM grp`)
+	equal(30 * time.Second)
+}
+
+// TestMaterializedViewOfResync refreshes views while one of their tables is to be copied
+// again. (Package link has the case in which it was copied already.)
+func TestMaterializedViewOfResync(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE big (id int PRIMARY KEY, v text); INSERT INTO big SELECT i, repeat('x', 1000) FROM generate_series(1, 20000) i; CREATE TABLE n (v int); INSERT INTO n VALUES (0);
+		CREATE MATERIALIZED VIEW counted AS SELECT (SELECT count(*) FROM big) AS big, (SELECT v FROM n) AS n; CREATE MATERIALIZED VIEW gone AS SELECT count(*) FROM big`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	// The stream stands while the primary writes: the copy is of a later time than the refresh.
+	if err := b.PauseLink(context.Background(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "shop", `REFRESH MATERIALIZED VIEW counted; REFRESH MATERIALIZED VIEW gone`, `CREATE MATERIALIZED VIEW made AS SELECT count(*) FROM big`,
+		`DELETE FROM big WHERE id > 500; UPDATE n SET v = 1`)
+	if err := b.ResyncLink(context.Background(), "shop", []string{"public.big"}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	arrived(t, a, b, "shop")
+	testpg.Eventually(t, 20*time.Second, "the views hold what was once together", func() (bool, error) {
+		got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT big, n, (SELECT count FROM made), (SELECT count FROM gone) FROM counted`)
+		if got[0] != "20000|0|20000|20000" && got[0] != "500|1|500|500" {
+			return false, fmt.Errorf("they hold %v", got)
+		}
+		return true, nil
+	})
+}
+
+// TestOddDefinitions carries what means something else on the replica by its text.
+func TestOddDefinitions(t *testing.T) {
+	t.Parallel()
+	a, b := small(t)
+	a.Exec(t, "shop", `CREATE TABLE at (at timestamptz, v int) PARTITION BY RANGE (at); CREATE TABLE stamped (at timestamp) PARTITION BY LIST (at)`,
+		`SET TimeZone = 'Asia/Kathmandu'; SET DateStyle = 'SQL, DMY'; CREATE TABLE at_1 PARTITION OF at FOR VALUES FROM (MINVALUE) TO (current_timestamp) WITH (fillfactor = 90)`,
+		`CREATE TABLE at_2 (LIKE at)`, `ALTER TABLE at ATTACH PARTITION at_2 FOR VALUES /* from ( */ FROM (now() + interval '1 day') TO ((now() + interval '2 days')::timestamptz)`,
+		`CREATE TABLE stamped_1 PARTITION OF stamped FOR VALUES IN ('now', '2020-01-01')`, `CREATE TABLE at_3 PARTITION OF at DEFAULT PARTITION BY LIST (v); CREATE TABLE "at 4" PARTITION OF at_3 FOR VALUES IN (1, NULL)`,
+		`DO $$ BEGIN CREATE TABLE at_5 PARTITION OF at_3 FOR VALUES IN (length(now()::text)); END $$`)
+	same(t, a, b, "shop")
+	if testpg.Rows(t, a.Connect(t, "shop"), `SELECT current_setting('server_version_num')::int / 10000 < 16`)[0] != "t" {
+		return // a table can't become a view any more
+	}
+	a.Exec(t, "shop", `CREATE TABLE becomes (id int, v text)`, `CREATE RULE "_RETURN" AS ON SELECT TO becomes DO INSTEAD SELECT id, v FROM t`)
+	same(t, a, b, "shop")
+}
+
+// TestTypeWithoutInput copies trees of the catalogs, which only the server can write.
+func TestTypeWithoutInput(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	a.Exec(t, "shop", `CREATE TABLE with_default (a int DEFAULT 1 + length('x'), b text DEFAULT now()::text)`, `CREATE TABLE trees AS SELECT adnum, adbin FROM pg_attrdef`,
+		`SELECT adbin INTO none FROM pg_attrdef LIMIT 0`, `UPDATE trees SET adnum = 9 WHERE adnum = 2; DELETE FROM trees WHERE adnum = 1`)
+	arrived(t, a, b, "shop")
+	const rows = `SELECT adnum, md5(adbin::text) FROM trees ORDER BY 1, 2`
+	if was, is := testpg.Rows(t, a.Connect(t, "shop"), rows), testpg.Rows(t, b.Connect(t, "shop"), rows); len(was) == 0 || strings.Join(was, " ") != strings.Join(is, " ") {
+		t.Errorf("the primary has %v, the replica %v", was, is)
+	}
+	told := 0
+	for _, i := range []*instance{a, b} {
+		l, err := i.Link(ctx, "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range l.Findings {
+			if n.Code == "column-type" {
+				told++
+			}
+		}
+	}
+	if told < 4 {
+		t.Errorf("%d notes, want two on each side", told)
+	}
+	a.Exec(t, "postgres", `CREATE DATABASE other`)
+	a.Exec(t, "other", `CREATE TABLE trees AS SELECT adbin FROM pg_attrdef`)
+	found, err := a.ValidateLink(ctx, api.LinkSpec{Name: "other", Database: "other", Peer: b.name, Role: api.RolePrimary})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := false
+	for _, n := range found {
+		refused = refused || n.Code == "column-type" && n.Blocks()
+	}
+	if !refused {
+		t.Errorf("validation says nothing of a column that can't be written: %v", found)
+	}
+}
+
+// TestAbortedDefinition has large transactions, which are streamed, alter tables in
+// parts of them that are rolled back.
+func TestAbortedDefinition(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `ALTER SYSTEM SET logical_decoding_work_mem = '64kB'`, `SELECT pg_reload_conf()`)
+	link(t, a, b, `CREATE TABLE t (id serial PRIMARY KEY, v text); CREATE TABLE loose (v text, w text)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	many := `INSERT INTO t (v) SELECT repeat('x', 100) FROM generate_series(1, 3000); INSERT INTO loose SELECT repeat('y', 100), 'z' FROM generate_series(1, 3000);`
+	for i, sql := range []string{
+		`BEGIN; :many SAVEPOINT s; ALTER TABLE t ADD c int DEFAULT 7; ALTER TABLE loose DROP w; INSERT INTO t (v, c) SELECT 'in', 8 FROM generate_series(1, 3000); INSERT INTO loose SELECT 'in' FROM generate_series(1, 3000); ROLLBACK TO s; :many COMMIT`,
+		`BEGIN; SAVEPOINT s; ALTER TABLE t ADD c int, DROP v; INSERT INTO t (c) SELECT 8 FROM generate_series(1, 3000); ROLLBACK TO s; INSERT INTO loose VALUES ('after', 'w'); COMMIT`, `INSERT INTO t (v) VALUES ('next')`,
+		`BEGIN; SAVEPOINT s; :many ALTER TABLE loose ADD c int; UPDATE loose SET c = 1; ROLLBACK TO s; UPDATE loose SET v = 'changed' WHERE ctid IN (SELECT ctid FROM loose LIMIT 2000); ALTER TABLE loose ADD d int; SAVEPOINT s; UPDATE t SET v = 'u'; ROLLBACK TO s; DELETE FROM loose WHERE v = 'in'; UPDATE t SET v = 'w' WHERE id % 3 = 0; COMMIT`,
+		`BEGIN; SAVEPOINT s; SAVEPOINT i; :many ALTER TABLE t RENAME v TO x; INSERT INTO t (x) SELECT 'x' FROM generate_series(1, 3000); RELEASE i; ROLLBACK TO s; INSERT INTO t (v) VALUES ('one'); COMMIT`, `UPDATE t SET v = 'last' WHERE id % 5 = 0`,
+		`BEGIN; SAVEPOINT s; ALTER TABLE t ALTER v TYPE varchar(200); :many ROLLBACK TO s; COMMIT`, `INSERT INTO t (v) VALUES ('a'); INSERT INTO loose (v) VALUES ('b')`,
+	} {
+		a.Exec(t, "shop", strings.ReplaceAll(sql, ":many", many))
+		if err := follow(t, a, b, "shop", time.Minute); err != nil {
+			t.Fatalf("transaction %d: %v", i, err)
+		}
+	}
+	same(t, a, b, "shop")
+	if n := testpg.Rows(t, a.Connect(t, "postgres"), `SELECT sum(stream_txns) >= 5 FROM pg_stat_replication_slots`)[0]; n != "t" {
+		t.Errorf("not every transaction was streamed: %s", n)
+	}
+}
+
+// TestNotCarriedIsNamed: unlogged tables have their definition alone, and become whole
+// when they are logged; large objects are refused, and told of when they come later.
+func TestNotCarriedIsNamed(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE UNLOGGED TABLE fast (id int PRIMARY KEY); INSERT INTO fast VALUES (1)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	told := func(i *instance, code, object string) bool {
+		t.Helper()
+		l, err := i.Link(ctx, "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range l.Findings {
+			if n.Code == code && strings.Contains(n.Object, object) {
+				return true
+			}
+		}
+		return false
+	}
+	a.Exec(t, "shop", `CREATE UNLOGGED TABLE faster (id int PRIMARY KEY); INSERT INTO faster VALUES (1), (2)`, `INSERT INTO fast VALUES (2)`)
+	same(t, a, b, "shop")
+	for _, i := range []*instance{a, b} {
+		for _, table := range []string{"public.fast", "public.faster"} {
+			if !told(i, "unlogged-table", table) {
+				t.Errorf("link show on %s does not name the unlogged table %s", i.name, table)
+			}
+		}
+	}
+	if got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT (SELECT count(*) FROM fast), (SELECT count(*) FROM faster), (SELECT relpersistence FROM pg_class WHERE relname = 'fast')`)[0]; got != "0|0|u" {
+		t.Errorf("on the replica the unlogged tables have %s", got)
+	}
+	a.Exec(t, "shop", `ALTER TABLE faster SET LOGGED`, `INSERT INTO faster VALUES (3)`)
+	same(t, a, b, "shop")
+	a.Exec(t, "shop", `SELECT lo_from_bytea(0, 'large')`)
+	testpg.Eventually(t, 30*time.Second, "both sides tell of the large object", func() (bool, error) {
+		return told(a, "large-objects", "large") && told(b, "large-objects", "large"), nil
+	})
+	a.Exec(t, "postgres", `CREATE DATABASE large`)
+	a.Exec(t, "large", `SELECT lo_from_bytea(0, 'large')`)
+	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "large", Database: "large", Peer: b.name, Role: api.RolePrimary}); err == nil || !strings.Contains(err.Error(), "large objects") {
+		t.Errorf("a database with large objects was linked: %v", err)
+	}
+}

@@ -1,0 +1,166 @@
+package agent_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// A PostgreSQL behind an agent may be put back to an earlier state: from a snapshot of
+// its machine, from a base backup, or as a standby that took over without the last
+// transactions. Neither side may go on then as if nothing had happened.
+
+// backup copies a cluster's files, as a snapshot of its machine does: with the
+// replication slots. restore puts them in place of what is there.
+func backup(t *testing.T, i *instance) (restore func()) {
+	t.Helper()
+	kept := filepath.Join(t.TempDir(), "data")
+	copyFiles := func(from, to string) {
+		if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+			t.Fatalf("copy the cluster: %v: %s", err, out)
+		}
+	}
+	i.Stop(t)
+	copyFiles(i.DataDir(), kept)
+	i.Start(t)
+	return func() {
+		t.Helper()
+		i.Stop(t)
+		if err := os.RemoveAll(i.DataDir()); err != nil {
+			t.Fatal(err)
+		}
+		copyFiles(kept, i.DataDir())
+		i.Start(t)
+	}
+}
+
+// awaitCause waits until a link is suspended for the given reason.
+func awaitCause(t *testing.T, i *instance, code string) {
+	t.Helper()
+	testpg.Eventually(t, 40*time.Second, "the link on "+i.name+" tells "+code, func() (bool, error) {
+		l, err := i.Link(context.Background(), "shop")
+		if err != nil {
+			return false, err
+		}
+		if l.State == api.StateSuspended && l.Cause.Code == code {
+			t.Logf("%s: %s (remedy: %s)", code, l.Cause.Cause, l.Cause.Remedy)
+			return true, nil
+		}
+		return false, fmt.Errorf("it is %s: %+v", l.State, l.Cause)
+	})
+}
+
+// pastTheOld moves a primary's WAL beyond any position that the other side has seen,
+// so that positions alone tell nothing.
+const pastTheOld = `CREATE TABLE ballast AS SELECT repeat(md5(i::text), 20) FROM generate_series(1, 30000) i; DROP TABLE ballast`
+
+// TestPrimaryRestored: the primary lost transactions that the replica has, and goes
+// on writing other ones. The link stands; a person chooses which side's are kept.
+func TestPrimaryRestored(t *testing.T) {
+	t.Parallel()
+	for _, keep := range []string{"primary", "replica"} {
+		t.Run("keep the "+keep+"'s", func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			a, b := pair(t)
+			link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'old' FROM generate_series(1, 100) i`)
+			b.awaitState(t, "shop", api.StateSynchronized)
+			restore := backup(t, a)
+			b.awaitState(t, "shop", api.StateSynchronized)
+			a.Exec(t, "shop", `INSERT INTO t SELECT i, 'lost' FROM generate_series(201, 250) i; UPDATE t SET v = 'lost' WHERE id <= 10`)
+			equal(t, a, b, "shop")
+			b.stop()
+			restore()
+			a.Exec(t, "shop", `INSERT INTO t SELECT i, 'restored' FROM generate_series(240, 290) i`, `UPDATE t SET v = 'restored' WHERE id BETWEEN 5 AND 15`)
+			a.Exec(t, "postgres", pastTheOld)
+			want := digest(t, b.Cluster, "shop")
+			b.run(t)
+			awaitCause(t, b, "primary-restored")
+			if got := digest(t, b.Cluster, "shop"); got != want {
+				t.Errorf("the replica took changes of the restored primary:\n%s\nbefore:\n%s", got, want)
+			}
+			if keep == "replica" {
+				if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+					t.Fatal(err)
+				}
+				a.awaitState(t, "shop", api.StateDiverged)
+				if err := a.RejoinLink(ctx, "shop"); err != nil {
+					t.Fatal(err)
+				}
+				a.awaitState(t, "shop", api.StateSynchronized)
+				b.Exec(t, "shop", `INSERT INTO t VALUES (1000, 'after')`)
+			} else {
+				if err := b.ResyncLink(ctx, "shop", nil); err != nil {
+					t.Fatal(err)
+				}
+				b.awaitState(t, "shop", api.StateSynchronized)
+				a.Exec(t, "shop", `INSERT INTO t VALUES (1000, 'after')`)
+			}
+			equal(t, a, b, "shop")
+			if n := len(testpg.Rows(t, b.Connect(t, "shop"), `SELECT FROM t WHERE v = 'lost'`)); (n > 0) != (keep == "replica") {
+				t.Errorf("%d rows of the replica's transactions are there", n)
+			}
+		})
+	}
+}
+
+// TestReplicaRestored: the replica went back behind what it had told the primary to
+// be durable, and the primary's slot has forgotten that.
+func TestReplicaRestored(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	restore := backup(t, b)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `INSERT INTO t SELECT i, 'x' FROM generate_series(1, 100) i`)
+	equal(t, a, b, "shop")
+	awaitConfirmed(t, a)
+	restore()
+	awaitCause(t, b, "slot-ahead")
+	if err := b.ResyncLink(context.Background(), "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1000, 'after')`)
+	equal(t, a, b, "shop")
+}
+
+// awaitConfirmed waits until the slot is confirmed up to where WAL ends now.
+func awaitConfirmed(t *testing.T, i *instance) {
+	t.Helper()
+	conn := i.Connect(t, "shop")
+	end := testpg.Rows(t, conn, `SELECT pg_current_wal_flush_lsn()`)[0]
+	testpg.Eventually(t, 20*time.Second, "the slot is confirmed up to "+end, func() (bool, error) {
+		return len(testpg.Rows(t, conn, `SELECT FROM pg_replication_slots WHERE confirmed_flush_lsn >= $1::text::pg_lsn`, end)) > 0, nil
+	})
+}
+
+// TestIdleBesideBusy: while only neighbours write, the slot moves on without a change
+// for the replica. That is no sign of a restore, whoever restarts.
+func TestIdleBesideBusy(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`, `INSERT INTO t VALUES (1)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	for i, restart := range []func(){
+		func() { b.stop(); b.run(t) },
+		func() { b.Kill(t); b.Cluster.Start(t) },
+		func() { a.Kill(t); a.Cluster.Start(t) },
+		func() { a.Restart(t) },
+	} {
+		a.Exec(t, "postgres", pastTheOld)
+		awaitConfirmed(t, a)
+		restart()
+		b.awaitState(t, "shop", api.StateSynchronized)
+		a.Exec(t, "shop", fmt.Sprintf(`INSERT INTO t VALUES (10 + %d)`, i))
+		equal(t, a, b, "shop")
+	}
+}

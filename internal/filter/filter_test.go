@@ -1,0 +1,37 @@
+package filter
+
+import "testing"
+
+func TestPatterns(t *testing.T) {
+	for _, c := range []struct{ pattern, schema, table string }{
+		{`public.*`, `public`, `%`},
+		{`Sales.Order_?`, `sales`, `order\__`},
+		{`"My Schema".*`, `My Schema`, `%`},
+		{`"a.b"."c*d"`, `a.b`, `c*d`},
+		{`s."say ""hi"""`, `s`, `say "hi"`},
+		{`s.100%\`, `s`, `100\%\\`},
+		{`pre"Fix".x`, `preFix`, `x`},
+		{`*.*`, `%`, `%`},
+		{`Über.Ä`, `Über`, `Ä`}, // only ASCII is folded, as in a UTF-8 database
+	} {
+		schema, table, err := Like(c.pattern)
+		if err != nil || schema != c.schema || table != c.table {
+			t.Errorf("%s: %q %q %v, want %q %q", c.pattern, schema, table, err, c.schema, c.table)
+		}
+	}
+	for _, p := range []string{``, `orders`, `.x`, `x.`, `db.public.orders`, `"public.orders`, `"".x`, "a.\x00"} {
+		if _, _, err := Like(p); err == nil {
+			t.Errorf("%q is taken for a pattern", p)
+		}
+	}
+}
+
+func TestFlags(t *testing.T) {
+	f := Filter{Tables: []string{`public.*`, `"it's".x`}, Exclude: []string{`*.audit`}}
+	if got, want := f.String(), `--tables 'public.*' --tables '"it'\''s".x' --exclude-tables '*.audit'`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if f.All() || !(Filter{}).All() || !f.Equal(f) || f.Equal(Filter{}) {
+		t.Error("a filter does not know itself")
+	}
+}

@@ -1,0 +1,695 @@
+package link
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/filter"
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// A primary may have several links of one database. When one of them hands over, the
+// others go over to the new primary without a copy; package role has the rule, and
+// this file carries it out:
+//
+//	the new primary, while the old one still writes, makes a slot for each sibling
+//	(prepareHeirs), and takes them up when it has taken over (inherit);
+//	the old primary names them in its handoff, streams what lies before it, and
+//	forgets a sibling when its secondary has gone over (seeOff);
+//	a sibling's secondary stops at the handoff, asks both who has it, and goes over
+//	(await, goOver).
+
+// siblings are the other links of a link's database.
+func (m *Manager) siblings(l *link) []*link {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*link
+	for _, s := range m.links {
+		if s != l && s.rec.Database == l.rec.Database {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// closes returns another link by which the database is a secondary, if there is one.
+func (m *Manager) closes(l *link) *link {
+	for _, s := range m.siblings(l) {
+		if side, _ := s.now(); side.Role == role.Secondary || expelled(side) {
+			return s
+		}
+	}
+	return nil
+}
+
+// elsewhere returns why the link can't change its roles now: another link of the
+// database changes them, or made it a secondary. Two handoffs of one database could
+// both be taken up.
+func (m *Manager) elsewhere(l *link) *problem.Problem {
+	for _, s := range m.siblings(l) {
+		side, _ := s.now()
+		if side.Role == role.Primary && (side.Phase == role.Steady || side.Phase == role.Moved) {
+			continue
+		}
+		return problem.New("failover-elsewhere", "database "+l.rec.Database,
+			fmt.Sprintf("link %s of the same database is %s and %s here; one database changes its primary by one link at a time", s.rec.Name, side.Role, side.Phase),
+			"hawser link show "+s.rec.Name+", and run it again when that link is steady")
+	}
+	return nil
+}
+
+// primaryMoved is called when a link made its database a secondary, and again when
+// the agent starts. The database's other links have a primary that is none any more.
+// One that was forced out may hold what the new primary never had, and so may its
+// other secondaries: they stand until a person has looked.
+func (m *Manager) primaryMoved(l *link) {
+	side, _ := l.now()
+	for _, s := range m.siblings(l) {
+		if theirs, _ := s.now(); theirs.Role != role.Primary || theirs.Phase != role.Steady {
+			continue
+		}
+		s.done.Go(func() {
+			if side.Rejoined {
+				s.suspend(l.moved(s.rec.Name, "it was forced out by link "+l.rec.Name+": what this link's secondary received need not be what instance "+l.rec.Peer+" has"))
+				return
+			}
+			s.tell(role.PrimaryMoved{Heir: l.rec.Peer})
+		})
+	}
+}
+
+// moved is the problem of a sibling that can't follow the new primary by itself.
+func (l *link) moved(name, why string) *problem.Problem {
+	return problem.New("primary-moved", "database "+l.rec.Database,
+		"instance "+l.rec.Peer+" is its primary now, and link "+name+" can't follow it by itself: "+why,
+		"hawser link follow "+name+" --primary "+l.rec.Peer+", on its secondary, compares the two and copies the tables that differ; they have to know each other (hawser peer add)")
+}
+
+// sibling is what the new primary has to know of a link that it is to take up.
+type sibling struct {
+	ID, Name, Peer string
+	After, Next    frame.Term
+	filter.Filter
+}
+
+type prepareReply struct {
+	Heirs []string `json:"heirs,omitempty"` // ids of the siblings that will be taken up
+}
+
+// successors are the siblings that can follow a new primary.
+func (m *Manager) successors(l *link) []sibling {
+	var out []sibling
+	for _, s := range m.siblings(l) {
+		side, _ := s.now()
+		s.mu.Lock()
+		runs := s.progress == catalog.Running && s.suspended == nil
+		s.mu.Unlock()
+		if runs && side.Role == role.Primary && side.Phase == role.Steady {
+			out = append(out, sibling{s.rec.ID, s.rec.Name, s.rec.Peer, side.Term, side.Following(), s.filter()})
+		}
+	}
+	return out
+}
+
+// prepareHeirs makes the slots of the siblings, before this side can take a write. A
+// sibling for which that fails is left out, and the failover goes on without it.
+func (l *link) prepareHeirs(ctx context.Context, conn *pgx.Conn, r prepareRequest) (prepareReply, error) {
+	var reply prepareReply
+	if err := l.discardHeirs(ctx); err != nil {
+		return reply, err
+	}
+	l.heirs.Lock()
+	defer l.heirs.Unlock()
+	for _, s := range r.Siblings {
+		if err := l.prepareHeir(ctx, conn, r.Term, s); err != nil {
+			if ctx.Err() != nil {
+				return reply, ctx.Err()
+			}
+			l.log.Warn("another link of the database can't be taken up", "sibling", s.Name, "error", err)
+			continue
+		}
+		reply.Heirs = append(reply.Heirs, s.ID)
+	}
+	return reply, nil
+}
+
+func (l *link) prepareHeir(ctx context.Context, conn *pgx.Conn, term frame.Term, s sibling) error {
+	if s.Peer == l.m.cfg.Instance {
+		return problem.New("peer-is-self", "link "+s.Name, "its secondary is on this instance", "hawser link drop "+s.Name)
+	}
+	if other := l.m.holds(s.Name, s.ID); other != nil {
+		return problem.New("link-exists", "link "+s.Name, "this instance has a link of this name or id, with instance "+other.rec.Peer, "hawser link show "+other.rec.Name)
+	}
+	// First the record, so that a crash finds the slot.
+	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error {
+		return catalog.PutHeir(ctx, conn, catalog.Heir{ID: s.ID, Link: l.rec.Name, Name: s.Name, Peer: s.Peer, Term: term, After: s.After, Next: s.Next,
+			Tables: s.Tables, ExcludeTables: s.Exclude})
+	})
+	if err == nil {
+		err = capture.Install(ctx, conn, s.ID, s.Filter)
+	}
+	if err == nil {
+		err = capture.DropSlot(ctx, conn, s.ID)
+	}
+	if err == nil {
+		_, err = capture.CreateSlot(ctx, conn, s.ID)
+	}
+	if err != nil {
+		return errors.Join(err, l.discardHeir(context.WithoutCancel(ctx), s.ID))
+	}
+	return nil
+}
+
+// holds returns the link of that name or id.
+func (m *Manager) holds(name, id string) *link {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.links {
+		if l.rec.Name == name || l.rec.ID == id {
+			return l
+		}
+	}
+	return nil
+}
+
+func (l *link) heirsOf(ctx context.Context) (heirs []catalog.Heir, err error) {
+	err = l.m.store.Do(ctx, func(conn *pgx.Conn) error {
+		heirs, err = catalog.Heirs(ctx, conn, l.rec.Name)
+		return err
+	})
+	return heirs, err
+}
+
+// discardHeirs takes back what prepareHeirs made. What was inherited is not among it.
+func (l *link) discardHeirs(ctx context.Context) error {
+	l.heirs.Lock()
+	defer l.heirs.Unlock()
+	heirs, err := l.heirsOf(ctx)
+	for _, h := range heirs {
+		if err == nil {
+			err = l.discardHeir(ctx, h.ID)
+		}
+	}
+	return err
+}
+
+func (l *link) discardHeir(ctx context.Context, id string) error {
+	conn, err := l.connect(ctx, "heirs")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := capture.DropSlot(ctx, conn, id); err != nil {
+		return err
+	}
+	if err := capture.Uninstall(ctx, conn, id, false); err != nil {
+		return err
+	}
+	return l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.DeleteHeir(ctx, conn, id) })
+}
+
+// inherit takes up the siblings after this side took over by a handoff. Each is taken
+// up once: its record comes and its place in the list of heirs goes in one
+// transaction. It may be called at any time.
+func (l *link) inherit(ctx context.Context) error {
+	side, _ := l.now()
+	if side.Role != role.Primary || side.Phase == role.Promoting {
+		return nil
+	}
+	l.heirs.Lock()
+	defer l.heirs.Unlock()
+	heirs, err := l.heirsOf(ctx)
+	if err != nil || len(heirs) == 0 {
+		return err
+	}
+	for _, h := range heirs {
+		if side.Forced || h.Term != side.Term || l.m.holds(h.Name, h.ID) != nil {
+			// Of a failover that was taken back, and then came a forced one.
+			err = l.discardHeir(ctx, h.ID)
+		} else {
+			err = l.inheritOne(ctx, side, h)
+		}
+		if err != nil {
+			return fmt.Errorf("take up link %s: %w", h.Name, err)
+		}
+	}
+	return nil
+}
+
+func (l *link) inheritOne(ctx context.Context, side role.State, h catalog.Heir) error {
+	release, err := l.m.claim(h.Name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	conn, err := l.connect(ctx, "inherit")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := catalog.Join(ctx, conn, h.ID, h.Name); err != nil {
+		return err
+	}
+	state := role.Inherited(role.Handoff{Link: l.rec.ID, Term: h.Term}, h.After, h.Next, side.Position)
+	data, err := json.Marshal(state)
+	if err != nil {
+		return err
+	}
+	rec := catalog.Link{Name: h.Name, ID: h.ID, Peer: h.Peer, Database: l.rec.Database, Side: data, Progress: catalog.Running,
+		Tables: h.Tables, ExcludeTables: h.ExcludeTables}
+	err = l.m.store.Do(ctx, func(conn *pgx.Conn) error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if err := catalog.InsertLink(ctx, tx, rec); err != nil {
+				return err
+			}
+			if err := catalog.DeleteHeir(ctx, tx, h.ID); err != nil {
+				return err
+			}
+			rec, _, err = catalog.FindLink(ctx, tx, h.Name)
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	taken := newLink(l.m, rec, state)
+	l.m.mu.Lock()
+	l.m.links[h.Name] = taken
+	l.m.mu.Unlock()
+	taken.start()
+	taken.log.Info("taken up from the old primary of the database", "by", l.rec.Name, "term", state.Term)
+	return nil
+}
+
+// whereRequest asks an instance how far it is in a link that it and the asking one may
+// share no longer.
+type whereRequest struct {
+	ID string `json:"id"`
+}
+
+type whereReply struct {
+	Known bool       `json:"known"` // it has the link, or is about to take it up
+	Peer  string     `json:"peer,omitempty"`
+	Side  role.State `json:"side,omitzero"`
+	// Followed tells that the other side followed this one in its term.
+	Followed bool `json:"followed,omitempty"`
+}
+
+// where answers seeOff and await. It changes nothing, so it may be asked by an
+// instance that has no part in the link here.
+func (m *Manager) where(ctx context.Context, id string) (r whereReply, err error) {
+	select {
+	case <-m.ready:
+	default:
+		return r, errStarting(m.cfg.Instance)
+	}
+	err = m.store.Do(ctx, func(conn *pgx.Conn) (err error) { r.Known, err = catalog.HasHeir(ctx, conn, id); return err })
+	if err != nil {
+		return r, err
+	}
+	if l := m.holds("", id); l != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		r = whereReply{Known: true, Peer: l.rec.Peer, Side: l.side, Followed: l.followed}
+	}
+	return r, nil
+}
+
+// seeOff is the old primary's: it forgets a link whose secondary follows the heir. The
+// slot has to stay until then: it is all that the secondary can reach the handoff by.
+func (l *link) seeOff(ctx context.Context, side role.State) error {
+	var secondary, heir whereReply
+	gone := false
+	if l.m.call(ctx, l.rec.Peer, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &secondary) == nil {
+		gone = !secondary.Known || secondary.Side.Term > side.Term
+	}
+	if !gone && side.Heir != "" {
+		if err := l.m.call(ctx, side.Heir, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &heir); err != nil {
+			return err
+		}
+		gone = heir.Side.Role == role.Primary && heir.Side.Term > side.Term && heir.Followed
+	}
+	l.mu.Lock()
+	suspended := l.suspended
+	l.mu.Unlock()
+	switch {
+	case gone:
+		l.log.Info("forgotten here: the secondary follows the new primary", "secondary", l.rec.Peer, "primary", side.Heir)
+		l.m.work.Go(func() { l.m.forget(l) })
+	case side.Heir != "" && !heir.Known && suspended == nil:
+		l.suspend(l.movedTo(side.Heir, "instance "+side.Heir+" could not take it up, as its log tells"))
+	}
+	return nil
+}
+
+// movedTo is moved, as the sibling itself says it.
+func (l *link) movedTo(heir, why string) *problem.Problem {
+	by := link{rec: catalog.Link{Database: l.rec.Database, Peer: heir}}
+	return by.moved(l.rec.Name, why)
+}
+
+func (m *Manager) forget(l *link) {
+	release, err := m.claim(l.rec.Name)
+	if err != nil {
+		return // a person drops it
+	}
+	defer release()
+	if err := m.dropSide(m.ctx, l, false); err != nil {
+		l.log.Warn("can't remove the link yet", "error", err)
+	}
+}
+
+// outcomeRequest asks the primary what became of another link's handoff.
+type outcomeRequest struct {
+	By   role.Handoff `json:"by"`
+	Term frame.Term   `json:"term"` // of the link that asks
+}
+
+type outcome string
+
+const (
+	handoffPending outcome = "pending"
+	handoffRefused outcome = "refused" // this side writes again
+	handoffTaken   outcome = "taken"
+)
+
+type outcomeReply struct {
+	Outcome outcome `json:"outcome"`
+}
+
+// outcome answers askOutcome. Only refused lets the other side go on with what lies
+// behind the handoff, so it is said only where this database was opened again since.
+func (l *link) outcome(r outcomeRequest) outcomeReply {
+	for _, s := range l.m.siblings(l) {
+		theirs, _ := s.now()
+		switch {
+		case theirs.Role == role.Secondary: // by this link or another; ours is moved, or will be
+			return outcomeReply{handoffTaken}
+		case expelled(theirs):
+			return outcomeReply{handoffPending}
+		case s.rec.ID == r.By.Link && theirs.Floor < r.By.Term:
+			return outcomeReply{handoffPending}
+		}
+	}
+	if side, _ := l.now(); side.Role != role.Primary || side.Phase == role.Moved || side.Term != r.Term {
+		return outcomeReply{handoffTaken}
+	}
+	return outcomeReply{handoffRefused}
+}
+
+// await is what the secondary does that stands at the handoff of another link.
+func (l *link) await(ctx context.Context, side role.State) error {
+	var heir error
+	if !side.Stranded {
+		var theirs whereReply
+		if heir = l.m.call(ctx, side.Heir, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &theirs); heir == nil {
+			next, _ := role.Step(side, role.HeirSeen{Heir: theirs.Side})
+			if theirs.Peer == l.m.cfg.Instance && next.Phase == role.Steady {
+				done := make(chan struct{})
+				l.m.work.Go(func() { defer close(done); l.m.goOver(l, theirs.Side) })
+				select { // it ends this goroutine, unless the link is being dropped
+				case <-ctx.Done():
+				case <-done:
+				}
+				return ctx.Err()
+			}
+			heir = problem.New("heir-not-ready", "link "+l.rec.Name, "instance "+side.Heir+" has not taken over", "none, while the failover runs").Retry()
+			if !theirs.Known {
+				heir = notFound(l.rec.Name)
+			}
+		}
+	}
+	var reply outcomeReply
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHandoff, outcomeRequest{side.By, side.Term}, &reply)
+	switch {
+	case err == nil && reply.Outcome == handoffRefused:
+		_, err = l.ask(ctx, role.ElsewhereRefused{By: side.By})
+		return err
+	case err == nil && reply.Outcome == handoffPending:
+		return problem.New("handoff-pending", "link "+l.rec.Name, "another link of the database hands over to instance "+side.Heir, "none: this link goes on when that has ended").Retry()
+	case side.Stranded && err != nil:
+		return err
+	case side.Stranded:
+		return l.movedTo(side.Heir, "instance "+side.Heir+" could not take it up, as its log tells, or tables were still to be copied")
+	}
+	return l.unmet(side, heir, err == nil)
+}
+
+// unmet says what keeps this side from the heir. It goes on by itself when that is
+// mended, so it is never suspended for it.
+func (l *link) unmet(side role.State, heir error, taken bool) error {
+	p, ok := problem.As(heir)
+	if !ok || p.Code == "heir-not-ready" {
+		return heir
+	}
+	cause := "this link stands at the handoff of the database to instance " + side.Heir + "; it follows it, if it took over, as soon as the two reach each other: "
+	if taken {
+		cause = "instance " + side.Heir + " took the database over; this link follows it as soon as the two reach each other: "
+	}
+	switch p.Code {
+	case "peer-not-found":
+		return problem.New("primary-moved", "link "+l.rec.Name, cause+p.Object+": "+p.Cause,
+			fmt.Sprintf("hawser peer add %[1]s.pem --address HOST:5022 here, and hawser peer add %[2]s.pem on instance %[1]s; hawser cert show prints the certificates",
+				side.Heir, l.m.cfg.Instance)).Retry().Because(heir)
+	case "link-not-found":
+		return problem.New("primary-moved", "link "+l.rec.Name, cause+"it does not have this link",
+			"if it stays so: hawser link follow "+l.rec.Name+" --primary "+side.Heir+", which compares the two and copies the tables that differ").Retry().Because(heir)
+	}
+	return problem.New("heir-unreachable", "link "+l.rec.Name, cause+p.Cause, p.Remedy).Retry().Because(heir)
+}
+
+// goOver makes this side, which waits, a secondary of the heir.
+func (m *Manager) goOver(l *link, heir role.State) {
+	side, _ := l.now()
+	_, _ = m.exchangePrimary(m.ctx, l, side.Heir, role.HeirSeen{Heir: heir}, nil)
+}
+
+// exchangePrimary carries out an event that has the link follow another instance. A
+// link's peer never changes while it runs, so it is ended and started anew. why is
+// what it stands for afterwards, if anything.
+func (m *Manager) exchangePrimary(ctx context.Context, l *link, primary string, e role.Event, why *problem.Problem) (*link, error) {
+	release, err := m.claim(l.rec.Name)
+	if err != nil {
+		return nil, err // it is being dropped; else it is tried again
+	}
+	defer release()
+	l.halt()
+	for wait := newBackoff(); ; {
+		next, err := m.following(ctx, l, primary, e, why)
+		if err == nil {
+			m.mu.Lock()
+			m.links[l.rec.Name] = next
+			m.mu.Unlock()
+			next.start()
+			return next, nil
+		}
+		l.log.Warn("can't store the new primary, trying again", "error", err)
+		if !wait.sleep(m.ctx) {
+			return nil, err
+		}
+	}
+}
+
+// following stores that a link that was ended follows another instance, unless its
+// state changed meanwhile, and returns the link as it is stored.
+func (m *Manager) following(ctx context.Context, l *link, primary string, e role.Event, why *problem.Problem) (*link, error) {
+	ctx = context.WithoutCancel(ctx) // a link that was ended has to be started again
+	old, _ := l.now()
+	side, actions := role.Step(old, e)
+	if len(actions) > 0 {
+		conn, err := l.connect(ctx, "inherit")
+		if err != nil {
+			return nil, err
+		}
+		err = catalog.ForgetSeeding(ctx, conn, l.rec.ID)
+		_ = conn.Close(ctx)
+		if err != nil {
+			return nil, err
+		}
+	}
+	data, err := json.Marshal(side)
+	if err != nil {
+		return nil, err
+	}
+	var rec catalog.Link
+	err = m.store.Do(ctx, func(conn *pgx.Conn) error {
+		if len(actions) > 0 {
+			if err := catalog.SetPrimary(ctx, conn, l.rec.Name, primary, data, why); err != nil {
+				return err
+			}
+		}
+		var ok bool
+		if rec, ok, err = catalog.FindLink(ctx, conn, l.rec.Name); err == nil && !ok {
+			err = notFound(l.rec.Name)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	next := newLink(m, rec, side)
+	next.log.Info("role", "role", side.Role, "term", side.Term, "primary", rec.Peer)
+	return next, nil
+}
+
+// mayFollow refuses to take a secondary away from an instance that leads its database.
+// When that can't be asked, the person who names another one is believed: it has to
+// lead a database of this name, and whatever differs from it is copied.
+func (l *link) mayFollow(ctx context.Context, side role.State, primary string) error {
+	object := "link " + l.rec.Name
+	switch {
+	case side.Role != role.Secondary:
+		return problem.New("not-secondary", object, "instance "+l.m.cfg.Instance+" is its primary; it is the secondary that can follow another one", "run the command on instance "+l.rec.Peer)
+	case primary == l.rec.Peer:
+		return problem.New("same-primary", object, "instance "+primary+" is its primary already", "hawser link resync "+l.rec.Name+" compares the two")
+	}
+	var reply outcomeReply
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHandoff, outcomeRequest{side.By, side.Term}, &reply)
+	if err == nil && reply.Outcome != handoffTaken {
+		return problem.New("primary-not-moved", object, "instance "+l.rec.Peer+" leads its database, or may still",
+			"hawser link failover, of the link between instance "+l.rec.Peer+" and instance "+primary+"; or hawser link show on both").Because(err)
+	}
+	return nil
+}
+
+// takeUpRequest asks an instance that leads a database to lead the secondary that asks.
+type takeUpRequest struct {
+	ID       string     `json:"id"`
+	Database string     `json:"database"`
+	After    frame.Term `json:"after"` // the term that the link is in
+	Next     frame.Term `json:"next"`  // the one that it will be in
+	filter.Filter
+}
+
+// attach has this secondary follow an instance to which nothing proves it equal: the
+// two are compared, and the tables that differ copied, before anything is applied. A
+// crash in between leaves a link that says that it is to be compared.
+func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
+	side, _ := l.now()
+	if err := l.mayFollow(ctx, side, primary); err != nil {
+		return err
+	}
+	var theirs role.State
+	request := takeUpRequest{l.rec.ID, l.rec.Database, side.Term, side.Following(), l.filter()}
+	if err := m.call(ctx, primary, l.rec.Name, callTakeUp, request, &theirs); err != nil {
+		return err
+	}
+	why := problem.New("not-compared", "link "+l.rec.Name, "it was not compared with instance "+primary+", its new primary, to the end", "hawser link resync "+l.rec.Name)
+	next, err := m.exchangePrimary(ctx, l, primary, role.PrimaryChosen{Primary: theirs}, why)
+	if err == nil && next.rec.Peer != primary {
+		err = problem.New("resync-not-now", "link "+l.rec.Name, "its state changed meanwhile", "hawser link show "+l.rec.Name).Retry()
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{}, nil); err != nil {
+		l.log.Warn("the old primary could not be told that this link left it; it asks by itself", "error", err)
+	}
+	return next.resync(ctx, nil)
+}
+
+// takeUp answers attach. It may be asked again.
+func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest) (role.State, error) {
+	release, err := m.claim(name)
+	if err != nil {
+		return role.State{}, err
+	}
+	defer release()
+	if l := m.holds(name, r.ID); l != nil {
+		side, _ := l.now()
+		switch {
+		case l.rec.ID != r.ID || l.peer() != from:
+			return role.State{}, taken(name)
+		case side.Role != role.Primary || side.Term != r.Next || side.After != r.After:
+			return role.State{}, problem.New("link-busy", "link "+name, "instance "+m.cfg.Instance+" still keeps what it had of it in an earlier term",
+				"run it again in some seconds; if it stays so: hawser link drop "+name+" --force, on instance "+m.cfg.Instance).Retry()
+		}
+		return side, nil
+	}
+	if !m.leads(r.Database) {
+		return role.State{}, problem.New("not-primary", "database "+r.Database, "instance "+m.cfg.Instance+" does not lead it", "hawser link list, on that instance")
+	}
+	state := role.Inherited(role.Handoff{}, r.After, r.Next, 0)
+	data, err := json.Marshal(state)
+	if err != nil {
+		return role.State{}, err
+	}
+	rec := catalog.Link{Name: name, ID: r.ID, Peer: from, Database: r.Database, Side: data, Progress: catalog.Creating,
+		Tables: r.Tables, ExcludeTables: r.Exclude}
+	if err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.InsertLink(ctx, conn, rec) }); err != nil {
+		return role.State{}, err
+	}
+	l := newLink(m, rec, state)
+	m.mu.Lock()
+	m.links[name] = l
+	m.mu.Unlock()
+	l.start()
+	if err = l.beginLeading(ctx, state); err != nil {
+		return role.State{}, errors.Join(err, m.dropSide(context.WithoutCancel(ctx), l, false))
+	}
+	state, _ = l.now()
+	return state, nil
+}
+
+func (l *link) beginLeading(ctx context.Context, state role.State) error {
+	reply, err := l.m.makePrimary(ctx, l)
+	if err != nil {
+		return err
+	}
+	state.Position = reply.From
+	data, err := json.Marshal(state)
+	if err != nil {
+		return err
+	}
+	if err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetSide(ctx, conn, l.rec.Name, data) }); err != nil {
+		return err
+	}
+	l.update(func() { l.side = state })
+	return l.startRunning(ctx)
+}
+
+// leads reports whether this instance is the primary of a database by every link of it.
+func (m *Manager) leads(database string) bool {
+	found := false
+	for _, l := range m.all() {
+		if l.rec.Database != database {
+			continue
+		}
+		if side, _ := l.now(); side.Role != role.Primary || side.Phase != role.Steady && side.Phase != role.Moved {
+			return false
+		}
+		found = true
+	}
+	return found
+}
+
+// stopsAt tells the applier whether a handoff of another link of the database counts
+// here. What lies behind it is of the same primary only if the handoff is refused.
+func (l *link) stopsAt(h handoff, complete bool) bool {
+	side, _ := l.now()
+	if h.To == "" || side.Role != role.Secondary || side.Phase != role.Steady || side.Passed == h.name() {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.incomplete = !complete
+	return true
+}
+
+// standAt stores that this side stands at another link's handoff.
+func (l *link) standAt(ctx context.Context, h handoff) error {
+	l.mu.Lock()
+	incomplete := l.incomplete
+	l.mu.Unlock()
+	_, err := l.ask(ctx, role.ElsewhereHanded{By: h.name(), Heir: h.To, Stranded: incomplete || !slices.Contains(h.Heirs, l.rec.ID)})
+	return err
+}

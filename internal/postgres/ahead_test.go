@@ -1,0 +1,72 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+)
+
+// TestAhead: what is written before the peer reads arrives whole and in its order, also
+// what was written just before Close.
+func TestAhead(t *testing.T) {
+	t.Parallel()
+	near, far := net.Pipe() // holds nothing by itself
+	conn := ahead(near, 1<<20)
+	var want bytes.Buffer
+	for i := range 1000 {
+		p := bytes.Repeat([]byte{byte(i)}, i)
+		want.Write(p)
+		if _, err := conn.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := make(chan []byte)
+	go func() { all, _ := io.ReadAll(far); got <- all }()
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(<-got, want.Bytes()) {
+		t.Error("what arrived is not what was written")
+	}
+	if _, err := conn.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a write behind Close: %v", err)
+	}
+}
+
+// TestAheadOfNobody: a peer that does not read holds up neither Close nor, by a
+// deadline, a writer for which there is no room.
+func TestAheadOfNobody(t *testing.T) {
+	t.Parallel()
+	near, far := net.Pipe()
+	defer far.Close()
+	conn := ahead(near, 10)
+	if _, err := conn.Write(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error)
+	go func() { _, err := conn.Write([]byte("x")); failed <- err }()
+	select {
+	case err := <-failed:
+		t.Fatalf("a write without room returned: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := conn.SetDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-failed; err == nil {
+		t.Error("a write that was cut off says that it succeeded")
+	}
+	closed := make(chan error)
+	go func() { closed <- conn.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	select {
+	case <-closed:
+	case <-ctx.Done():
+		t.Error("Close waits for a peer that does not read")
+	}
+}

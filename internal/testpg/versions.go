@@ -1,0 +1,125 @@
+package testpg
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"github.com/hawser/hawser/internal/postgres"
+)
+
+// versionsVariable lists directories with the server programs of further versions,
+// as PATH lists directories. Those of Debian's packages are found without it.
+const versionsVariable = "HAWSER_TEST_PG_BINS"
+
+// Version returns a directory with the server programs of a major version. The test
+// is skipped, and says why, when there is none on this machine.
+func Version(t testing.TB, major int) (binDir string) {
+	t.Helper()
+	dirs, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range append(filepath.SplitList(os.Getenv(versionsVariable)), dirs...) {
+		if majorOf(dir) == major {
+			return dir
+		}
+	}
+	t.Skipf("no server programs of PostgreSQL %d on this machine: name their directory in %s", major, versionsVariable)
+	return ""
+}
+
+var serverVersion = regexp.MustCompile(`^postgres \(PostgreSQL\) (\d+)`)
+
+// majorOf asks the server program of a directory for its version, 0 when there is none.
+func majorOf(dir string) int {
+	out, err := exec.Command(filepath.Join(dir, "postgres"), "--version").Output()
+	if found := serverVersion.FindSubmatch(out); err == nil && found != nil {
+		major, _ := strconv.Atoi(string(found[1]))
+		return major
+	}
+	return 0
+}
+
+// StartVersion is Start with the programs of a directory that Version returned.
+func StartVersion(t testing.TB, binDir string, settings map[string]string) *Cluster {
+	t.Helper()
+	c, err := create(binDir, settings)
+	if err != nil {
+		t.Fatalf("start a cluster of %s: %v", binDir, err)
+	}
+	t.Cleanup(c.remove)
+	return c
+}
+
+// Move stops the server and starts it on another port.
+func (c *Cluster) Move(t testing.TB) {
+	t.Helper()
+	c.Stop(t)
+	var err error
+	if c.port, err = FreePort(); err == nil {
+		c.config.Port = c.port
+		c.pg, err = postgres.NewCluster(c.config)
+	}
+	if err == nil {
+		c.server, err = postgres.Open(c.DSN("postgres"))
+	}
+	if err != nil {
+		t.Fatalf("move the cluster: %v", err)
+	}
+	c.Start(t)
+}
+
+// Upgrade stops the server and brings it to a later major version with pg_upgrade, which
+// replaces its data directory. The test is skipped where a program is missing for that.
+func (c *Cluster) Upgrade(t testing.TB, binDir string) {
+	t.Helper()
+	for _, program := range []string{filepath.Join(binDir, "pg_upgrade"), filepath.Join(c.config.BinDir, "pg_controldata"), filepath.Join(c.config.BinDir, "pg_resetwal")} {
+		if _, err := os.Stat(program); err != nil {
+			t.Skipf("upgrade the cluster: %v", err)
+		}
+	}
+	old := c.config
+	old.BinDir = filepath.Clean(old.BinDir)
+	c.Stop(t)
+	c.data += "." + strconv.Itoa(majorOf(binDir))
+	c.config.BinDir, c.config.DataDir = binDir, c.data
+	var err error
+	if c.pg, err = postgres.NewCluster(c.config); err != nil {
+		t.Fatalf("upgrade the cluster: %v", err)
+	}
+	c.Start(t)
+	c.Stop(t)
+	work := filepath.Join(c.dir, "upgrade")
+	owner := ownerOf(t, c.data)
+	if err = os.Mkdir(work, 0o700); err == nil {
+		err = os.Chown(work, int(owner.Uid), int(owner.Gid))
+	}
+	if err != nil {
+		t.Fatalf("upgrade the cluster: %v", err)
+	}
+	cmd := exec.Command(filepath.Join(binDir, "pg_upgrade"), "--username=postgres", "--old-bindir="+old.BinDir, "--new-bindir="+binDir,
+		"--old-datadir="+old.DataDir, "--new-datadir="+c.data, "--socketdir="+work)
+	cmd.Dir = work
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: owner}
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("pg_upgrade: %v\n%s", err, out)
+	}
+	c.Start(t)
+}
+
+func ownerOf(t testing.TB, path string) *syscall.Credential {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat := info.Sys().(*syscall.Stat_t)
+	return &syscall.Credential{Uid: stat.Uid, Gid: stat.Gid}
+}
