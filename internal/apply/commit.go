@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 )
@@ -137,16 +135,11 @@ func (a *Applier) commitTarget(b batch) error {
 // held stays held.
 func (a *Applier) askWhere(then func(insert, flushed frame.LSN)) error {
 	var insert, flushed frame.LSN
-	err := a.out.send(a.out.own(sqlWhere), nil, expectation{affected: 1, read: func(r *pgconn.ResultReader) (err error) {
-		for r.NextRow() {
-			if insert, err = frame.ParseLSN(string(r.Values()[0])); err != nil {
-				return err
-			}
-			if flushed, err = frame.ParseLSN(string(r.Values()[1])); err != nil {
-				return err
-			}
+	err := a.out.send(a.out.own(sqlWhere), nil, expectation{affected: 1, row: func(values [][]byte) (err error) {
+		if insert, err = frame.ParseLSN(string(values[0])); err == nil {
+			flushed, err = frame.ParseLSN(string(values[1]))
 		}
-		return nil
+		return err
 	}})
 	if err != nil {
 		return err

@@ -39,6 +39,10 @@ const (
 	setRows, fewRows = 64, 8
 	// setParams bounds a statement's parameters: wide tables get fewer rows.
 	setParams = 1024
+	// copyRows are held, where they are INSERTs alone, before they are written by COPY:
+	// it costs the server less for a row, and more to begin. Fewer than leastCopy are
+	// not worth one.
+	copyRows, leastCopy = 1024, 256
 	// heldBytes bounds what is held of all tables, unless the link has less. A row above
 	// wideRow is not held. A row and each of its values take a few bytes beside their own.
 	heldBytes  = 8 << 20
@@ -58,8 +62,10 @@ type gather struct {
 	byKey map[string]int // the row of each key; nil while there are INSERTs alone
 
 	writable []int // columns that an INSERT writes
+	copies   bool  // many rows are written by COPY
 	key      []byte
-	args     [][]byte // both for reuse
+	args     [][]byte
+	lines    []byte // all three for reuse
 }
 
 // heldRow is the net change of one row.
@@ -79,7 +85,7 @@ const (
 	inserted
 )
 
-// setKey names a statement of several rows.
+// setKey names a statement of several rows; one of INSERT for no number of them is COPY.
 type setKey struct {
 	verb verb
 	sent uint64
@@ -89,12 +95,14 @@ type setKey struct {
 // held returns the gather of r's table.
 func (a *Applier) held(r *relation) *gather {
 	if r.target.held == nil {
-		g := &gather{rel: r, prepare: a.statement}
+		g := &gather{rel: r, prepare: a.statement, copies: true}
 		for i, c := range r.target.columns {
 			if !c.generated {
 				g.writable = append(g.writable, i)
 			}
+			g.copies = g.copies && c.lenient == "" // COPY would have its domain check old values
 		}
+		g.copies = g.copies && len(g.writable) > 0
 		r.target.held = g
 	}
 	return r.target.held
@@ -233,7 +241,7 @@ func (w *writer) hold(g *gather, take func() bool) error {
 	switch {
 	case w.held >= w.most:
 		return w.settle()
-	case g.byKey == nil && w.turn == nil && len(g.rows) >= g.most(setKey{verb: inserted}), len(g.rows) >= w.rows:
+	case g.byKey == nil && w.turn == nil && len(g.rows) >= g.run(), len(g.rows) >= w.rows:
 		return w.drop(g)
 	}
 	return nil
@@ -348,6 +356,9 @@ func (w *writer) writeAlike(g *gather, rows []heldRow, cells [][]byte) error {
 	}
 	columns, most := g.parameters(kind), g.most(kind)
 	what := &doing{kind.verb.String(), g.rel}
+	if kind.verb == inserted && g.copies && len(rows) >= leastCopy {
+		return w.writeCopy(g, rows, cells, what)
+	}
 	for len(rows) > 0 {
 		switch {
 		case len(rows) >= most:
@@ -371,7 +382,66 @@ func (w *writer) writeAlike(g *gather, rows []heldRow, cells [][]byte) error {
 	return nil
 }
 
+// writeCopy writes new rows by COPY, some at a time.
+func (w *writer) writeCopy(g *gather, rows []heldRow, cells [][]byte, what *doing) error {
+	for len(rows) > 0 {
+		n := 0
+		for g.lines = g.lines[:0]; n < len(rows) && len(g.lines) < groupBytes; n++ {
+			g.lines = g.appendLine(g.lines, cells[rows[n].first:])
+		}
+		if err := w.sendCopy(g.statement(setKey{verb: inserted}), g.lines, expectation{affected: int64(n), what: what}); err != nil {
+			return err
+		}
+		rows = rows[n:]
+	}
+	return nil
+}
+
+// appendLine appends a row in COPY's text format.
+func (g *gather) appendLine(lines []byte, row [][]byte) []byte {
+	for n, i := range g.writable {
+		if n > 0 {
+			lines = append(lines, '\t')
+		}
+		lines = appendCopied(lines, row[i])
+	}
+	return append(lines, '\n')
+}
+
+// appendCopied appends a value, nil for NULL. In UTF-8 no byte of a longer character is
+// one of those that COPY reads as its own.
+func appendCopied(line, value []byte) []byte {
+	if value == nil {
+		return append(line, '\\', 'N')
+	}
+	from := 0
+	for i, c := range value {
+		switch c {
+		case '\\':
+		case '\t':
+			c = 't'
+		case '\n':
+			c = 'n'
+		case '\r':
+			c = 'r'
+		default:
+			continue
+		}
+		line = append(append(line, value[from:i]...), '\\', c)
+		from = i + 1
+	}
+	return append(line, value[from:]...)
+}
+
 func (v verb) String() string { return [...]string{"nothing", "DELETE", "UPDATE", "INSERT"}[v] }
+
+// run is how many new rows are held before they are written.
+func (g *gather) run() int {
+	if g.copies {
+		return copyRows
+	}
+	return g.most(setKey{verb: inserted})
+}
 
 // most is how many rows one statement takes.
 func (g *gather) most(kind setKey) int {
@@ -395,6 +465,15 @@ func (g *gather) parameters(kind setKey) []int {
 	default:
 		return g.rel.target.key
 	}
+}
+
+// names are those of columns, quoted, for a list.
+func (t *target) names(columns []int) string {
+	var names []string
+	for _, i := range columns {
+		names = append(names, t.columns[i].name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // settable are the columns of those sent that an UPDATE sets when the key stays.
@@ -427,6 +506,9 @@ func (g *gather) sql(kind setKey) (sql string, oids []uint32) {
 	if len(columns) == 0 {
 		return "INSERT INTO " + g.rel.quoted + " DEFAULT VALUES", nil
 	}
+	if kind.verb == inserted && kind.rows == 0 {
+		return "COPY " + g.rel.quoted + " (" + t.names(columns) + ") FROM STDIN", nil
+	}
 	var rows []string
 	for range kind.rows {
 		var values []string
@@ -437,12 +519,8 @@ func (g *gather) sql(kind setKey) (sql string, oids []uint32) {
 		rows = append(rows, "("+strings.Join(values, ", ")+")")
 	}
 	if kind.verb == inserted {
-		var names []string
-		for _, i := range columns {
-			names = append(names, t.columns[i].name)
-		}
-		// OVERRIDING SYSTEM VALUE lets an identity column take the primary's value.
-		return "INSERT INTO " + g.rel.quoted + " (" + strings.Join(names, ", ") + ") OVERRIDING SYSTEM VALUE VALUES " + strings.Join(rows, ", "), oids
+		// OVERRIDING SYSTEM VALUE lets an identity column take the primary's value, as COPY does.
+		return "INSERT INTO " + g.rel.quoted + " (" + t.names(columns) + ") OVERRIDING SYSTEM VALUE VALUES " + strings.Join(rows, ", "), oids
 	}
 	value := func(n int) string { return "$" + strconv.Itoa(n+1) }
 	if kind.rows > 1 {

@@ -282,6 +282,45 @@ func TestManyAlike(t *testing.T) {
 	}
 }
 
+// TestCopied: many new rows arrive by COPY, whatever their values hold; one row that the
+// replica refuses stops the applier, and names the table.
+func TestCopied(t *testing.T) {
+	special := []cell{text(""), nil, text(`\N`), text(`\.`), text("\\"), text("a\tb\nc\rd\\"), text("\b\f\v\x01"), text("ä\u2028\t漢"), text(`"',;`)}
+	s := &side{oid: tableNet, rows: map[[2]string][2]cell{}}
+	for i := range 3 * leastCopy {
+		n := len(special)
+		s.insert([2]string{strconv.Itoa(i), `\.`}, [2]cell{special[i%n], special[i/n%n]})
+	}
+	transaction := records(1000, slices.Concat([][]byte{msgBegin(1000, 990), msgTable(tableNet)}, s.sent, [][]byte{msgCommit(1000)})...)
+	t.Run("values", func(t *testing.T) {
+		r := newReplica(t, testpg.Shared(t), gatherTables[0])
+		frames := make(chan frame.Frame, 2)
+		a, _, end := r.run(frames, func(frame.Ack) {})
+		defer func() { _ = end() }()
+		frames <- frame.Heartbeat{Snapshot: "900:900:"}
+		frames <- transaction
+		testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) { return a.Stats().Position >= 1008, nil })
+		if got, want := r.table(r.c.Connect(t, r.db), tableNet), s.String(); got != want {
+			t.Errorf("the table has\n%s\nand should have\n%s", got, want)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		r := newReplica(t, testpg.Shared(t), gatherTables[0])
+		r.c.Exec(t, r.db, `INSERT INTO net VALUES ('500', '\.')`)
+		frames := make(chan frame.Frame, 2)
+		a, _, end := r.run(frames, func(frame.Ack) {})
+		frames <- frame.Heartbeat{Snapshot: "900:900:"}
+		frames <- transaction
+		<-a.done
+		if err := end(); err == nil || !strings.Contains(err.Error(), `INSERT on table "public"."net"`) {
+			t.Errorf("the applier ended with %v", err)
+		}
+		if rows := testpg.Rows(t, r.c.Connect(t, r.db), `SELECT count(*) FROM net`); rows[0] != "1" {
+			t.Errorf("%s rows are left of a transaction that failed", rows)
+		}
+	})
+}
+
 // TestMissingRow: a change that meets no row stops the applier before anything of its
 // transaction is committed, alone or among many. COMMIT had been sent before the
 // answer was read.

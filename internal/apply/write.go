@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -21,12 +20,12 @@ const (
 // writer sends statements down one connection without waiting for each answer.
 // Answers come in order, so a queue of expectations tells which one is read.
 type writer struct {
-	conn   *pgconn.PgConn
-	pipe   *pgconn.Pipeline
+	pipe   *pipe
+	busy   bool // something was asked for since the connection was free
 	queue  []expectation
-	groups []int // how many answers each flushed group still has
-	open   int   // statements in the group that is not flushed
-	bytes  int
+	groups []group // those that were flushed and not answered
+	under  int     // bytes in them
+	open   group   // the one that is not flushed
 	names  int
 	mine   map[string]*statement
 	broken bool // the connection's state is unknown: nothing may follow
@@ -40,12 +39,15 @@ type writer struct {
 	turn func() error // has to be done before anything is sent; not nil: nothing is, yet
 }
 
+// group is what is sent to the server at once.
+type group struct{ requests, bytes int }
+
 // expectation is what the answer to one request must be.
 type expectation struct {
 	prepare  bool
 	affected int64  // rows; -1: any number
 	what     *doing // for words; nil for the applier's own statements
-	read     func(*pgconn.ResultReader) error
+	row      func(values [][]byte) error
 }
 
 // doing names a change in an error.
@@ -62,7 +64,7 @@ type statement struct {
 }
 
 func newWriter(conn *pgconn.PgConn) *writer {
-	return &writer{conn: conn, most: heldBytes, rows: leastRows}
+	return &writer{pipe: newPipe(conn), most: heldBytes, rows: leastRows}
 }
 
 // first does what has to be done before anything is sent.
@@ -75,30 +77,21 @@ func (w *writer) first() error {
 	return turn()
 }
 
-func (w *writer) start() {
-	if w.pipe == nil {
-		// The pipeline outlives each call's context; closing the connection ends it.
-		w.pipe = w.conn.StartPipeline(context.Background())
-	}
-}
-
 // prepare makes a statement on the server; an error shows up with the answers.
 func (w *writer) prepare(sql string, oids []uint32, what *doing) *statement {
 	if err := w.first(); err != nil && w.late == nil {
 		w.late = err
 	}
-	w.start()
 	w.names++
 	s := &statement{name: "h" + strconv.Itoa(w.names), sql: sql, oids: oids}
-	w.pipe.SendPrepare(s.name, sql, oids)
+	w.pipe.parse(s.name, sql, oids)
 	w.push(expectation{prepare: true, what: what}, len(sql))
 	return s
 }
 
 // forget releases a prepared statement.
 func (w *writer) forget(s *statement) {
-	w.start()
-	w.pipe.SendDeallocate(s.name)
+	w.pipe.forget(s.name)
 	w.push(expectation{prepare: true}, 0)
 }
 
@@ -113,61 +106,83 @@ func (w *writer) exec(s *statement, values [][]byte, want expectation) error {
 
 // send queues a prepared statement before the rows that are held.
 func (w *writer) send(s *statement, values [][]byte, want expectation) error {
+	size := 0
+	for _, v := range values {
+		size += lengthBytes + len(v)
+	}
+	return w.ask(size, want, func() { w.pipe.execute(s.name, values) })
+}
+
+// sendCopy queues a prepared COPY with its rows.
+func (w *writer) sendCopy(s *statement, rows []byte, want expectation) error {
+	return w.ask(len(rows), want, func() { w.pipe.copy(s.name, rows) })
+}
+
+func (w *writer) ask(size int, want expectation, request func()) error {
 	if err := w.first(); err != nil {
 		return err
 	}
 	if w.late != nil {
 		return w.late
 	}
-	w.start()
-	w.pipe.SendQueryPrepared(s.name, values, nil, nil)
-	size := 0
-	for _, v := range values {
-		size += len(v)
-	}
+	request()
 	w.push(want, size)
-	if w.open < groupStatements && w.bytes < groupBytes {
+	if w.open.requests < groupStatements && w.open.bytes < groupBytes {
 		return nil
 	}
 	return w.flush()
 }
 
-// flush closes the open group, and reads the answers of the one before the last.
+// flush closes the open group. Where it would not fit beside what is under way, as much
+// of that is answered first: no write waits for a server that waits to be read.
 func (w *writer) flush() error {
-	if w.open == 0 {
+	if w.open.requests == 0 {
 		return nil
 	}
-	w.pipe.SendFlushRequest()
-	if err := w.pipe.Flush(); err != nil {
+	for len(w.groups) > 0 && w.under+w.open.bytes > w.most {
+		if err := w.readGroup(); err != nil {
+			return err
+		}
+	}
+	if err := w.pipe.flush(); err != nil {
 		return w.fail(err)
 	}
 	w.groups = append(w.groups, w.open)
-	w.open, w.bytes = 0, 0
-	if len(w.groups) < max(2, w.most/groupBytes) {
-		return nil
-	}
-	n := w.groups[0]
-	w.groups = append(w.groups[:0], w.groups[1:]...)
-	return w.read(n)
+	w.under += w.open.bytes
+	w.open = group{}
+	return nil
 }
 
+// readGroup takes the answers of the group that was flushed first.
+func (w *writer) readGroup() error {
+	g := w.groups[0]
+	w.groups = append(w.groups[:0], w.groups[1:]...)
+	w.under -= g.bytes
+	return w.read(g.requests)
+}
+
+// requestBytes and lengthBytes are what a request, and each of its values, takes beside
+// the value.
+const requestBytes, lengthBytes = 64, 4
+
 func (w *writer) push(e expectation, size int) {
+	w.busy = true
 	w.queue = append(w.queue, e)
-	w.open++
-	w.bytes += size
+	w.open.requests++
+	w.open.bytes += requestBytes + size
 }
 
 // await waits for every answer: all that was asked for did happen as it should.
 func (w *writer) await() error {
-	if len(w.queue) == 0 {
-		return nil
+	if err := w.flush(); err != nil {
+		return err
 	}
-	w.pipe.SendFlushRequest()
-	if err := w.pipe.Flush(); err != nil {
-		return w.fail(err)
+	for len(w.groups) > 0 {
+		if err := w.readGroup(); err != nil {
+			return err
+		}
 	}
-	w.groups, w.open, w.bytes = w.groups[:0], 0, 0
-	return w.read(len(w.queue))
+	return nil
 }
 
 // idle writes what is held, waits for every answer and leaves the connection free for
@@ -184,24 +199,25 @@ func (w *writer) idle() error {
 
 // rest is idle but for what is held, or left to be committed.
 func (w *writer) rest() error {
-	if w.pipe == nil {
+	if !w.busy {
 		return nil
 	}
-	if err := w.pipe.Sync(); err != nil {
+	for len(w.groups) > 0 && w.under+w.open.bytes > w.most {
+		if err := w.readGroup(); err != nil {
+			return err
+		}
+	}
+	if err := w.pipe.sync(); err != nil {
 		return w.fail(err)
 	}
-	w.groups, w.open, w.bytes = w.groups[:0], 0, 0
+	w.groups, w.under, w.open = w.groups[:0], 0, group{}
 	if err := w.read(len(w.queue)); err != nil {
 		return err
 	}
-	if _, err := w.pipe.GetResults(); err != nil { // the answer to Sync
+	if err := w.pipe.ready(); err != nil {
 		return w.fail(err)
 	}
-	err := w.pipe.Close()
-	w.pipe = nil
-	if err != nil {
-		return w.fail(err)
-	}
+	w.busy = false
 	return nil
 }
 
@@ -222,23 +238,13 @@ func (w *writer) read(n int) error {
 }
 
 func (w *writer) answer(e expectation) error {
-	results, err := w.pipe.GetResults()
-	if err != nil {
-		return failed(e.what, err)
-	}
 	if e.prepare {
+		if err := w.pipe.prepared(); err != nil {
+			return failed(e.what, err)
+		}
 		return nil
 	}
-	reader, ok := results.(*pgconn.ResultReader)
-	if !ok {
-		return fmt.Errorf("unexpected answer %T of the server", results)
-	}
-	if e.read != nil {
-		if err := e.read(reader); err != nil {
-			return err
-		}
-	}
-	tag, err := reader.Close()
+	tag, err := w.pipe.result(e.row)
 	if err != nil {
 		return failed(e.what, err)
 	}
