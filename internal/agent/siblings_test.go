@@ -517,3 +517,95 @@ func TestSiblingAwayThereAndBack(t *testing.T) {
 	proven(t, a, "other")
 	b.awaitForgotten(t, "other", id)
 }
+
+// TestSiblingDoesNotOpen: alpha has handed the database over by one link, and can't hear
+// whether beta took it, when its agent starts again. The other link, of which alpha is
+// the primary still, opened the database: beta may be open as well.
+func TestSiblingDoesNotOpen(t *testing.T) {
+	t.Parallel()
+	a, b, _ := family(t)
+	release := hold(t, b, "shop", "audit")
+	a.Exec(t, "shop", `INSERT INTO audit (what) VALUES ('held up')`)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := a.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: time.Minute})
+		failed <- err
+	}()
+	conn := a.Connect(t, "postgres")
+	testpg.Eventually(t, 20*time.Second, "alpha hands over", func() (bool, error) {
+		phase := testpg.Rows(t, conn, `SELECT side->>'phase' FROM hawser.link WHERE name = 'shop'`)
+		if phase[0] != "handing" {
+			return false, fmt.Errorf("it is %s", phase)
+		}
+		return true, nil
+	})
+	b.stop()
+	release()
+	a.stop()
+	<-failed
+	stop, written := make(chan struct{}), make(chan int, 1)
+	session := a.Connect(t, "shop")
+	go func() {
+		n := 0
+		defer func() { written <- n }()
+		for {
+			if _, err := session.Exec(context.Background(), `INSERT INTO audit (what) VALUES ('x')`); err == nil {
+				n++
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	a.run(t)
+	for range 20 {
+		if err := try(t, a, `INSERT INTO audit (what) VALUES ('x')`); err == nil {
+			t.Fatal("alpha takes writes that beta may never get")
+		}
+	}
+	close(stop)
+	if n := <-written; n > 0 {
+		t.Errorf("alpha took %d writes that beta may never get", n)
+	}
+	b.run(t)
+	testpg.Eventually(t, 30*time.Second, "one of the two takes writes", func() (bool, error) {
+		one, other := try(t, a, `INSERT INTO audit (what) VALUES ('a')`), try(t, b, `INSERT INTO audit (what) VALUES ('b')`)
+		if (one == nil) == (other == nil) {
+			return false, fmt.Errorf("alpha: %v, beta: %v", one, other)
+		}
+		return true, nil
+	})
+}
+
+// TestPreparedIsTakenBack: alpha got beta ready for a failover and is lost. The slots on
+// beta, by which alpha and the other links would have followed, held WAL back for ever.
+func TestPreparedIsTakenBack(t *testing.T) {
+	t.Parallel()
+	a, b := newInstance(t, "alpha"), newInstance(t, "beta")
+	b.maxWAL = 1 << 20
+	b.stop()
+	b.run(t)
+	know(t, a, b)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	if _, err := a.CreateLink(context.Background(), api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	b.awaitState(t, "shop", api.StateDisconnected)
+	const heir = "00000000000000aa"
+	b.Exec(t, "postgres", `INSERT INTO hawser.heir (id, link, name, peer, term, after, next, tables, exclude_tables) VALUES ('`+heir+`', 'shop', 'other', 'gamma', 2, 1, 2, '{}', '{}')`)
+	for _, id := range []string{idOf(t, b, "shop"), heir} {
+		b.Exec(t, "shop", `SELECT pg_create_logical_replication_slot('hawser_`+id+`', 'pgoutput')`)
+	}
+	b.Exec(t, "postgres", `CREATE TABLE busy AS SELECT repeat('x', 1000) FROM generate_series(1, 5000)`)
+	testpg.Eventually(t, 60*time.Second, "nothing is held back on beta", func() (bool, error) {
+		left := testpg.Rows(t, b.Connect(t, "postgres"), `SELECT slot_name FROM pg_replication_slots UNION ALL SELECT id FROM hawser.heir`)
+		if len(left) > 0 {
+			return false, fmt.Errorf("there are %q", left)
+		}
+		return true, nil
+	})
+}

@@ -189,6 +189,7 @@ func New(cfg Config) *Applier {
 	return &Applier{
 		cfg:       cfg,
 		quiet:     quietBefore,
+		backlog:   backlog{least: leastBatchChanges},
 		relations: map[uint32]*relation{},
 		types:     map[uint32]pgoutput.Type{},
 		spools:    map[uint32]*spool{},

@@ -45,7 +45,9 @@ type replica struct {
 	db     string
 	origin string
 
-	hurried bool // transactions are applied early however busy the stream is
+	hurried bool                      // transactions are applied early however busy the stream is
+	accept  func(content []byte) bool // of a handoff; nil: none is
+	odd     func(*Applier)            // changes its limits; it has a link's session then
 }
 
 func newReplica(t *testing.T, c *testpg.Cluster, sql ...string) *replica {
@@ -71,10 +73,16 @@ func newReplica(t *testing.T, c *testpg.Cluster, sql ...string) *replica {
 func (r *replica) run(frames <-chan frame.Frame, ack func(frame.Ack)) (a *Applier, from frame.LSN, end func() error) {
 	r.t.Helper()
 	a = New(Config{Link: "l", ID: testID, Origin: r.origin, SpoolDir: r.t.TempDir(), Replayer: noDDL{}, Log: slog.New(slog.DiscardHandler),
-		Accept: func([]byte, bool) bool { return false },
+		Accept: func(content []byte, _ bool) bool { return r.accept != nil && r.accept(content) },
 		Connect: func(ctx context.Context) (*pgx.Conn, error) {
+			if r.odd != nil {
+				return oddConnect(ctx, r.c.DSN(r.db))
+			}
 			return pgx.Connect(ctx, r.c.DSN(r.db)+" session_replication_role=replica synchronous_commit=off")
 		}})
+	if r.odd != nil {
+		r.odd(a)
+	}
 	testpg.Eventually(r.t, 10*time.Second, "the applier starts", func() (_ bool, err error) { // the last one's session may not have ended yet
 		from, err = a.Start(context.Background())
 		return err == nil, err
@@ -337,5 +345,48 @@ func TestDrainConfirmsWhatIsStored(t *testing.T) {
 	}
 	if confirmed := frame.LSN(durable.Load()); confirmed > stored.Reached {
 		t.Errorf("%s was confirmed, and %s is stored", confirmed, stored.Reached)
+	}
+}
+
+func msgHandoff(term string) []byte {
+	return cat([]byte("M\x01"), be64(0), []byte(handoffPrefix+"\x00"), be32(uint32(len(term))), []byte(term))
+}
+
+// TestPassedHandoffIsNotMetAgain: two failovers of another link were taken back, with no
+// change between them. The secondary remembers the last one that was; it met the first
+// again when it went on behind the second, and stood there for ever, in turns.
+func TestPassedHandoffIsNotMetAgain(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t))
+	passed := ""
+	r.accept = func(content []byte) bool { return string(content) != passed }
+	for _, term := range []string{"2", "3"} {
+		frames := make(chan frame.Frame, 10)
+		a, from, end := r.run(frames, func(frame.Ack) {})
+		for i, handed := range []string{"2", "3"} {
+			if at := uint64(1000 + 16*i); frame.LSN(at) >= from {
+				frames <- records(at, msgBegin(at, uint32(990+i)), msgHandoff(handed), msgCommit(at))
+			}
+		}
+		<-a.done
+		if met := string(a.handoff.Content); met != term {
+			t.Fatalf("behind handoff %q, the applier that begins at %s meets %s", passed, from, met)
+		}
+		_ = end()
+		passed = term
+	}
+	frames := make(chan frame.Frame, 10)
+	a, from, end := r.run(frames, func(frame.Ack) {})
+	defer func() { _ = end() }()
+	if from < 1000 {
+		t.Fatalf("the applier begins at %s", from)
+	}
+	for i, handed := range []string{"2", "3"} {
+		if at := uint64(1000 + 16*i); frame.LSN(at) >= from {
+			frames <- records(at, msgBegin(at, uint32(990+i)), msgHandoff(handed), msgCommit(at))
+		}
+	}
+	frames <- records(1100, msgBegin(1100, 999), msgRelation(), msgInsert("1"), msgCommit(1100))
+	if err := a.Await(context.Background(), 1100); err != nil {
+		t.Error(err)
 	}
 }

@@ -35,7 +35,8 @@ const (
 type backlog struct {
 	heard   time.Time // the primary's clock at its last heartbeat
 	last    time.Time // and at the commit of the last transaction that was received
-	changes int       // of a target transaction at most
+	least   int       // changes that fill a target transaction when not behind
+	changes int       // of one at most
 	closing *batch    // sent, and not yet committed
 	begin   bool      // the next target transaction was opened behind it
 }
@@ -61,16 +62,16 @@ func (b *backlog) rows() int {
 
 // full tells whether a target transaction holds as much as one may now.
 func (b *backlog) full(open batch) bool {
-	return open.changes >= max(leastBatchChanges, b.changes) || open.open && time.Since(open.since) >= b.wait()
+	return open.changes >= max(b.least, b.changes) || open.open && time.Since(open.since) >= b.wait()
 }
 
 // closed takes note of how large a target transaction was.
 func (b *backlog) closed(was batch) {
 	switch {
 	case !b.behind():
-		b.changes = leastBatchChanges
+		b.changes = b.least
 	case was.changes >= b.changes:
-		b.changes = min(mostBatchChanges, max(leastBatchChanges, 2*b.changes))
+		b.changes = min(mostBatchChanges, max(b.least, 2*b.changes))
 	}
 }
 

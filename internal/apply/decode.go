@@ -150,7 +150,7 @@ func (a *Applier) message(ctx context.Context, m *pgoutput.LogicalMessage) error
 		return a.ddl(ctx, m.Content)
 	case handoffPrefix:
 		if !a.cfg.Accept(m.Content, !a.seeds.active && len(a.repair.tables) == 0) {
-			return nil
+			return a.ensureBatch(ctx) // the position behind it is stored: it is not met again
 		}
 		a.handoff = &Handoff{Content: append([]byte(nil), m.Content...)}
 		a.txn = nil

@@ -64,6 +64,19 @@ func choose(ctx context.Context, conn *pgx.Conn, id string, f filter.Filter) err
 		})
 }
 
+// unchoose forgets by what a link chose. A link that was never installed chose nothing.
+func unchoose(ctx context.Context, conn *pgx.Conn, id string) error {
+	var there bool
+	err := conn.QueryRow(ctx, `SELECT to_regclass('hawser.ddl_filter') IS NOT NULL`).Scan(&there)
+	if err == nil && there {
+		_, err = conn.Exec(ctx, `DELETE FROM hawser.ddl_filter WHERE link = $1`, id)
+	}
+	if err != nil {
+		return fmt.Errorf("forget the tables that were chosen: %w", err)
+	}
+	return nil
+}
+
 // published is true of a table c that a publication lists.
 func published(name string) string {
 	return `EXISTS (SELECT FROM pg_publication_rel g JOIN pg_publication p ON p.oid = g.prpubid WHERE g.prrelid = c.oid AND p.pubname = ` + name + `)`

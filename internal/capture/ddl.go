@@ -19,7 +19,7 @@ import (
 
 // ddlVersion is the version of ddl.sql. A newer one in the database is left alone:
 // an older agent of the same database must not undo an upgrade.
-const ddlVersion = 3
+const ddlVersion = 4
 
 //go:embed ddl.sql
 var ddlText string
@@ -100,8 +100,8 @@ func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 
 // SweepDDL writes into the stream what changed since its last call, or InstallDDL's,
 // without firing an event trigger: owners (REASSIGN OWNED), event triggers, the
-// settings of the database and of roles in it, its privileges, comment and connection
-// limit, and roles that it names. Call it now and then, at least every
+// settings of the database and of roles in it, its owner, privileges, comment and
+// connection limit, and roles that it names. Call it now and then, at least every
 // minute, and before a planned failover.
 func SweepDDL(ctx context.Context, conn *pgx.Conn) (changes int, err error) {
 	err = quietly(ctx, conn, func(tx pgx.Tx) error {

@@ -82,16 +82,31 @@ END $f$;
 --   pending  by stack: what sql_drop and table_rewrite saw of the command that is under way
 --   sent     the long texts that a message of this transaction already holds
 --   inner    the last stack and how many commands it fired
+--
+-- Any user may set a setting, so what it holds is signed: for its transaction, or its
+-- session. What bears no such signature counts as nothing.
+CREATE OR REPLACE FUNCTION hawser.ddl_signature(kept text) RETURNS text
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN (SELECT encode(sha256(k.key || sha256(k.key || convert_to(kept, 'UTF8'))), 'hex')
+		FROM (SELECT sha256(c.key || convert_to('setting', 'UTF8')) AS key FROM hawser.ddl_capture c) k); -- not that of messages
+END $f$;
+
 CREATE OR REPLACE FUNCTION hawser.ddl_state() RETURNS jsonb
 LANGUAGE plpgsql AS $f$
+DECLARE
+	kept text := current_setting('hawser.ddl_state', true);
 BEGIN
-	RETURN (SELECT coalesce(nullif(current_setting('hawser.ddl_state', true), ''), '{}')::jsonb);
+	IF coalesce(kept, '') = '' OR left(kept, 64) <> hawser.ddl_signature(pg_current_xact_id()::text || substr(kept, 65)) THEN
+		RETURN '{}';
+	END IF;
+	RETURN substr(kept, 65)::jsonb;
 END $f$;
 
 CREATE OR REPLACE FUNCTION hawser.ddl_keep(state jsonb) RETURNS void
 LANGUAGE plpgsql AS $f$
 BEGIN
-	PERFORM set_config('hawser.ddl_state', state::text, true);
+	PERFORM set_config('hawser.ddl_state', hawser.ddl_signature(pg_current_xact_id()::text || state::text) || state::text, true);
 END $f$;
 
 -- hawser.ddl_order counts the commands that one text fired so far, the one at hand
@@ -102,16 +117,17 @@ LANGUAGE plpgsql AS $f$
 DECLARE
 	mark  text := (extract(epoch FROM statement_timestamp()) * 1000000)::bigint::text;
 	state jsonb;
-	seen  text;
+	kept  text;
 	n     integer := 0;
 BEGIN
 	IF stack = '' THEN
-		seen := current_setting('hawser.ddl_order', true);
-		IF split_part(seen, ':', 1) = mark THEN
-			n := split_part(seen, ':', 2)::integer;
+		mark := mark || ':' || pg_backend_pid() || ':';
+		kept := current_setting('hawser.ddl_order', true);
+		IF starts_with(substr(kept, 65), mark) AND left(kept, 64) = hawser.ddl_signature(substr(kept, 65)) THEN
+			n := substr(kept, 65 + length(mark))::integer;
 		END IF;
 		IF add > 0 THEN
-			PERFORM set_config('hawser.ddl_order', mark || ':' || (n + add), false);
+			PERFORM set_config('hawser.ddl_order', hawser.ddl_signature(mark || (n + add)) || mark || (n + add), false);
 		END IF;
 		RETURN n;
 	END IF;
@@ -415,8 +431,8 @@ BEGIN
 END $f$;
 
 -- hawser.ddl_unfired lists what can be changed without an event: event triggers, the
--- settings of the database and of roles in it, its privileges, comment and connection
--- limit, the roles that it names with the groups of theirs that it names, and owners
+-- settings of the database and of roles in it, its owner, privileges, comment and
+-- connection limit, the roles that it names with the groups of theirs that it names, and owners
 -- (REASSIGN OWNED). Of these, objects that follow another object's owner are left out.
 CREATE OR REPLACE FUNCTION hawser.ddl_unfired(wanted text)
 RETURNS TABLE (kind text, class oid, id oid, name text, value text)
@@ -439,6 +455,7 @@ BEGIN
 	RETURN QUERY SELECT 'database', 'pg_database'::regclass::oid, 0::oid, v.name, v.value
 		FROM pg_database d, LATERAL (VALUES
 			('comment', shobj_description(d.oid, 'pg_database')),
+			('owner', pg_get_userbyid(d.datdba)::text),
 			('connection limit', d.datconnlimit::text),
 			('privileges', (SELECT json_agg(json_build_object('role', g.role, 'privileges', g.privileges, 'grantable', g.grantable) ORDER BY g.role, g.grantable)::text
 				FROM (SELECT r.rolname AS role, a.is_grantable AS grantable, string_agg(DISTINCT a.privilege_type, ', ' ORDER BY a.privilege_type) AS privileges

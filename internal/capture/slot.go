@@ -39,10 +39,7 @@ func Uninstall(ctx context.Context, conn *pgx.Conn, id string, last bool) error 
 		return fmt.Errorf("drop the publication: %w", err)
 	}
 	if !last {
-		if _, err := conn.Exec(ctx, `DELETE FROM hawser.ddl_filter WHERE link = $1`, id); err != nil {
-			return fmt.Errorf("forget the tables that were chosen: %w", err)
-		}
-		return nil
+		return unchoose(ctx, conn, id)
 	}
 	if err := RestoreReplicaIdentity(ctx, conn); err != nil {
 		return err

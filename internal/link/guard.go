@@ -43,6 +43,11 @@ func (l *link) guard() {
 		primary, streaming := side.Role == role.Primary && l.progress == catalog.Running, l.streaming
 		l.mu.Unlock()
 		if !primary {
+			if side.Role == role.Secondary && n%sweepEvery == 0 {
+				if err := l.guardPrepared(l.ctx); err != nil {
+					l.log.Debug("can't see how much WAL is held back for a failover", "error", err)
+				}
+			}
 			continue
 		}
 		end := l.capture.Lag().End
@@ -121,6 +126,40 @@ func (l *link) guardOnce(ctx context.Context) error {
 		fmt.Sprintf("it held back %s of WAL, more than limits.wal_held (%s) allows, and was given up to save the primary's disk", bytesText(held), bytesText(l.m.cfg.MaxWAL)),
 		"hawser link resync "+l.rec.Name+", when the secondary can be reached, compares the tables and copies those that differ"))
 	return l.m.store.Do(ctx, func(conn *pgx.Conn) error { return capture.DropSlot(ctx, conn, l.rec.ID) })
+}
+
+// guardPrepared is a secondary's: it takes back what was got ready for a failover that
+// never ended, since the primary went away, before that fills this side's disk. A primary
+// that is there takes it back itself.
+func (l *link) guardPrepared(ctx context.Context) error {
+	select {
+	case <-l.m.cfg.Peers.Connected(l.rec.Peer):
+		return nil
+	default:
+	}
+	if l.m.cfg.MaxWAL <= 0 {
+		return nil
+	}
+	heirs, err := l.heirsOf(ctx)
+	if err != nil {
+		return err
+	}
+	ids := []string{l.rec.ID}
+	for _, h := range heirs {
+		ids = append(ids, h.ID)
+	}
+	for _, id := range ids {
+		var held int64
+		err := l.m.store.Do(ctx, func(conn *pgx.Conn) (err error) { held, err = capture.Held(ctx, conn, id); return err })
+		if err != nil {
+			return err
+		}
+		if held > l.m.cfg.MaxWAL {
+			l.log.Warn("what was got ready for a failover that never ended held back WAL and is taken back", "held", bytesText(held))
+			return l.unprepareToLead(ctx)
+		}
+	}
+	return nil
 }
 
 // walWarning warns from half of the bound on. The caller holds mu.

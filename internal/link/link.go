@@ -335,6 +335,11 @@ func (l *link) closeFence(ctx context.Context) error {
 		defer conn.Close(context.WithoutCancel(ctx))
 		state, _ := l.now()
 		l.timed("fence", func() {
+			var release func()
+			if release, err = l.m.gate(ctx, l.rec.Database); err != nil {
+				return
+			}
+			defer release()
 			err = fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
 		})
 		if err != nil || state.Role == role.Secondary {
@@ -378,8 +383,13 @@ func (l *link) openFence(ctx context.Context) error {
 			return err
 		}
 		defer conn.Close(context.WithoutCancel(ctx))
+		release, err := l.m.gate(ctx, l.rec.Database)
+		if err != nil {
+			return err
+		}
+		defer release()
 		if other := l.m.closes(l); other != nil {
-			l.log.Warn("the database stays read-only, since another link made it a secondary", "other", other.rec.Name)
+			l.log.Warn("the database stays read-only, since another link closes it", "other", other.rec.Name)
 			return nil
 		}
 		if err := fence.Resume(ctx, conn); err != nil {

@@ -56,7 +56,8 @@ type Manager struct {
 
 	mu    sync.Mutex
 	links map[string]*link
-	busy  map[string]bool // names that are being created or dropped
+	busy  map[string]bool          // names that are being created or dropped
+	gates map[string]chan struct{} // by database
 
 	swap sync.Mutex     // held while a failover of any link begins
 	work sync.WaitGroup // what replaces or ends a link on its own account
@@ -64,7 +65,7 @@ type Manager struct {
 
 // NewManager returns a manager that has touched nothing yet.
 func NewManager(cfg Config) *Manager {
-	return &Manager{cfg: cfg, store: cfg.Store, ready: make(chan struct{}), links: map[string]*link{}, busy: map[string]bool{}}
+	return &Manager{cfg: cfg, store: cfg.Store, ready: make(chan struct{}), links: map[string]*link{}, busy: map[string]bool{}, gates: map[string]chan struct{}{}}
 }
 
 // share is how many bytes of changes each link may gather, and as many again may be on

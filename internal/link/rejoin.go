@@ -36,7 +36,7 @@ func (l *link) rejoin(ctx context.Context) error {
 		return problem.New("not-diverged", "link "+l.rec.Name, fmt.Sprintf("this side is %s and %s; only one that was forced out can rejoin", side.Role, side.Phase),
 			"hawser link show "+l.rec.Name)
 	}
-	if other := l.m.closes(l); other != nil {
+	for _, other := range l.m.siblings(l) {
 		if s, _ := other.now(); s.Role == role.Secondary {
 			return problem.New("already-secondary", "database "+l.rec.Database, "it follows instance "+other.rec.Peer+" by link "+other.rec.Name+"; it can't follow two",
 				"hawser link drop "+l.rec.Name)

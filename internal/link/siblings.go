@@ -41,14 +41,38 @@ func (m *Manager) siblings(l *link) []*link {
 	return out
 }
 
-// closes returns another link by which the database is a secondary, if there is one.
+// closes returns another link by which the database is closed, if there is one: it is a
+// secondary by that link, or handed over by it and does not know what became of that.
 func (m *Manager) closes(l *link) *link {
 	for _, s := range m.siblings(l) {
-		if side, _ := s.now(); side.Role == role.Secondary || expelled(side) {
+		side, _ := s.now()
+		switch side.Phase {
+		case role.Fencing, role.Handing, role.Aborting, role.Expelled, role.Diverged:
+			return s
+		}
+		if side.Role == role.Secondary {
 			return s
 		}
 	}
 	return nil
+}
+
+// gate is taken while a database's fence is opened or closed: a link that opens it has
+// seen that no other closes it.
+func (m *Manager) gate(ctx context.Context, database string) (release func(), err error) {
+	m.mu.Lock()
+	g := m.gates[database]
+	if g == nil {
+		g = make(chan struct{}, 1)
+		m.gates[database] = g
+	}
+	m.mu.Unlock()
+	select {
+	case g <- struct{}{}:
+		return func() { <-g }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // elsewhere returns why the link can't change its roles now: another link of the

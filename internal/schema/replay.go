@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -424,17 +425,34 @@ func routineWord(objectType string) string {
 	return "FUNCTION"
 }
 
-// configValue writes a stored setting as SET takes it. Settings that are lists hold
-// their elements quoted already.
+// configValue writes a stored setting as SET takes it. Those that are lists are taken
+// apart: each element stands in the list quoted, or as it was written.
 func configValue(name, value string) string {
 	switch strings.ToLower(name) {
 	case "search_path", "temp_tablespaces", "session_preload_libraries", "shared_preload_libraries", "local_preload_libraries":
-		if value == "" {
-			return "''"
+		if list, ok := listElements(value); ok {
+			return strings.Join(list, ", ")
 		}
-		return value
 	}
 	return quoteLiteral(value)
+}
+
+var listElement = regexp.MustCompile(`^\s*(?:"((?:[^"]|"")*)"|([^\s",][^\s,]*))\s*(?:,|$)`)
+
+// listElements are the elements of a list of names, as literals.
+func listElements(list string) (literals []string, ok bool) {
+	for rest := list; rest != ""; {
+		found := listElement.FindStringSubmatch(rest)
+		if found == nil {
+			return nil, false
+		}
+		element := strings.ReplaceAll(found[1], `""`, `"`)
+		if found[2] != "" {
+			element = strings.ToLower(found[2])
+		}
+		literals, rest = append(literals, quoteLiteral(element)), rest[len(found[0]):]
+	}
+	return literals, len(literals) > 0
 }
 
 // keepMoments gives the primary's defaults to columns whose default was written as a

@@ -65,6 +65,14 @@ func TestReplayRoles(t *testing.T) {
 				t.Errorf("owner of another database and a right on one: got %q, want %q", got, want)
 			}
 		}},
+		{name: "the database's new owner", sent: []string{
+			`CREATE ROLE rw_owner; DO $$BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO rw_owner', current_database()); END$$; SELECT hawser.ddl_sweep(NULL)`,
+			`SET ROLE rw_owner; CREATE TABLE t (a int); RESET ROLE`,
+		}, check: func(t *testing.T, p *pair) {
+			if got := column(t, p.secondary, `SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = current_database()`); got[0] != "rw_owner" {
+				t.Errorf("it is %s", got)
+			}
+		}},
 		{name: "a user's code gets no more rights", sent: []string{
 			`CREATE ROLE re_evil; GRANT ALL ON SCHEMA public TO re_evil`,
 			`SET ROLE re_evil; CREATE TABLE log (a text); CREATE TABLE t (a int); INSERT INTO t VALUES (1);

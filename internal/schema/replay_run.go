@@ -186,10 +186,13 @@ func (r *replay) set(ctx context.Context, names, values []string) error {
 //
 // SET ROLE alone would not do for a user's own code (a USING expression, a CHECK):
 // it could set the role back, and the session is a superuser's. Inside a SECURITY
-// DEFINER function it can't. What this side refuses to the role, which may lack a
-// membership here, is run by the owner of the table; and by the agent where the
-// command can't call anybody's code, or where a superuser gave it on the primary,
-// who is trusted on this side with the link's database.
+// DEFINER function it can't. The agent's own rights are for what a superuser gave on the
+// primary, who is trusted on this side with the link's database, and for a bare CREATE
+// SCHEMA. The text of a command is never proof of what its user may do: he may lead
+// Hawser to another statement than the one that ran. So what this side refuses to the
+// role, which may lack a membership here, is run with the memberships that it has on
+// the primary where it can't call anybody's code; else by the table's owner, if that is
+// one of these.
 func (r *replay) runAs(ctx context.Context, as role, o order) error {
 	super := r.m.User.Superuser
 	switch {
@@ -204,17 +207,34 @@ func (r *replay) runAs(ctx context.Context, as role, o order) error {
 	if sqlState(err) != "42501" { // insufficient_privilege
 		return err
 	}
-	if super || inert(o.node) {
+	node := o.node
+	if !super {
+		node = alone(o.sql)
+	}
+	switch {
+	case super || bareSchema(node):
 		if err := r.attempt(ctx, func() error { return r.exec(ctx, o.sql) }); err != nil {
 			return err
 		}
 		return r.give(ctx, as.name)
+	case inert(node):
+		return r.execMember(ctx, as.name, o.sql)
 	}
 	owner, found, lookup := r.owner(ctx)
-	if lookup != nil || !found || owner == as.name {
+	if lookup != nil || !found || !slices.Contains(r.m.User.MemberOf, owner) {
 		return errors.Join(err, lookup)
 	}
 	return r.execDefiner(ctx, owner, o.sql)
+}
+
+// alone is the statement that a text consists of; nil where it holds several, or can't
+// be read.
+func alone(sql string) *pgq.Node {
+	tree, err := parse(sql)
+	if err != nil || len(tree.Stmts) != 1 {
+		return nil
+	}
+	return tree.Stmts[0].Stmt
 }
 
 // personal reports whether what the statement makes belongs to whoever runs it.
@@ -275,8 +295,6 @@ func inert(node *pgq.Node) bool {
 		*pgq.Node_AlterOwnerStmt, *pgq.Node_AlterObjectSchemaStmt, *pgq.Node_RenameStmt, *pgq.Node_DropStmt,
 		*pgq.Node_DropOwnedStmt, *pgq.Node_ReassignOwnedStmt:
 		return true
-	case *pgq.Node_CreateSchemaStmt: // CREATE on a database is granted without an event
-		return len(n.CreateSchemaStmt.SchemaElts) == 0 && n.CreateSchemaStmt.Authrole == nil
 	case *pgq.Node_AlterTableStmt:
 		for _, c := range n.AlterTableStmt.Cmds {
 			if c.GetAlterTableCmd().GetSubtype() != pgq.AlterTableType_AT_ChangeOwner {
@@ -286,6 +304,45 @@ func inert(node *pgq.Node) bool {
 		return true
 	}
 	return false
+}
+
+// bareSchema reports whether a statement makes an empty schema of its user's own: CREATE
+// on a database is granted without an event.
+func bareSchema(node *pgq.Node) bool {
+	n := node.GetCreateSchemaStmt()
+	return n != nil && len(n.SchemaElts) == 0 && n.Authrole == nil
+}
+
+// execMember is execDefiner while the role has the memberships that it has on the
+// primary: in the roles of this side that are neither superusers nor PostgreSQL's own.
+func (r *replay) execMember(ctx context.Context, name, sql string) error {
+	rows, err := r.conn.Query(ctx, `SELECT g.rolname FROM pg_catalog.pg_roles g, pg_catalog.pg_roles u
+		WHERE u.rolname OPERATOR(pg_catalog.=) $1 AND g.rolname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.text[])
+		AND NOT g.rolsuper AND NOT pg_catalog.starts_with(g.rolname::pg_catalog.text, 'pg_')
+		AND NOT pg_catalog.pg_has_role(u.oid, g.oid, 'MEMBER') AND NOT pg_catalog.pg_has_role(g.oid, u.oid, 'MEMBER')`,
+		pgx.QueryExecModeExec, name, r.m.User.MemberOf)
+	if err != nil {
+		return fmt.Errorf("look for the groups of role %q: %w", name, err)
+	}
+	groups, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("look for the groups of role %q: %w", name, err)
+	}
+	member := pgx.Identifier{name}.Sanitize()
+	for _, g := range groups {
+		if err := r.exec(ctx, "GRANT "+pgx.Identifier{g}.Sanitize()+" TO "+member); err != nil {
+			return err
+		}
+	}
+	if err := r.execDefiner(ctx, name, sql); err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if err := r.exec(ctx, "REVOKE "+pgx.Identifier{g}.Sanitize()+" FROM "+member); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // owner is who owns, on this side, the relation that the command changes.

@@ -114,6 +114,11 @@ func (r *replay) databaseChange(ctx context.Context, c ddlChange) ([]string, err
 		return []string{"COMMENT ON DATABASE " + name + " IS " + quoteLiteral(*c.Value)}, nil
 	case c.Name == "connection limit" && c.Value != nil:
 		return []string{"ALTER DATABASE " + name + " CONNECTION LIMIT " + *c.Value}, nil
+	case c.Name == "owner" && c.Value != nil:
+		if err := r.makeRole(ctx, *c.Value); err != nil {
+			return nil, err
+		}
+		return []string{"ALTER DATABASE " + name + " OWNER TO " + pgx.Identifier{*c.Value}.Sanitize()}, nil
 	case c.Name == "privileges":
 		return r.databasePrivileges(ctx, name, c.Value)
 	}
