@@ -103,7 +103,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 	}
 	l.ctx, l.stop = context.WithCancel(m.ctx) // now: the other side may call before start
 	l.capture = capture.New(capture.Config{
-		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Log: l.log,
+		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Watch: m.watch, Log: l.log,
 	})
 	return l
 }
