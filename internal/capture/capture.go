@@ -28,16 +28,15 @@ import (
 )
 
 const (
-	// heartbeatEvery bounds how long the secondary waits to hear of the primary.
-	heartbeatEvery = time.Second
-	// beatEvery is less, so that a sequence is on the secondary within a second.
+	// beatEvery bounds how long the secondary waits to hear of the primary. It is less
+	// than a second, so that a sequence is on the secondary within one.
 	beatEvery = 800 * time.Millisecond
 	// statusEvery is how often the slot is told of progress; far below the
 	// server's wal_sender_timeout, which ends a silent connection.
 	statusEvery = 200 * time.Millisecond
-	// quietBeats is how many of heartbeatEvery pass without a status while the primary
-	// writes nothing.
-	quietBeats = 5
+	// quietBeats is how many beats pass between two statuses while the primary writes
+	// nothing.
+	quietBeats = 6
 	// anywayBeats is how many beats pass until sequences are read though no session was
 	// seen: one of a background worker is not counted.
 	anywayBeats = 75
@@ -101,7 +100,7 @@ func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.
 	// A slot does not go back: the secondary asks for its last transaction once more,
 	// which the slot may have confirmed.
 	floor := max(start.Position, confirmed)
-	r := &run{Capture: c, conn: conn, sql: sql, sink: sink, confirmed: frame.Ack{Received: floor, Durable: floor, Visible: floor}, asked: make(chan struct{}, 1)}
+	r := &run{Capture: c, conn: conn, sql: sql, sink: sink, confirmed: frame.Ack{Received: floor, Durable: floor, Visible: floor}, asked: make(chan struct{}, 1), asks: make(chan struct{}, 1)}
 	r.batch.init()
 	// The first heartbeat brings a snapshot: the secondary needs one to know the
 	// epoch of the transaction ids that follow. Its End is where the slot stands.
@@ -137,6 +136,7 @@ type run struct {
 	sendMu    sync.Mutex    // one frame at a time
 	confirmed frame.Ack     // owned by confirm
 	asked     chan struct{} // the server wants a status now
+	asks      chan struct{} // the server is to be asked how far it is
 	sequences sequences
 	seen      activity // when all sequences were read last
 	quiet     int      // beats since they were
@@ -228,10 +228,7 @@ func (r *run) copyData(data []byte) error {
 			return fmt.Errorf("read a keepalive: %w", err)
 		}
 		if k.ReplyRequested {
-			select {
-			case r.asked <- struct{}{}:
-			default: // confirm has not answered the last one yet
-			}
+			signal(r.asked)
 		}
 		return r.batch.keepalive(frame.LSN(k.ServerWALEnd))
 	default:
@@ -280,6 +277,19 @@ func (r *run) heartbeats(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		// Where nothing is written at all, the server need hear nothing for a while; all links
+		// of a server then speak at once.
+		if l.n%quietBeats == 0 || !r.lag.allReceived() {
+			signal(r.asks)
+		}
+	}
+}
+
+// signal wakes up confirm, if it has not been already.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -323,13 +333,10 @@ func (r *run) movedSequences(ctx context.Context, a activity) ([]frame.SequenceV
 // same connection: one reads, one writes.
 func (r *run) confirm(ctx context.Context, acks <-chan frame.Ack) error {
 	// A status follows an acknowledgement within statusEvery. A reply to it moves End on
-	// while nothing of this database is written; where nothing is written at all, the
-	// server need hear nothing for a while.
+	// while nothing of this database is written.
 	soon := time.NewTimer(statusEvery)
 	defer soon.Stop()
-	ask := time.NewTicker(heartbeatEvery)
-	defer ask.Stop()
-	told, waits, quiet := r.confirmed, true, 0
+	told, waits := r.confirmed, true
 	for asks := false; ; asks = false {
 		select {
 		case <-ctx.Done():
@@ -348,11 +355,8 @@ func (r *run) confirm(ctx context.Context, acks <-chan frame.Ack) error {
 		case <-soon.C:
 			waits = false
 		case <-r.asked:
-		case <-ask.C:
-			if quiet++; r.confirmed.Received >= r.lag.reached() && quiet < quietBeats {
-				continue
-			}
-			asks, quiet = true, 0
+		case <-r.asks:
+			asks = true
 		}
 		if err := sendStatus(ctx, r.conn, r.confirmed, asks); err != nil {
 			return fmt.Errorf("confirm a position to the slot: %w", err)

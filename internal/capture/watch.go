@@ -21,7 +21,7 @@ type Watch struct {
 
 	mu     sync.Mutex
 	joined []listener
-	end    func() // ends run, and waits for it
+	end    func()        // ends run, and waits for it
 	next   chan struct{} // closed when last is a newer one
 	last   look
 }
@@ -39,6 +39,7 @@ type listener struct {
 
 // look is what a watch saw.
 type look struct {
+	n        int // counts them
 	err      error
 	insert   frame.LSN // where WAL ends
 	flushed  frame.LSN // and where that ends which is on disk
@@ -116,7 +117,7 @@ func (w *Watch) run(ctx context.Context) {
 	defer func() { eye.close() }()
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
@@ -129,6 +130,7 @@ func (w *Watch) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		seen.n = n
 		w.mu.Lock()
 		w.last = seen
 		close(w.next)

@@ -45,7 +45,8 @@ type link struct {
 	renewing sync.Mutex // guards renewed
 	renewed  bool       // what a predecessor put into the database is of this version
 
-	heirs sync.Mutex // held while links that are to be taken up are made, taken up or discarded
+	heirs    sync.Mutex // held while links that are to be taken up are made, taken up or discarded
+	heirless bool       // there are none
 
 	mu          sync.Mutex
 	side        role.State
