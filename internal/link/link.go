@@ -48,6 +48,8 @@ type link struct {
 	heirs    sync.Mutex // held while links that are to be taken up are made, taken up or discarded
 	heirless bool       // there are none
 
+	glances glances
+
 	mu          sync.Mutex
 	side        role.State
 	changed     chan struct{} // closed and made anew when side, paused or suspended change
