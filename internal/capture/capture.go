@@ -104,15 +104,15 @@ func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.
 	r.batch.init()
 	// The first heartbeat brings a snapshot: the secondary needs one to know the
 	// epoch of the transaction ids that follow. Its End is where the slot stands.
-	self := listener{c.cfg.Database, int32(sql.PgConn().PID())}
-	first := lookAt(ctx, sql, self)
+	r.self = listener{c.cfg.Database, int32(sql.PgConn().PID())}
+	first := lookAt(ctx, sql, r.self)
 	if first.err != nil {
 		return first.err
 	}
 	if err := r.beat(ctx, confirmed, first); err != nil {
 		return err
 	}
-	defer c.cfg.Watch.join(self)()
+	defer c.cfg.Watch.join(r.self)()
 	if err := r.start(ctx, start.Position); err != nil {
 		return err
 	}
@@ -137,6 +137,7 @@ type run struct {
 	confirmed frame.Ack     // owned by confirm
 	asked     chan struct{} // the server wants a status now
 	asks      chan struct{} // the server is to be asked how far it is
+	self      listener
 	sequences sequences
 	seen      activity // when all sequences were read last
 	quiet     int      // beats since they were
@@ -271,6 +272,10 @@ func (r *run) send(ctx context.Context, f frame.Frame) error {
 func (r *run) heartbeats(ctx context.Context) error {
 	for {
 		l, err := r.cfg.Watch.wait(ctx)
+		if err != nil && ctx.Err() == nil { // that it can't look is no reason to end what streams
+			l = lookAt(ctx, r.sql, r.self)
+			err = l.err
+		}
 		if err == nil {
 			err = r.beat(ctx, 0, l)
 		}

@@ -145,9 +145,13 @@ type eye struct {
 	insert frame.LSN // where WAL ended at the last look
 }
 
-// look tries a second time on a new connection: that the last one was ended is no reason
-// to end the streams.
+// lookWithin is how long a look may take before its connection counts as dead.
+const lookWithin = 5 * time.Second
+
+// look tries a second time on a new connection where the last one was ended.
 func (e *eye) look(ctx context.Context, server *postgres.Server, listeners []listener) look {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
 	if e.conn != nil {
 		if l := e.once(ctx, listeners); l.err == nil {
 			return l

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -141,4 +143,42 @@ func TestWatchIsShared(t *testing.T) {
 	testpg.Eventually(t, 20*time.Second, "nobody watches", func() (bool, error) { return len(watchers()) == 0, nil })
 	defer watch.join(listener{"postgres", 0})()
 	sees()
+}
+
+// frames takes what a run sends.
+type frames chan frame.Frame
+
+func (f frames) Send(ctx context.Context, x frame.Frame) error {
+	select {
+	case f <- x:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// A link whose watch can't look does so itself.
+func TestBeatsWithoutAWatch(t *testing.T) {
+	t.Parallel()
+	w := newWatched(t)
+	nowhere, err := postgres.Open("host=127.0.0.1 port=1 user=nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := make(frames)
+	c := New(Config{Database: w.database, Watch: NewWatch(nowhere)})
+	r := &run{Capture: c, sql: w.open, sink: sent, asks: make(chan struct{}, 1), self: listener{w.database, int32(w.open.PgConn().PID())}}
+	defer c.cfg.Watch.join(r.self)()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.heartbeats(ctx) }()
+	values := (<-sent).(frame.Sequences).Values
+	if len(values) != 1 || values[0].Last != 1 || !values[0].Called {
+		t.Errorf("sequences %v", values)
+	}
+	if h := (<-sent).(frame.Heartbeat); h.Snapshot == "" {
+		t.Errorf("heartbeat %v", h)
+	}
+	cancel()
+	<-done
 }
