@@ -26,6 +26,12 @@ var (
 	memoryBar = bar{metric: largerAgent, what: "larger agent's memory", form: "%.0f MB", most: 256}
 )
 
+// latencyBars are at most 1.25 × native's.
+var latencyBars = []bar{
+	{against: "native", ratio: 0.8},
+	{metric: "p99", what: "99th percentile", against: "native", ratio: 0.8},
+}
+
 // largerAgent is the most memory that either agent had in any round.
 const largerAgent = "rss_agents"
 

@@ -45,7 +45,8 @@ type batch struct {
 	counted time.Time // when counting began
 	busy    bool      // there were many when it ended last
 
-	end frame.LSN // of the last keepalive; it stands behind the records in fill
+	end  frame.LSN // of the last keepalive; it stands behind the records in fill
+	told frame.LSN // of the last that take returned
 }
 
 // buffer holds records whose payloads lie one after another in bytes.
@@ -144,6 +145,9 @@ func (b *batch) keepalive(end frame.LSN) error {
 	if b.closed {
 		return errBatchClosed
 	}
+	if end <= b.told {
+		return nil // as an idle server says again and again
+	}
 	b.end = end
 	b.cond.Broadcast()
 	return nil
@@ -177,6 +181,7 @@ func (b *batch) take() ([]frame.Record, frame.LSN, error) {
 		b.paid = most
 	}
 	full, end := b.fill, b.end
+	b.told = max(b.told, end)
 	b.fill, b.spare, b.end = b.spare.reset(), full, 0
 	b.cond.Broadcast()
 	return full.records(), end, nil

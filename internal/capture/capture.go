@@ -28,16 +28,18 @@ import (
 )
 
 const (
-	// heartbeatEvery bounds how long the secondary waits to hear of the primary.
-	heartbeatEvery = time.Second
-	// beatEvery is less, so that a sequence is on the secondary within a second.
+	// beatEvery bounds how long the secondary waits to hear of the primary. It is less
+	// than a second, so that a sequence is on the secondary within one.
 	beatEvery = 800 * time.Millisecond
 	// statusEvery is how often the slot is told of progress; far below the
 	// server's wal_sender_timeout, which ends a silent connection.
 	statusEvery = 200 * time.Millisecond
-	// quietBeats is how many of heartbeatEvery pass without a status while the primary
-	// writes nothing.
-	quietBeats = 5
+	// quietBeats is how many beats pass between two statuses while the primary writes
+	// nothing.
+	quietBeats = 6
+	// anywayBeats is how many beats pass until sequences are read though no session was
+	// seen: one of a background worker is not counted.
+	anywayBeats = 75
 	// batchBytes is the size at which a batch is full. While the sink blocks, one
 	// batch is being sent and one is being filled, so this bounds the memory too.
 	batchBytes = 512 << 10
@@ -49,6 +51,7 @@ type Config struct {
 	ID       string // names slot and publication
 	Database string
 	Server   *postgres.Server
+	Watch    *Watch // of Server, shared by its links; nil: one of its own
 	Log      *slog.Logger
 }
 
@@ -60,7 +63,12 @@ type Capture struct {
 }
 
 // New returns a capture that has touched nothing yet.
-func New(cfg Config) *Capture { return &Capture{cfg: cfg} }
+func New(cfg Config) *Capture {
+	if cfg.Watch == nil {
+		cfg.Watch = NewWatch(cfg.Server)
+	}
+	return &Capture{cfg: cfg}
+}
 
 // Object is the name that slot, publication and origin of a link share.
 func Object(id string) string { return "hawser_" + id }
@@ -77,7 +85,7 @@ func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.
 		return fmt.Errorf("open the replication connection: %w", err)
 	}
 	defer closeSoon(conn)
-	beats := session(c.cfg, "heartbeat")
+	beats := session(c.cfg.Database, c.cfg.Link+":heartbeat")
 	beats.Settings["lock_timeout"] = "100ms"
 	sql, err := c.cfg.Server.Connect(ctx, beats)
 	if err != nil {
@@ -92,13 +100,19 @@ func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.
 	// A slot does not go back: the secondary asks for its last transaction once more,
 	// which the slot may have confirmed.
 	floor := max(start.Position, confirmed)
-	r := &run{Capture: c, conn: conn, sql: sql, sink: sink, confirmed: frame.Ack{Received: floor, Durable: floor, Visible: floor}, asked: make(chan struct{}, 1)}
+	r := &run{Capture: c, conn: conn, sql: sql, sink: sink, confirmed: frame.Ack{Received: floor, Durable: floor, Visible: floor}, asked: make(chan struct{}, 1), asks: make(chan struct{}, 1)}
 	r.batch.init()
 	// The first heartbeat brings a snapshot: the secondary needs one to know the
 	// epoch of the transaction ids that follow. Its End is where the slot stands.
-	if err := r.beat(ctx, confirmed); err != nil {
+	r.self = listener{c.cfg.Database, int32(sql.PgConn().PID())}
+	first := lookAt(ctx, sql, r.self)
+	if first.err != nil {
+		return first.err
+	}
+	if err := r.beat(ctx, confirmed, first); err != nil {
 		return err
 	}
+	defer c.cfg.Watch.join(r.self)()
 	if err := r.start(ctx, start.Position); err != nil {
 		return err
 	}
@@ -122,8 +136,11 @@ type run struct {
 	sendMu    sync.Mutex    // one frame at a time
 	confirmed frame.Ack     // owned by confirm
 	asked     chan struct{} // the server wants a status now
+	asks      chan struct{} // the server is to be asked how far it is
+	self      listener
 	sequences sequences
-	insert    string // where WAL ended at the last heartbeat
+	seen      activity // when all sequences were read last
+	quiet     int      // beats since they were
 }
 
 // start begins the stream. The server skips what was committed before position,
@@ -212,10 +229,7 @@ func (r *run) copyData(data []byte) error {
 			return fmt.Errorf("read a keepalive: %w", err)
 		}
 		if k.ReplyRequested {
-			select {
-			case r.asked <- struct{}{}:
-			default: // confirm has not answered the last one yet
-			}
+			signal(r.asked)
 		}
 		return r.batch.keepalive(frame.LSN(k.ServerWALEnd))
 	default:
@@ -256,42 +270,41 @@ func (r *run) send(ctx context.Context, f frame.Frame) error {
 }
 
 func (r *run) heartbeats(ctx context.Context) error {
-	tick := time.NewTicker(beatEvery)
-	defer tick.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-			if err := r.beat(ctx, 0); err != nil {
-				return err
-			}
+		l, err := r.cfg.Watch.wait(ctx)
+		if err != nil && ctx.Err() == nil { // that it can't look is no reason to end what streams
+			l = lookAt(ctx, r.sql, r.self)
+			err = l.err
+		}
+		if err == nil {
+			err = r.beat(ctx, 0, l)
+		}
+		if err != nil {
+			return err
+		}
+		// Where nothing is written at all, the server need hear nothing for a while; all links
+		// of a server then speak at once.
+		if l.n%quietBeats == 0 || !r.lag.allReceived() {
+			signal(r.asks)
 		}
 	}
 }
 
-const sqlWhere = `SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text, pg_current_snapshot()::text`
+// signal wakes up confirm, if it has not been already.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
 
 // beat sends the sequences that moved, the clock, a snapshot and the lag. The sequences
 // come first: the secondary sets them when it reads the rest. Once the stream runs its
 // End is 0: only the replication connection knows what was sent before it.
-func (r *run) beat(ctx context.Context, end frame.LSN) error {
-	var insert, flushed, snapshot string
-	where := func(row pgx.Row) error { return row.Scan(&insert, &flushed, &snapshot) }
-	var sequences []frame.SequenceValue
-	var both pgx.Batch // one round trip
-	both.Queue(sqlLastValues).Query(func(rows pgx.Rows) (err error) { sequences, err = lastValues(rows); return err })
-	both.Queue(sqlWhere).QueryRow(where)
-	err := r.sql.SendBatch(ctx, &both).Close()
-	var moved []frame.SequenceValue
-	if err == nil {
-		moved, err = r.sequences.moved(ctx, r.sql, sequences)
-	}
-	if beingChanged(err) {
-		err = where(r.sql.QueryRow(ctx, sqlWhere)) // the next beat asks for the sequences again
-	}
+func (r *run) beat(ctx context.Context, end frame.LSN, l look) error {
+	moved, err := r.movedSequences(ctx, l.activity[r.cfg.Database])
 	if err != nil {
-		return fmt.Errorf("ask the primary for its position and its sequences: %w", err)
+		return fmt.Errorf("ask the primary for its sequences: %w", err)
 	}
 	if len(moved) > 0 {
 		if err := r.send(ctx, frame.Sequences{Values: moved}); err != nil {
@@ -299,44 +312,36 @@ func (r *run) beat(ctx context.Context, end frame.LSN) error {
 		}
 	}
 	now := time.Now()
-	lsn, err := frame.ParseLSN(flushed)
-	if err != nil {
-		return err
-	}
-	r.lag.sample(lsn, now)
-	if err := r.flush(ctx, insert, flushed); err != nil {
-		return err
-	}
+	r.lag.sample(l.flushed, now)
 	lag := r.lag.read(now)
-	return r.send(ctx, frame.Heartbeat{End: end, At: now, Snapshot: snapshot, LagBytes: lag.Bytes, LagSeconds: lag.Seconds})
+	return r.send(ctx, frame.Heartbeat{End: end, At: now, Snapshot: l.snapshot, LagBytes: lag.Bytes, LagSeconds: lag.Seconds})
 }
 
-// flush has the server write out WAL that would stay in its buffers for long, as
-// that of a cleaned-up page does on an idle server: only what is on disk is
-// streamed, and whoever waits for a position behind it would wait as long.
-func (r *run) flush(ctx context.Context, insert, flushed string) error {
-	stuck := insert != flushed && insert == r.insert
-	r.insert = insert
-	if !stuck {
-		return nil
+// movedSequences asks for them where anybody was at work since the last time.
+func (r *run) movedSequences(ctx context.Context, a activity) ([]frame.SequenceValue, error) {
+	r.quiet++
+	if a == r.seen && a.marks != "" && !a.busy && r.quiet < anywayBeats {
+		return nil, nil
 	}
-	if _, err := r.sql.Exec(ctx, `SELECT pg_logical_emit_message(true, 'hawser.flush', '')`); err != nil {
-		return fmt.Errorf("flush the primary's WAL: %w", err)
+	r.seen, r.quiet = activity{}, 0
+	moved, whole, err := r.sequences.moved(ctx, r.sql)
+	switch {
+	case beingChanged(err):
+		return nil, nil // the next beat asks again
+	case whole:
+		r.seen = a
 	}
-	return nil
+	return moved, err
 }
 
 // confirm tells the server what the secondary has. It runs beside receive on the
 // same connection: one reads, one writes.
 func (r *run) confirm(ctx context.Context, acks <-chan frame.Ack) error {
 	// A status follows an acknowledgement within statusEvery. A reply to it moves End on
-	// while nothing of this database is written; where nothing is written at all, the
-	// server need hear nothing for a while.
+	// while nothing of this database is written.
 	soon := time.NewTimer(statusEvery)
 	defer soon.Stop()
-	ask := time.NewTicker(heartbeatEvery)
-	defer ask.Stop()
-	told, waits, quiet := r.confirmed, true, 0
+	told, waits := r.confirmed, true
 	for asks := false; ; asks = false {
 		select {
 		case <-ctx.Done():
@@ -355,11 +360,8 @@ func (r *run) confirm(ctx context.Context, acks <-chan frame.Ack) error {
 		case <-soon.C:
 			waits = false
 		case <-r.asked:
-		case <-ask.C:
-			if quiet++; r.confirmed.Received >= r.lag.reached() && quiet < quietBeats {
-				continue
-			}
-			asks, quiet = true, 0
+		case <-r.asks:
+			asks = true
 		}
 		if err := sendStatus(ctx, r.conn, r.confirmed, asks); err != nil {
 			return fmt.Errorf("confirm a position to the slot: %w", err)
@@ -382,8 +384,8 @@ func sendStatus(ctx context.Context, conn *pgconn.PgConn, a frame.Ack, ask bool)
 	})
 }
 
-func session(cfg Config, purpose string) postgres.Session {
-	return postgres.Session{Database: cfg.Database, Purpose: cfg.Link + ":" + purpose, Settings: map[string]string{
+func session(database, purpose string) postgres.Session {
+	return postgres.Session{Database: database, Purpose: purpose, Settings: map[string]string{
 		"session_replication_role":      "replica",
 		postgres.AgentSetting:           "on",
 		"default_transaction_read_only": "off",

@@ -51,11 +51,12 @@ func (m *lagMeter) sample(lsn frame.LSN, at time.Time) {
 	m.add(mark{lsn, at})
 }
 
-// reached is where the primary's WAL ended when it was looked at last.
-func (m *lagMeter) reached() frame.LSN {
+// allReceived tells that the secondary has all that the primary's WAL held at the last
+// look.
+func (m *lagMeter) allReceived() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.end
+	return m.ack.Received >= m.end
 }
 
 // sent notes that a change at lsn is on its way.

@@ -33,8 +33,11 @@ const (
 // sqlLastValues are the sequences with their last values; none where one was not called.
 const sqlLastValues = `SELECT schemaname, sequencename, last_value FROM pg_sequences WHERE schemaname <> 'hawser' ORDER BY 1, 2`
 
-// lastValues reads the answer to sqlLastValues.
-func lastValues(rows pgx.Rows) ([]frame.SequenceValue, error) {
+func lastValues(ctx context.Context, conn *pgx.Conn) ([]frame.SequenceValue, error) {
+	rows, err := conn.Query(ctx, sqlLastValues)
+	if err != nil {
+		return nil, err
+	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (v frame.SequenceValue, err error) {
 		var last *int64
 		err = row.Scan(&v.Schema, &v.Name, &last)
@@ -52,8 +55,13 @@ func beingChanged(err error) bool {
 }
 
 // moved returns those that moved since the last time, as they are now; at first all. Of
-// those that were not called it looks at as many as a beat reads.
-func (s *sequences) moved(ctx context.Context, conn *pgx.Conn, all []frame.SequenceValue) (moved []frame.SequenceValue, err error) {
+// those that were not called it looks at as many as a beat reads, and tells whether these
+// are all.
+func (s *sequences) moved(ctx context.Context, conn *pgx.Conn) (moved []frame.SequenceValue, whole bool, err error) {
+	all, err := lastValues(ctx, conn)
+	if err != nil {
+		return nil, false, err
+	}
 	if s.told == nil {
 		s.told = map[[2]string]frame.SequenceValue{}
 	}
@@ -68,9 +76,10 @@ func (s *sequences) moved(ctx context.Context, conn *pgx.Conn, all []frame.Seque
 		}
 	}
 	maps.DeleteFunc(s.told, func(key [2]string, _ frame.SequenceValue) bool { return !there[key] })
+	whole = len(uncalled) <= exactly
 	uncalled = s.turn(uncalled)
 	if err := readExactly(ctx, conn, uncalled); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for _, v := range append(now, uncalled...) {
 		key := [2]string{v.Schema, v.Name}
@@ -79,7 +88,7 @@ func (s *sequences) moved(ctx context.Context, conn *pgx.Conn, all []frame.Seque
 			s.told[key] = v
 		}
 	}
-	return moved, nil
+	return moved, whole, nil
 }
 
 // turn returns those whose turn it is.

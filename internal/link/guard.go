@@ -29,7 +29,7 @@ const rechooseEvery = 12
 // guard keeps a link that does not get on from filling the primary's disk: beyond
 // the bound the link is given up, not the primary.
 func (l *link) guard() {
-	tick := time.NewTicker(guardEvery)
+	tick := time.NewTimer(untilNext(guardEvery))
 	defer tick.Stop()
 	var looked frame.LSN // where WAL ended when all was looked at
 	for n := 1; ; n++ {
@@ -37,6 +37,7 @@ func (l *link) guard() {
 		case <-l.ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(untilNext(guardEvery))
 		}
 		l.mu.Lock()
 		side := l.side
@@ -72,6 +73,12 @@ func (l *link) guard() {
 			l.rechoose(l.ctx)
 		}
 	}
+}
+
+// untilNext has all links wake up at the same time, which costs an idle machine less.
+func untilNext(every time.Duration) time.Duration {
+	now := time.Now()
+	return now.Truncate(every).Add(every).Sub(now)
 }
 
 // tend carries on what a change of primary left to do.

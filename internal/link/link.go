@@ -45,7 +45,10 @@ type link struct {
 	renewing sync.Mutex // guards renewed
 	renewed  bool       // what a predecessor put into the database is of this version
 
-	heirs sync.Mutex // held while links that are to be taken up are made, taken up or discarded
+	heirs    sync.Mutex // held while links that are to be taken up are made, taken up or discarded
+	heirless bool       // there are none
+
+	glances glances
 
 	mu          sync.Mutex
 	side        role.State
@@ -103,7 +106,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 	}
 	l.ctx, l.stop = context.WithCancel(m.ctx) // now: the other side may call before start
 	l.capture = capture.New(capture.Config{
-		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Log: l.log,
+		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Watch: m.watch, Log: l.log,
 	})
 	return l
 }

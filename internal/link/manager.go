@@ -19,6 +19,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/peer"
@@ -51,6 +52,7 @@ type Config struct {
 type Manager struct {
 	cfg   Config
 	store *Store
+	watch *capture.Watch  // of the databases that this side is primary of
 	ctx   context.Context // Run's
 	ready chan struct{}   // closed when the links are loaded
 
@@ -65,7 +67,8 @@ type Manager struct {
 
 // NewManager returns a manager that has touched nothing yet.
 func NewManager(cfg Config) *Manager {
-	return &Manager{cfg: cfg, store: cfg.Store, ready: make(chan struct{}), links: map[string]*link{}, busy: map[string]bool{}, gates: map[string]chan struct{}{}}
+	return &Manager{cfg: cfg, store: cfg.Store, watch: capture.NewWatch(cfg.Server), ready: make(chan struct{}),
+		links: map[string]*link{}, busy: map[string]bool{}, gates: map[string]chan struct{}{}}
 }
 
 // share is how many bytes of changes each link may gather, and as many again may be on

@@ -114,6 +114,7 @@ func (l *link) serveChanges(ctx context.Context, s peer.Stream) error {
 	go receiveAcks(ctx, cancel, s, acks)
 
 	l.update(func() { l.streaming, l.followed, l.cause = true, true, nil })
+	defer l.glances.end()
 	defer l.update(func() { l.streaming = false })
 	l.log.Info("streaming", "to", l.rec.Peer, "from", start.Position, "term", start.Term)
 	err = keptOut(l.capture.Run(ctx, start, acks, sink{s}))

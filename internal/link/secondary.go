@@ -304,6 +304,7 @@ func (l *link) stream(ctx context.Context, side role.State, seeding bool) error 
 	}
 	defer a.Close()
 	l.update(func() { l.applier = a; l.startFrom(side.Term, from) })
+	defer l.glances.end()
 	defer l.update(func() { l.applier, l.seeder, l.streaming = nil, nil, false })
 
 	s, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamChanges)

@@ -173,6 +173,7 @@ func (l *link) prepareHeir(ctx context.Context, conn *pgx.Conn, term frame.Term,
 	if other := l.m.holds(s.Name, s.ID); other != nil {
 		return problem.New("link-exists", "link "+s.Name, "this instance has a link of this name or id, with instance "+other.rec.Peer, "hawser link show "+other.rec.Name)
 	}
+	l.heirless = false
 	// First the record, so that a crash finds the slot.
 	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error {
 		return catalog.PutHeir(ctx, conn, catalog.Heir{ID: s.ID, Link: l.rec.Name, Name: s.Name, Peer: s.Peer, Term: term, After: s.After, Next: s.Next,
@@ -205,11 +206,16 @@ func (m *Manager) holds(name, id string) *link {
 	return nil
 }
 
+// heirsOf returns the links that are to be taken up with this one. The caller holds heirs.
 func (l *link) heirsOf(ctx context.Context) (heirs []catalog.Heir, err error) {
+	if l.heirless {
+		return nil, nil
+	}
 	err = l.m.store.Do(ctx, func(conn *pgx.Conn) error {
 		heirs, err = catalog.Heirs(ctx, conn, l.rec.Name)
 		return err
 	})
+	l.heirless = err == nil && len(heirs) == 0
 	return heirs, err
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
@@ -172,15 +174,14 @@ func (l *link) full(ctx context.Context) Status {
 	s := l.status()
 	ctx, cancel := context.WithTimeout(ctx, otherSideWithin)
 	defer cancel()
-	if conn, err := l.connect(ctx, "status"); err == nil {
+	l.glance(ctx, func(conn *pgx.Conn) {
 		if missing, err := capture.NotCarried(ctx, conn, l.filter()); err == nil {
 			s.Notes = append(s.Notes, missing...)
 		}
 		if held, err := capture.Held(ctx, conn, l.rec.ID); err == nil && s.Role == role.Primary {
 			s.WALHeld = &held
 		}
-		_ = conn.Close(ctx)
-	}
+	})
 	if s.Role != role.Primary {
 		return s
 	}
