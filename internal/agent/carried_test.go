@@ -63,6 +63,7 @@ const ofDatabase = `
 	WHERE d.datname = current_database() AND a.grantee <> d.datdba
 	UNION ALL SELECT 'limit ' || datconnlimit || ', comment ' || coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = current_database()
 	UNION ALL SELECT 'owner ' || pg_get_userbyid(relowner) FROM pg_class WHERE relname = 't'
+	UNION ALL SELECT 'index ' || x.relname || ' ' || indisclustered FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE indrelid IN ('t'::regclass, to_regclass('made')) AND indisvalid
 	UNION ALL SELECT 'event trigger ' || evtname || ' ' || evtenabled::text FROM pg_event_trigger WHERE evtname !~ 'hawser'
 	ORDER BY 1`
 
@@ -88,6 +89,14 @@ func TestWhatFiresNoEvent(t *testing.T) {
 	a.Exec(t, "shop", `CREATE ROLE later LOGIN; CREATE ROLE grp; GRANT grp TO later; GRANT CONNECT, TEMPORARY ON DATABASE shop TO later WITH GRANT OPTION; REVOKE ALL ON DATABASE shop FROM PUBLIC; REVOKE CREATE ON DATABASE shop FROM before; GRANT CONNECT ON DATABASE shop TO "Odd role", grp`,
 		`COMMENT ON DATABASE shop IS 'it''s a shop'; ALTER DATABASE shop SET work_mem = '6MB'; ALTER DATABASE shop SET "my.own" = 'x y'; ALTER ROLE before IN DATABASE shop RESET search_path; ALTER ROLE later IN DATABASE shop SET lock_timeout = '3s'; ALTER DATABASE shop CONNECTION LIMIT 60`,
 		`GRANT USAGE, CREATE ON SCHEMA public TO before`, `ALTER TABLE t OWNER TO before`, `REASSIGN OWNED BY before TO later`, `CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION e()`)
+	equal(30 * time.Second)
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1), (2)`)
+	if err := try(t, a, `CREATE UNIQUE INDEX CONCURRENTLY same ON t ((id / 10))`); err == nil || !strings.Contains(err.Error(), "23505") {
+		t.Fatalf("the index was made: %v", err)
+	}
+	a.Exec(t, "shop", `CLUSTER t USING t_pkey`, `CREATE MATERIALIZED VIEW made AS SELECT id FROM t; CREATE INDEX "Odd" ON made (id); CLUSTER made USING "Odd"`)
+	equal(30 * time.Second)
+	a.Exec(t, "shop", `DELETE FROM t; REINDEX TABLE t; CREATE INDEX other ON t (id); CLUSTER t USING other`)
 	equal(30 * time.Second)
 	if got := testpg.Rows(t, cb, `SELECT rolcanlogin, pg_has_role(oid, 'grp', 'MEMBER') FROM pg_roles WHERE rolname = 'later'`); len(got) != 1 || got[0] != "f|t" {
 		t.Errorf("role later can log in and is a member of grp: %v", got)

@@ -432,7 +432,8 @@ END $f$;
 
 -- hawser.ddl_unfired lists what can be changed without an event: event triggers, the
 -- settings of the database and of roles in it, its owner, privileges, comment and
--- connection limit, the roles that it names with the groups of theirs that it names, and owners
+-- connection limit, the roles that it names with the groups of theirs that it names, what
+-- CLUSTER marked, indexes that CREATE INDEX CONCURRENTLY left unfinished and owners
 -- (REASSIGN OWNED). Of these, objects that follow another object's owner are left out.
 CREATE OR REPLACE FUNCTION hawser.ddl_unfired(wanted text)
 RETURNS TABLE (kind text, class oid, id oid, name text, value text)
@@ -472,6 +473,10 @@ BEGIN
 			SELECT json_agg(DISTINCT g.rolname::text)::text FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
 			WHERE m.member = r.oid AND m.roleid IN (SELECT n.oid FROM named n))
 		FROM named JOIN pg_roles r ON r.oid = named.oid;
+	RETURN QUERY SELECT CASE WHEN i.indisclustered THEN 'clustered' ELSE 'unfinished' END, 'pg_class'::regclass::oid,
+			CASE WHEN i.indisclustered THEN i.indrelid ELSE i.indexrelid END, '', quote_ident(x.relname)
+		FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+		WHERE (i.indisclustered OR NOT i.indisvalid AND x.relkind = 'i') AND i.indrelid >= 16384 AND x.relpersistence <> 't';
 	RETURN QUERY SELECT 'owner', o.class, o.id, '', pg_get_userbyid(o.owner)::text FROM (
 		SELECT 'pg_class'::regclass::oid, c.oid, c.relowner FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
 			AND NOT (c.relkind = 'S' AND EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
@@ -519,13 +524,15 @@ BEGIN
 		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value
 		RETURNING s.*
 	), told AS (
-		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind NOT IN ('owner', 'role')
-		UNION ALL SELECT * FROM changed
+		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind NOT IN ('owner', 'role', 'clustered', 'unfinished')
+		UNION ALL SELECT 'index', g.class, g.id, '', pg_get_indexdef(g.id) FROM gone g
+			WHERE g.kind = 'unfinished' AND EXISTS (SELECT FROM pg_index i WHERE i.indexrelid = g.id AND i.indisvalid)
+		UNION ALL SELECT * FROM changed c WHERE c.kind <> 'unfinished'
 	)
 	SELECT json_agg(json_build_object('kind', t.kind, 'name', nullif(t.name, ''), 'value', t.value,
 			'role', CASE t.kind WHEN 'setting' THEN (SELECT u.rolname FROM pg_roles u WHERE u.oid = t.id) END,
 			'type', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).type END,
-			'identity', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).identity END))
+			'identity', CASE WHEN t.kind IN ('owner', 'clustered') THEN (pg_identify_object(t.class, t.id, 0)).identity END))
 	INTO changes FROM told t;
 	IF first OR changes IS NULL THEN
 		RETURN 0;

@@ -486,16 +486,17 @@ func (r *replay) keepMoments(ctx context.Context, st *ddlStatement) error {
 // could not finish was told by no event.
 func (r *replay) reindex(ctx context.Context) error {
 	for _, sql := range r.m.Indexes {
-		if strings.HasPrefix(sql, "CREATE UNIQUE INDEX ") {
-			sql = strings.Replace(sql, "CREATE UNIQUE INDEX ", "CREATE UNIQUE INDEX IF NOT EXISTS ", 1)
-		} else {
-			sql = strings.Replace(sql, "CREATE INDEX ", "CREATE INDEX IF NOT EXISTS ", 1)
-		}
-		if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+		if err := r.run(ctx, order{sql: ifMissing(sql), generated: true}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ifMissing is pg_get_indexdef's text as the command for an index that may be there.
+func ifMissing(indexdef string) string {
+	before, after, _ := strings.Cut(indexdef, "INDEX ")
+	return before + "INDEX IF NOT EXISTS " + after
 }
 
 // addCheck adds the constraint that DETACH PARTITION CONCURRENTLY leaves behind.

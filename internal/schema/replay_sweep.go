@@ -46,6 +46,10 @@ func (r *replay) sweep(ctx context.Context) error {
 			err = r.roleChange(ctx, c)
 		case "event trigger":
 			statements, err = c.eventTrigger()
+		case "clustered":
+			statements = c.clustered()
+		case "index":
+			statements = c.index()
 		default:
 			err = fmt.Errorf("a change of unknown kind %q", c.Kind)
 		}
@@ -207,6 +211,22 @@ func (r *replay) makeRole(ctx context.Context, name string) error {
 		r.result.Roles = append(r.result.Roles, name)
 	}
 	return err
+}
+
+// clustered marks the index by which the table was clustered.
+func (c ddlChange) clustered() []string {
+	if c.Value == nil || c.Identity == "" { // dropped since
+		return nil
+	}
+	return []string{"ALTER TABLE " + c.Identity + " CLUSTER ON " + *c.Value}
+}
+
+// index makes one that CREATE INDEX CONCURRENTLY began and REINDEX finished.
+func (c ddlChange) index() []string {
+	if c.Value == nil { // dropped since
+		return nil
+	}
+	return []string{ifMissing(*c.Value)}
 }
 
 // eventTrigger makes the trigger anew: there is no CREATE OR REPLACE for it.
