@@ -71,7 +71,7 @@ END $f$;
 -- hawser.ddl_stack is PG_CONTEXT without the trigger function's own line. It is
 -- empty for a command that the client sent itself.
 CREATE OR REPLACE FUNCTION hawser.ddl_stack(context text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE AS $f$
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $f$
 BEGIN
 	RETURN (SELECT CASE strpos(context, chr(10)) WHEN 0 THEN '' ELSE substr(context, strpos(context, chr(10)) + 1) END);
 END $f$;
@@ -208,6 +208,10 @@ BEGIN
 				JOIN pg_foreign_server s ON s.oid = f.ftserver WHERE f.ftrelid = id) END,
 			'server_options', CASE WHEN r.relkind = 'f' THEN (SELECT array_to_json(f.ftoptions) FROM pg_foreign_table f WHERE f.ftrelid = id) END,
 			'rows', CASE WHEN r.relkind = 'r' AND NOT whole THEN nullif(pg_relation_size(id), 0) > 0 END,
+			'constraints', CASE WHEN whole THEN (SELECT json_agg(format('CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)) ORDER BY k.oid)
+				FROM pg_constraint k WHERE k.conrelid = id AND k.contype IN ('c', 'p', 'u', 'x', 'f')) END,
+			'indexes', CASE WHEN whole THEN (SELECT json_agg(pg_get_indexdef(i.indexrelid) ORDER BY i.indexrelid)
+				FROM pg_index i WHERE i.indrelid = id AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid)) END,
 			'columns', hawser.ddl_columns(id, r.relkind, whole));
 	END LOOP;
 	RETURN array_to_json(tables);
@@ -226,6 +230,9 @@ BEGIN
 			'not_null', CASE WHEN whole AND a.attnotnull THEN true END,
 			'default', CASE WHEN a.atthasdef AND a.attgenerated = '' THEN (
 				SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = id AND d.adnum = a.attnum) END,
+			'generated', CASE WHEN whole AND a.attgenerated = 's' THEN (
+				SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = id AND d.adnum = a.attnum) END,
+			'identity', CASE WHEN whole THEN nullif(a.attidentity, '') END,
 			'missing', CASE
 				WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1]
 				WHEN kind = 'p' THEN (
@@ -440,12 +447,26 @@ RETURNS TABLE (kind text, class oid, id oid, name text, value text)
 LANGUAGE plpgsql AS $f$
 #variable_conflict use_column
 BEGIN
-	RETURN QUERY SELECT 'event trigger', 'pg_event_trigger'::regclass::oid, 0::oid, e.evtname::text, json_build_object(
-			'on', e.evtevent, 'function', e.evtfoid::regproc::text, 'enabled', e.evtenabled, 'owner', pg_get_userbyid(e.evtowner),
-			'comment', obj_description(e.oid, 'pg_event_trigger'), 'tags', array_to_json(e.evttags))::text
-		FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
-		WHERE p.pronamespace <> 'hawser'::regnamespace
-		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e');
+	IF wanted IS NULL OR wanted = 'event trigger' THEN
+		RETURN QUERY SELECT 'event trigger', 'pg_event_trigger'::regclass::oid, 0::oid, e.evtname::text, json_build_object(
+				'on', e.evtevent, 'function', e.evtfoid::regproc::text, 'enabled', e.evtenabled, 'owner', pg_get_userbyid(e.evtowner),
+				'comment', obj_description(e.oid, 'pg_event_trigger'), 'tags', array_to_json(e.evttags))::text
+			FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
+			WHERE p.pronamespace <> 'hawser'::regnamespace
+			AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e');
+	END IF;
+	IF wanted IS NULL OR wanted = 'database' THEN
+		RETURN QUERY SELECT 'database', 'pg_database'::regclass::oid, 0::oid, v.name, v.value
+			FROM pg_database d, LATERAL (VALUES
+				('comment', shobj_description(d.oid, 'pg_database')),
+				('owner', pg_get_userbyid(d.datdba)::text),
+				('connection limit', d.datconnlimit::text),
+				('privileges', (SELECT json_agg(json_build_object('role', g.role, 'privileges', g.privileges, 'grantable', g.grantable) ORDER BY g.role, g.grantable)::text
+					FROM (SELECT r.rolname AS role, a.is_grantable AS grantable, string_agg(DISTINCT a.privilege_type, ', ' ORDER BY a.privilege_type) AS privileges
+						FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+						WHERE a.grantee <> d.datdba GROUP BY 1, 2) g))) v(name, value)
+			WHERE d.datname = current_database();
+	END IF;
 	IF wanted IS NOT NULL THEN
 		RETURN;
 	END IF;
@@ -453,16 +474,6 @@ BEGIN
 		FROM pg_db_role_setting s, unnest(s.setconfig) c
 		WHERE s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 		AND split_part(c, '=', 1) <> 'default_transaction_read_only' AND c NOT LIKE 'hawser.%' AND c NOT LIKE '%preload_libraries=%';
-	RETURN QUERY SELECT 'database', 'pg_database'::regclass::oid, 0::oid, v.name, v.value
-		FROM pg_database d, LATERAL (VALUES
-			('comment', shobj_description(d.oid, 'pg_database')),
-			('owner', pg_get_userbyid(d.datdba)::text),
-			('connection limit', d.datconnlimit::text),
-			('privileges', (SELECT json_agg(json_build_object('role', g.role, 'privileges', g.privileges, 'grantable', g.grantable) ORDER BY g.role, g.grantable)::text
-				FROM (SELECT r.rolname AS role, a.is_grantable AS grantable, string_agg(DISTINCT a.privilege_type, ', ' ORDER BY a.privilege_type) AS privileges
-					FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
-					WHERE a.grantee <> d.datdba GROUP BY 1, 2) g))) v(name, value)
-		WHERE d.datname = current_database();
 	RETURN QUERY SELECT 'large objects', 'pg_largeobject'::regclass::oid, 0::oid, '', 'some' WHERE EXISTS (SELECT FROM pg_largeobject_metadata);
 	RETURN QUERY WITH named AS (
 			SELECT DISTINCT d.refobjid AS oid FROM pg_shdepend d, pg_database b WHERE b.datname = current_database()
@@ -482,7 +493,7 @@ BEGIN
 			AND NOT (c.relkind = 'S' AND EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
 		UNION ALL SELECT 'pg_proc'::regclass, p.oid, p.proowner FROM pg_proc p
 		UNION ALL SELECT 'pg_type'::regclass, t.oid, t.typowner FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
-			WHERE t.typcategory <> 'A' AND t.typtype <> 'm' AND coalesce(c.relkind, 'c') = 'c'
+			WHERE t.typcategory <> 'A' AND coalesce(c.relkind, 'c') = 'c'
 		UNION ALL SELECT 'pg_namespace'::regclass, n.oid, n.nspowner FROM pg_namespace n WHERE n.nspname <> 'hawser' AND n.nspname NOT LIKE 'pg|_%' ESCAPE '|'
 		UNION ALL SELECT 'pg_operator'::regclass, x.oid, x.oprowner FROM pg_operator x
 		UNION ALL SELECT 'pg_opclass'::regclass, x.oid, x.opcowner FROM pg_opclass x
@@ -549,7 +560,9 @@ DECLARE
 	source  text := CASE stack WHEN '' THEN current_query() ELSE stack END;
 	ref     text := md5(source);
 	caller  text := current_setting('hawser.ddl_caller')::json ->> 'role';
-	whole   boolean := tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA');
+	-- LIKE may name a temporary table, which the other side does not have.
+	whole   boolean := tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA')
+		OR tag = 'CREATE TABLE' AND pg_my_temp_schema() <> 0 AND source ~* '[[:<:]]like[[:>:]]';
 	state   jsonb := hawser.ddl_state();
 	relids  oid[];
 	called  text;
@@ -569,9 +582,16 @@ BEGIN
 	ELSIF tag IN ('DROP FUNCTION', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP EXTENSION') THEN
 		PERFORM hawser.ddl_sweep('event trigger'); -- one that called the function may be gone in silence
 	ELSIF tag LIKE 'CREATE %' THEN
+		IF tag IN ('CREATE SCHEMA', 'CREATE PUBLICATION', 'CREATE EXTENSION') THEN
+			PERFORM hawser.ddl_sweep('database'); -- its user may have got the right to it just before
+		END IF;
 		INSERT INTO hawser.ddl_seen SELECT DISTINCT 'owner', (o ->> 'class')::regclass, (o ->> 'oid')::oid, '', caller
 		FROM jsonb_array_elements(objects) o WHERE o ->> 'class' IS NOT NULL AND o ->> 'type' <> 'index'
 		ON CONFLICT (kind, class, id, name) DO NOTHING;
+	ELSIF tag LIKE 'ALTER %' AND source ~* 'owner|cluster' THEN
+		-- What a command changed may be changed back without one.
+		DELETE FROM hawser.ddl_seen s USING jsonb_array_elements(objects) o
+		WHERE s.kind IN ('owner', 'clustered') AND s.class = (o ->> 'class')::regclass AND s.id = (o ->> 'oid')::oid;
 	END IF;
 	IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
 		relids := relids || ARRAY(SELECT d.objid FROM jsonb_array_elements(objects) o JOIN pg_depend d

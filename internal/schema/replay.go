@@ -217,6 +217,10 @@ func (r *replay) command(ctx context.Context) error {
 	}
 	r.describe(st)
 	switch m.Tag {
+	case "CREATE TABLE":
+		if r.likeTemporary(st) {
+			return r.createLike(ctx)
+		}
 	case "ALTER TABLE":
 		return r.alterTable(ctx, st)
 	case "DROP OWNED", "REASSIGN OWNED":

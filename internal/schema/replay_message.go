@@ -97,7 +97,9 @@ type ddlTable struct {
 	Tablespace    string      `json:"tablespace"`
 	Server        string      `json:"server"`
 	ServerOptions []string    `json:"server_options"`
-	Rows          bool        `json:"rows"` // it holds rows
+	Rows          bool        `json:"rows"`        // it holds rows
+	Constraints   []string    `json:"constraints"` // CHECK, keys and EXCLUDE, as CREATE TABLE takes them
+	Indexes       []string    `json:"indexes"`     // beside those of the constraints
 	Columns       []ddlColumn `json:"columns"`
 }
 
@@ -107,7 +109,9 @@ type ddlColumn struct {
 	Collation string   `json:"collation"`
 	NotNull   bool     `json:"not_null"`
 	Default   string   `json:"default"`
-	Missing   *string  `json:"missing"` // what the rows have that are older than the column
+	Generated string   `json:"generated"`
+	Identity  string   `json:"identity"` // as pg_attribute.attidentity has it
+	Missing   *string  `json:"missing"`  // what the rows have that are older than the column
 	Options   []string `json:"options"`
 }
 
