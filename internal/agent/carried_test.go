@@ -150,6 +150,39 @@ func TestMaterializedViewOfResync(t *testing.T) {
 	})
 }
 
+// TestFunctionsWithoutSchema have an index, a CHECK and a generated column call functions
+// that name others, and tables, without their schema.
+func TestFunctionsWithoutSchema(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `ALTER DATABASE shop SET search_path = public, odd0, odd1`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	for n := range 2 {
+		a.Exec(t, "shop", strings.ReplaceAll(`CREATE SCHEMA odd:n; SET search_path = public, odd:n;
+			CREATE TABLE odd:n.allowed (id int PRIMARY KEY); INSERT INTO allowed VALUES (1), (2);
+			CREATE FUNCTION odd:n.inner:n(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 + 1'; CREATE FUNCTION odd:n.outer:n(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT inner:n($1)';
+			CREATE FUNCTION odd:n.ok:n(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN EXISTS (SELECT FROM allowed WHERE id = $1); END';
+			CREATE TABLE public.calls:n (id serial PRIMARY KEY, v int CHECK (ok:n(v)), g int GENERATED ALWAYS AS (outer:n(v)) STORED); CREATE INDEX ON calls:n (outer:n(v))`, ":n", fmt.Sprint(n)))
+		arrived(t, a, b, "shop")
+		for range 3 {
+			a.Exec(t, "shop", strings.ReplaceAll(`SET search_path = public, odd:n; INSERT INTO calls:n (v) SELECT i % 2 + 1 FROM generate_series(1, 50) i; UPDATE calls:n SET v = 3 - v WHERE id % 2 = 0; CREATE TABLE between:n (a int); DROP TABLE between:n; DELETE FROM calls:n WHERE id % 3 = 0`, ":n", fmt.Sprint(n)))
+		}
+		arrived(t, a, b, "shop")
+		rows := fmt.Sprintf(`SELECT count(*), sum(id * v), sum(g) FROM calls%d`, n)
+		if was, is := testpg.Rows(t, a.Connect(t, "shop"), rows)[0], testpg.Rows(t, b.Connect(t, "shop"), rows)[0]; was != is {
+			t.Errorf("the primary has %s, the replica %s", was, is)
+		}
+		if n == 1 {
+			return
+		}
+		if _, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+			t.Fatal(err)
+		}
+		a.awaitState(t, "shop", api.StateSynchronized)
+		a, b = b, a
+	}
+}
+
 // TestOddDefinitions carries what means something else on the replica by its text.
 func TestOddDefinitions(t *testing.T) {
 	t.Parallel()

@@ -76,6 +76,7 @@ type Config struct {
 	ID       string // its id: keys the catalog
 	Origin   string // the replication origin that holds the position
 	Connect  func(ctx context.Context) (*pgx.Conn, error)
+	UserPath bool   // changes run under the search_path of the database's sessions (CodeUserPath)
 	Hold     int    // bytes of changes that may be gathered before they are written; 0: 8 MB
 	SpoolDir string // for transactions that arrive before their commit; emptied by Start
 	Replayer Replayer
@@ -252,7 +253,10 @@ func (a *Applier) start(ctx context.Context) error {
 	if a.cfg.Hold > 0 {
 		a.out.most = a.cfg.Hold
 	}
-	return nil
+	if a.cfg.UserPath {
+		a.out.path, err = userPath(ctx, a.conn)
+	}
+	return err
 }
 
 // takeOrigin binds the origin to the session, which keeps any second applier out.
