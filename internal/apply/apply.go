@@ -52,8 +52,9 @@ type Replayer interface {
 	Replay(ctx context.Context, conn *pgx.Conn, content []byte) (Effect, error)
 	// Provide makes a table whose rows come before the command that made it, as
 	// those of CREATE TABLE AS do; for any other it returns a problem.
-	// types names those of its columns' types that are not built in.
-	Provide(ctx context.Context, conn *pgx.Conn, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error
+	// types names those of its columns' types that are not built in, xid is the
+	// source transaction.
+	Provide(ctx context.Context, conn *pgx.Conn, xid uint32, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error
 	// SkipRows tells whether the rows that follow were made by the replay itself.
 	SkipRows() bool
 	// Finish is called at the end of a source transaction with DDL in it.

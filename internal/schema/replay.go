@@ -20,6 +20,9 @@ type ReplayOptions struct {
 	// Key returns the key that signs the primary's DDL messages (capture.DDLKey). It
 	// is called before the first message, and again when a signature does not fit.
 	Key func(context.Context) ([]byte, error)
+	// Maker asks the primary who made a table of which rows came, in transaction xid,
+	// that no command announced. Nil: nobody can be asked.
+	Maker func(ctx context.Context, oid, xid uint32) (Maker, error)
 	// Carries reports whether the link carries a table. Nil: it carries all.
 	Carries func(schema, table string) bool
 	// Link is the link's id, by which the primary tells which tables came in or went out.

@@ -27,15 +27,44 @@ type Column struct {
 	Modifier             int32
 }
 
-// Provide makes a table for rows that come before the command which made it. That is
-// so for CREATE TABLE AS and SELECT INTO alone, whose rows are in the stream first;
-// for any other table that is unknown it returns a problem.
-func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, rel Relation) error {
-	if len(r.creating) == 0 {
-		return problem.New("table-unknown", "table "+rel.sql(),
+// Maker is what the primary knows of a table that no command announced.
+type Maker struct {
+	// New says that the table was made by the transaction at hand or later, or is
+	// dropped since: no earlier transaction has rows of it.
+	New bool
+	// Owner is a role of the primary's; "" when the table is dropped.
+	Owner     string
+	Superuser bool
+}
+
+// Provide makes a table for rows that come before the command which made it, as those of
+// CREATE TABLE AS and SELECT INTO do, or without one: EXPLAIN ANALYZE of such a command
+// makes the table and fires no event. announced tells the two apart. For any other
+// table that is unknown it returns a problem. xid is the transaction of the rows.
+func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, xid uint32, rel Relation) (announced bool, err error) {
+	if n := len(r.creating); n > 0 {
+		if err := r.provide(ctx, conn, r.creating[n-1], rel); err != nil {
+			return true, err
+		}
+		r.provided[rel.OID] = rel.Table
+		return true, nil
+	}
+	var by Maker
+	if r.options.Maker != nil {
+		if by, err = r.options.Maker(ctx, rel.OID, xid); err != nil {
+			return false, fmt.Errorf("ask the primary of table %s: %w", rel.sql(), err)
+		}
+	}
+	if !by.New {
+		return false, problem.New("table-unknown", "table "+rel.sql(),
 			"rows of it came, and this side has no such table", "hawser link resync NAME --table "+rel.Schema+"."+rel.Name)
 	}
-	run := &replay{Replayer: r, conn: conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: r.creating[len(r.creating)-1],
+	return false, r.provide(ctx, conn, ddlUser{Name: by.Owner, Superuser: by.Superuser, Session: by.Owner}, rel)
+}
+
+// provide makes the table as the stream describes it.
+func (r *Replayer) provide(ctx context.Context, conn *pgx.Conn, user ddlUser, rel Relation) error {
+	run := &replay{Replayer: r, conn: conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: user,
 		Objects: []ddlObject{{Class: "pg_class", Type: "table", Identity: rel.sql(), TableSchema: rel.Schema, Table: rel.Name}}}}
 	var columns []string
 	for _, c := range rel.Columns {
@@ -48,11 +77,7 @@ func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, rel Relation) er
 		}
 		columns = append(columns, pgx.Identifier{c.Name}.Sanitize()+" "+kind)
 	}
-	if err := run.run(ctx, order{sql: "CREATE TABLE " + rel.sql() + " (" + strings.Join(columns, ", ") + ")", generated: true}); err != nil {
-		return err
-	}
-	r.provided[rel.OID] = rel.Table
-	return nil
+	return run.run(ctx, order{sql: "CREATE TABLE " + rel.sql() + " (" + strings.Join(columns, ", ") + ")", generated: true, agent: user.Name == ""})
 }
 
 // typeName writes a column's type as this side knows it.
