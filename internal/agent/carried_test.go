@@ -61,6 +61,7 @@ const ofDatabase = `
 	UNION ALL SELECT 'privilege ' || coalesce(r.rolname, 'PUBLIC') || ' ' || a.privilege_type || ' ' || a.is_grantable
 	FROM pg_database d CROSS JOIN aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
 	WHERE d.datname = current_database() AND a.grantee <> d.datdba
+	UNION ALL SELECT 'owner of the database ' || pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()
 	UNION ALL SELECT 'limit ' || datconnlimit || ', comment ' || coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = current_database()
 	UNION ALL SELECT 'owner ' || pg_get_userbyid(relowner) FROM pg_class WHERE relname = 't'
 	UNION ALL SELECT 'index ' || x.relname || ' ' || indisclustered FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE indrelid IN ('t'::regclass, to_regclass('made')) AND indisvalid
@@ -88,7 +89,7 @@ func TestWhatFiresNoEvent(t *testing.T) {
 	equal(10 * time.Second)
 	a.Exec(t, "shop", `CREATE ROLE later LOGIN; CREATE ROLE grp; GRANT grp TO later; GRANT CONNECT, TEMPORARY ON DATABASE shop TO later WITH GRANT OPTION; REVOKE ALL ON DATABASE shop FROM PUBLIC; REVOKE CREATE ON DATABASE shop FROM before; GRANT CONNECT ON DATABASE shop TO "Odd role", grp`,
 		`COMMENT ON DATABASE shop IS 'it''s a shop'; ALTER DATABASE shop SET work_mem = '6MB'; ALTER DATABASE shop SET "my.own" = 'x y'; ALTER ROLE before IN DATABASE shop RESET search_path; ALTER ROLE later IN DATABASE shop SET lock_timeout = '3s'; ALTER DATABASE shop CONNECTION LIMIT 60`,
-		`GRANT USAGE, CREATE ON SCHEMA public TO before`, `ALTER TABLE t OWNER TO before`, `REASSIGN OWNED BY before TO later`, `CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION e()`)
+		`GRANT USAGE, CREATE ON SCHEMA public TO before`, `ALTER TABLE t OWNER TO before`, `REASSIGN OWNED BY before TO later`, `CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION e()`, `ALTER DATABASE shop OWNER TO later`)
 	equal(30 * time.Second)
 	a.Exec(t, "shop", `INSERT INTO t VALUES (1), (2)`)
 	if err := try(t, a, `CREATE UNIQUE INDEX CONCURRENTLY same ON t ((id / 10))`); err == nil || !strings.Contains(err.Error(), "23505") {
