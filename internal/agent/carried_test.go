@@ -191,7 +191,8 @@ func TestExplainMakesATable(t *testing.T) {
 	a.Exec(t, "shop", `CREATE ROLE explainer; GRANT ALL ON SCHEMA public TO explainer; ALTER DEFAULT PRIVILEGES FOR ROLE explainer GRANT SELECT ON TABLES TO PUBLIC`)
 	a.Exec(t, "shop", `SET ROLE explainer; EXPLAIN ANALYZE CREATE TABLE explained AS SELECT i AS id, 'v' || i AS v FROM generate_series(1, 5) i; INSERT INTO explained VALUES (6, 'x'); ALTER TABLE explained ADD c int DEFAULT 1; RESET ROLE`,
 		`BEGIN; SAVEPOINT s; EXPLAIN ANALYZE CREATE TABLE in_part AS SELECT 1 AS id; RELEASE s; INSERT INTO in_part VALUES (2); COMMIT`, `INSERT INTO in_part VALUES (3)`,
-		`EXPLAIN ANALYZE CREATE TABLE dropped AS SELECT 1 AS id`, `DROP TABLE dropped`, `INSERT INTO t VALUES (100, 'x')`)
+		`EXPLAIN ANALYZE CREATE TABLE dropped AS SELECT 1 AS id`, `DROP TABLE dropped`, `EXPLAIN ANALYZE CREATE TABLE empty AS SELECT 1 AS id WHERE false; CREATE TABLE told (a int); DROP TABLE told, empty`,
+		`EXPLAIN ANALYZE CREATE MATERIALIZED VIEW viewed AS SELECT count(*) FROM t; REFRESH MATERIALIZED VIEW viewed; DROP MATERIALIZED VIEW viewed`, `INSERT INTO t VALUES (100, 'x')`)
 	same(t, a, b, "shop")
 }
 

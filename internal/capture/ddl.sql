@@ -217,6 +217,14 @@ BEGIN
 	RETURN array_to_json(tables);
 END $f$;
 
+-- hawser.ddl_untold tells whether a relation came without an event, as by EXPLAIN ANALYZE
+-- of CREATE TABLE AS, and no sweep has found it yet. (After a crash all are untold for a while.)
+CREATE OR REPLACE FUNCTION hawser.ddl_untold(relation oid) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = relation);
+END $f$;
+
 -- hawser.ddl_columns describes all columns, or those that have a default or a value
 -- for older rows.
 CREATE OR REPLACE FUNCTION hawser.ddl_columns(id oid, kind "char", whole boolean) RETURNS json
@@ -631,6 +639,10 @@ BEGIN
 		'chosen', CASE WHEN chosen <> '[]' THEN chosen END,
 		'temporary', CASE WHEN pg_my_temp_schema() <> 0 THEN
 			(SELECT json_agg(c.relname) FROM pg_class c WHERE c.relnamespace = pg_my_temp_schema() AND c.relkind NOT IN ('t', 'i')) END,
+		'views', CASE tag WHEN 'REFRESH MATERIALIZED VIEW' THEN (SELECT json_agg(format('CREATE MATERIALIZED VIEW IF NOT EXISTS %I.%I AS %s WITH NO DATA',
+				n.nspname, c.relname, rtrim(pg_get_viewdef(c.oid), ';')))
+			FROM jsonb_array_elements(objects) o JOIN pg_class c ON c.oid = (o ->> 'oid')::oid AND c.relkind = 'm' JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE hawser.ddl_untold(c.oid)) END,
 		'extensions', (SELECT json_agg(json_build_object('name', e.extname, 'version', e.extversion, 'schema', e.extnamespace::regnamespace::text))
 			FROM jsonb_array_elements(objects) o JOIN pg_extension e
 			ON (o ->> 'class') = 'pg_extension' AND e.oid = (o ->> 'oid')::oid),
@@ -731,6 +743,7 @@ BEGIN
 		SELECT coalesce(jsonb_agg(jsonb_build_object(
 			'class', d.classid::regclass::text, 'oid', d.objid::bigint, 'type', d.object_type,
 			'schema', d.schema_name, 'name', d.object_name, 'identity', d.object_identity, 'root', d.original,
+			'untold', CASE WHEN d.object_type IN ('table', 'materialized view') AND hawser.ddl_untold(d.objid) THEN true END,
 			'relation', CASE WHEN d.classid = 'pg_class'::regclass THEN d.objid::bigint END)), '[]')
 		INTO gone
 		FROM pg_event_trigger_dropped_objects() d

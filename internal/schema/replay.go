@@ -220,6 +220,12 @@ func (r *replay) command(ctx context.Context) error {
 	}
 	r.describe(st)
 	switch m.Tag {
+	case "REFRESH MATERIALIZED VIEW":
+		for _, sql := range m.Views {
+			if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+				return err
+			}
+		}
 	case "CREATE TABLE":
 		if r.likeTemporary(st) {
 			return r.createLike(ctx)

@@ -45,6 +45,7 @@ type ddlMessage struct {
 	Checks   []ddlCheck    `json:"checks"`
 	Bounds   []ddlCheck    `json:"bounds"`  // of partitions; without a name
 	Indexes  []string      `json:"indexes"` // of REINDEX: definitions of what is valid now
+	Views    []string      `json:"views"`   // what makes those that REFRESH fills and no event told of
 	Configs  []ddlConfig   `json:"configs"`
 	Chosen   []ddlChosen   `json:"chosen"`
 
@@ -69,6 +70,7 @@ type ddlObject struct {
 	Name        string `json:"name"`
 	Identity    string `json:"identity"`
 	Root        bool   `json:"root"`     // of a dropped one: the command named it
+	Untold      bool   `json:"untold"`   // of a dropped one: it had come without an event
 	Relation    uint32 `json:"relation"` // that it is or belongs to
 	TableSchema string `json:"table_schema"`
 	Table       string `json:"table"`

@@ -154,13 +154,15 @@ func (r *replay) enter(ctx context.Context, o order) (restore func(context.Conte
 // known drops from want what this side does not have: tablespaces and access methods.
 func (r *replay) known(ctx context.Context, want map[string]string) error {
 	var space, method bool
-	err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = $1),
+	err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace s WHERE s.spcname = $1
+			AND NOT EXISTS (SELECT FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database() AND d.dattablespace = s.oid)),
 		EXISTS (SELECT FROM pg_catalog.pg_am WHERE amname = $2)`,
 		want["default_tablespace"], want["default_table_access_method"]).Scan(&space, &method)
 	if err != nil {
 		return fmt.Errorf("look for tablespaces and access methods: %w", err)
 	}
-	// No relation of a database's own can be in pg_global: what the command made is elsewhere.
+	// The database's own tablespace is the default of the default, and may not always be
+	// named. No relation of a database can be in pg_global: what the command made is elsewhere.
 	if !space || want["default_tablespace"] == "pg_global" {
 		want["default_tablespace"] = ""
 	}
@@ -336,7 +338,9 @@ func (r *replay) attempt(ctx context.Context, f func() error) error {
 // inert reports whether a statement can't call a user's function.
 func inert(node *pgq.Node) bool {
 	switch n := node.GetNode().(type) {
-	case *pgq.Node_CreateExtensionStmt, *pgq.Node_AlterExtensionStmt, // the script is its superuser's anyway
+	case *pgq.Node_CreateForeignServerStmt, *pgq.Node_AlterForeignServerStmt, // the wrapper is a superuser's
+		*pgq.Node_CreateUserMappingStmt, *pgq.Node_AlterUserMappingStmt, *pgq.Node_DropUserMappingStmt,
+		*pgq.Node_CreateExtensionStmt, *pgq.Node_AlterExtensionStmt, // the script is its superuser's anyway
 		*pgq.Node_CreatePublicationStmt, *pgq.Node_AlterPublicationStmt, // a row filter has no user's functions
 		*pgq.Node_GrantStmt, *pgq.Node_CommentStmt, *pgq.Node_SecLabelStmt, *pgq.Node_AlterDefaultPrivilegesStmt,
 		*pgq.Node_AlterOwnerStmt, *pgq.Node_AlterObjectSchemaStmt, *pgq.Node_RenameStmt, *pgq.Node_DropStmt,
