@@ -95,7 +95,7 @@ func TestReplayRoles(t *testing.T) {
 		{name: "a tablespace that is missing here", sent: []string{
 			`CREATE ROLE rt_none; SET allow_in_place_tablespaces = on`, `CREATE TABLESPACE rt_space LOCATION ''`,
 			`SET default_tablespace = rt_space; CREATE TABLE t (a int PRIMARY KEY); CREATE TABLE p (a int) PARTITION BY LIST (a) TABLESPACE rt_space; SET default_tablespace = pg_global; CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE as1 TABLESPACE rt_space AS SELECT 1 AS a; SET default_tablespace = pg_default; CREATE TABLE q (a int PRIMARY KEY USING INDEX TABLESPACE rt_space) PARTITION BY LIST (a) TABLESPACE rt_space; CREATE INDEX i ON t (a) TABLESPACE rt_space`,
-			`DROP TABLE q; ALTER TABLE p SET TABLESPACE pg_default; ALTER TABLE p1 SET TABLESPACE pg_default; ALTER TABLE as1 SET TABLESPACE pg_default; ALTER TABLE t SET TABLESPACE pg_default; ALTER INDEX i SET TABLESPACE pg_default; ALTER INDEX t_pkey SET TABLESPACE pg_default`,
+			`DROP TABLE q; ALTER INDEX ALL IN TABLESPACE rt_space SET TABLESPACE pg_default`, `ALTER TABLE ALL IN TABLESPACE rt_space SET TABLESPACE pg_default; ALTER TABLE p SET TABLESPACE pg_default; ALTER TABLE p1 SET TABLESPACE pg_default; ALTER TABLE as1 SET TABLESPACE pg_default; ALTER TABLE t SET TABLESPACE pg_default; ALTER INDEX i SET TABLESPACE pg_default; ALTER INDEX t_pkey SET TABLESPACE pg_default`,
 		}},
 		{name: "a user's code gets no more rights", sent: []string{
 			`CREATE ROLE re_evil; GRANT ALL ON SCHEMA public TO re_evil`,
