@@ -61,8 +61,10 @@ const ofDatabase = `
 	UNION ALL SELECT 'privilege ' || coalesce(r.rolname, 'PUBLIC') || ' ' || a.privilege_type || ' ' || a.is_grantable
 	FROM pg_database d CROSS JOIN aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
 	WHERE d.datname = current_database() AND a.grantee <> d.datdba
+	UNION ALL SELECT 'owner of the database ' || pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()
 	UNION ALL SELECT 'limit ' || datconnlimit || ', comment ' || coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = current_database()
 	UNION ALL SELECT 'owner ' || pg_get_userbyid(relowner) FROM pg_class WHERE relname = 't'
+	UNION ALL SELECT 'index ' || x.relname || ' ' || indisclustered FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE indrelid IN ('t'::regclass, to_regclass('made')) AND indisvalid
 	UNION ALL SELECT 'event trigger ' || evtname || ' ' || evtenabled::text FROM pg_event_trigger WHERE evtname !~ 'hawser'
 	ORDER BY 1`
 
@@ -87,7 +89,15 @@ func TestWhatFiresNoEvent(t *testing.T) {
 	equal(10 * time.Second)
 	a.Exec(t, "shop", `CREATE ROLE later LOGIN; CREATE ROLE grp; GRANT grp TO later; GRANT CONNECT, TEMPORARY ON DATABASE shop TO later WITH GRANT OPTION; REVOKE ALL ON DATABASE shop FROM PUBLIC; REVOKE CREATE ON DATABASE shop FROM before; GRANT CONNECT ON DATABASE shop TO "Odd role", grp`,
 		`COMMENT ON DATABASE shop IS 'it''s a shop'; ALTER DATABASE shop SET work_mem = '6MB'; ALTER DATABASE shop SET "my.own" = 'x y'; ALTER ROLE before IN DATABASE shop RESET search_path; ALTER ROLE later IN DATABASE shop SET lock_timeout = '3s'; ALTER DATABASE shop CONNECTION LIMIT 60`,
-		`GRANT USAGE, CREATE ON SCHEMA public TO before`, `ALTER TABLE t OWNER TO before`, `REASSIGN OWNED BY before TO later`, `CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION e()`)
+		`GRANT USAGE, CREATE ON SCHEMA public TO before`, `ALTER TABLE t OWNER TO before`, `REASSIGN OWNED BY before TO later`, `CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION e()`, `ALTER DATABASE shop OWNER TO later`)
+	equal(30 * time.Second)
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1), (2)`)
+	if err := try(t, a, `CREATE UNIQUE INDEX CONCURRENTLY same ON t ((id / 10))`); err == nil || !strings.Contains(err.Error(), "23505") {
+		t.Fatalf("the index was made: %v", err)
+	}
+	a.Exec(t, "shop", `CLUSTER t USING t_pkey`, `CREATE MATERIALIZED VIEW made AS SELECT id FROM t; CREATE INDEX "Odd" ON made (id); CLUSTER made USING "Odd"`)
+	equal(30 * time.Second)
+	a.Exec(t, "shop", `DELETE FROM t; REINDEX TABLE t; CREATE INDEX other ON t (id); CLUSTER t USING other`)
 	equal(30 * time.Second)
 	if got := testpg.Rows(t, cb, `SELECT rolcanlogin, pg_has_role(oid, 'grp', 'MEMBER') FROM pg_roles WHERE rolname = 'later'`); len(got) != 1 || got[0] != "f|t" {
 		t.Errorf("role later can log in and is a member of grp: %v", got)
@@ -139,6 +149,51 @@ func TestMaterializedViewOfResync(t *testing.T) {
 		}
 		return true, nil
 	})
+}
+
+// TestFunctionsWithoutSchema have an index, a CHECK and a generated column call functions
+// that name others, and tables, without their schema.
+func TestFunctionsWithoutSchema(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `ALTER DATABASE shop SET search_path = public, odd0, odd1`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	for n := range 2 {
+		a.Exec(t, "shop", strings.ReplaceAll(`CREATE SCHEMA odd:n; SET search_path = public, odd:n;
+			CREATE TABLE odd:n.allowed (id int PRIMARY KEY); INSERT INTO allowed VALUES (1), (2);
+			CREATE FUNCTION odd:n.inner:n(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 + 1'; CREATE FUNCTION odd:n.outer:n(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT inner:n($1)';
+			CREATE FUNCTION odd:n.ok:n(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN EXISTS (SELECT FROM allowed WHERE id = $1); END';
+			CREATE TABLE public.calls:n (id serial PRIMARY KEY, v int CHECK (ok:n(v)), g int GENERATED ALWAYS AS (outer:n(v)) STORED); CREATE INDEX ON calls:n (outer:n(v))`, ":n", fmt.Sprint(n)))
+		arrived(t, a, b, "shop")
+		for range 3 {
+			a.Exec(t, "shop", strings.ReplaceAll(`SET search_path = public, odd:n; INSERT INTO calls:n (v) SELECT i % 2 + 1 FROM generate_series(1, 50) i; UPDATE calls:n SET v = 3 - v WHERE id % 2 = 0; CREATE TABLE between:n (a int); DROP TABLE between:n; DELETE FROM calls:n WHERE id % 3 = 0`, ":n", fmt.Sprint(n)))
+		}
+		arrived(t, a, b, "shop")
+		rows := fmt.Sprintf(`SELECT count(*), sum(id * v), sum(g) FROM calls%d`, n)
+		if was, is := testpg.Rows(t, a.Connect(t, "shop"), rows)[0], testpg.Rows(t, b.Connect(t, "shop"), rows)[0]; was != is {
+			t.Errorf("the primary has %s, the replica %s", was, is)
+		}
+		if n == 1 {
+			return
+		}
+		if _, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+			t.Fatal(err)
+		}
+		a.awaitState(t, "shop", api.StateSynchronized)
+		a, b = b, a
+	}
+}
+
+// TestExplainMakesATable has EXPLAIN ANALYZE make tables, of which no event is fired.
+func TestExplainMakesATable(t *testing.T) {
+	t.Parallel()
+	a, b := small(t)
+	a.Exec(t, "shop", `CREATE ROLE explainer; GRANT ALL ON SCHEMA public TO explainer; ALTER DEFAULT PRIVILEGES FOR ROLE explainer GRANT SELECT ON TABLES TO PUBLIC`)
+	a.Exec(t, "shop", `SET ROLE explainer; EXPLAIN ANALYZE CREATE TABLE explained AS SELECT i AS id, 'v' || i AS v FROM generate_series(1, 5) i; INSERT INTO explained VALUES (6, 'x'); ALTER TABLE explained ADD c int DEFAULT 1; RESET ROLE`,
+		`BEGIN; SAVEPOINT s; EXPLAIN ANALYZE CREATE TABLE in_part AS SELECT 1 AS id; RELEASE s; INSERT INTO in_part VALUES (2); COMMIT`, `INSERT INTO in_part VALUES (3)`,
+		`EXPLAIN ANALYZE CREATE TABLE dropped AS SELECT 1 AS id`, `DROP TABLE dropped`, `EXPLAIN ANALYZE CREATE TABLE empty AS SELECT 1 AS id WHERE false; CREATE TABLE told (a int); DROP TABLE told, empty`,
+		`EXPLAIN ANALYZE CREATE MATERIALIZED VIEW viewed AS SELECT count(*) FROM t; REFRESH MATERIALIZED VIEW viewed; DROP MATERIALIZED VIEW viewed`, `INSERT INTO t VALUES (100, 'x')`)
+	same(t, a, b, "shop")
 }
 
 // TestOddDefinitions carries what means something else on the replica by its text.

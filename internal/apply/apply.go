@@ -52,8 +52,9 @@ type Replayer interface {
 	Replay(ctx context.Context, conn *pgx.Conn, content []byte) (Effect, error)
 	// Provide makes a table whose rows come before the command that made it, as
 	// those of CREATE TABLE AS do; for any other it returns a problem.
-	// types names those of its columns' types that are not built in.
-	Provide(ctx context.Context, conn *pgx.Conn, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error
+	// types names those of its columns' types that are not built in, xid is the
+	// source transaction.
+	Provide(ctx context.Context, conn *pgx.Conn, xid uint32, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error
 	// SkipRows tells whether the rows that follow were made by the replay itself.
 	SkipRows() bool
 	// Finish is called at the end of a source transaction with DDL in it.
@@ -76,6 +77,7 @@ type Config struct {
 	ID       string // its id: keys the catalog
 	Origin   string // the replication origin that holds the position
 	Connect  func(ctx context.Context) (*pgx.Conn, error)
+	UserPath bool   // changes run under the search_path of the database's sessions (CodeUserPath)
 	Hold     int    // bytes of changes that may be gathered before they are written; 0: 8 MB
 	SpoolDir string // for transactions that arrive before their commit; emptied by Start
 	Replayer Replayer
@@ -252,7 +254,10 @@ func (a *Applier) start(ctx context.Context) error {
 	if a.cfg.Hold > 0 {
 		a.out.most = a.cfg.Hold
 	}
-	return nil
+	if a.cfg.UserPath {
+		a.out.path, err = userPath(ctx, a.conn)
+	}
+	return err
 }
 
 // takeOrigin binds the origin to the session, which keeps any second applier out.

@@ -32,7 +32,7 @@ func (noDDL) Reset() {}
 func (noDDL) Replay(context.Context, *pgx.Conn, []byte) (Effect, error) {
 	return Effect{}, errors.New("no DDL here")
 }
-func (noDDL) Provide(context.Context, *pgx.Conn, *pgoutput.Relation, map[uint32]pgoutput.Type) error {
+func (noDDL) Provide(context.Context, *pgx.Conn, uint32, *pgoutput.Relation, map[uint32]pgoutput.Type) error {
 	return errors.New("no table is provided here")
 }
 func (noDDL) SkipRows() bool { return false }

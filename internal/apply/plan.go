@@ -186,7 +186,7 @@ func (a *Applier) provide(ctx context.Context, r *relation) error {
 		return err
 	}
 	a.txn.ddl = true
-	return a.cfg.Replayer.Provide(ctx, a.conn, r.def, a.types)
+	return a.cfg.Replayer.Provide(ctx, a.conn, a.txn.xid, r.def, a.types)
 }
 
 // columnFound is a column of the replica's table.

@@ -36,6 +36,9 @@ type writer struct {
 	rows     int       // of one table at most
 	late     error     // of rows that were written where no error could be returned
 
+	path   string // the search_path of changes, "" for none
+	inPath bool   // it is in force
+
 	turn func() error // has to be done before anything is sent; not nil: nothing is, yet
 }
 
@@ -110,6 +113,9 @@ func (w *writer) send(s *statement, values [][]byte, want expectation) error {
 	for _, v := range values {
 		size += lengthBytes + len(v)
 	}
+	if s.sql == sqlBegin || s.sql == sqlCommit || s.sql == sqlRollback {
+		w.inPath = false
+	}
 	return w.ask(size, want, func() { w.pipe.execute(s.name, values) })
 }
 
@@ -124,6 +130,11 @@ func (w *writer) ask(size int, want expectation, request func()) error {
 	}
 	if w.late != nil {
 		return w.late
+	}
+	if want.what != nil {
+		if err := w.takePath(); err != nil {
+			return err
+		}
 	}
 	request()
 	w.push(want, size)
@@ -218,7 +229,7 @@ func (w *writer) rest() error {
 		return w.fail(err)
 	}
 	w.busy = false
-	return nil
+	return w.leavePath()
 }
 
 // read takes the next n answers.
@@ -240,13 +251,13 @@ func (w *writer) read(n int) error {
 func (w *writer) answer(e expectation) error {
 	if e.prepare {
 		if err := w.pipe.prepared(); err != nil {
-			return failed(e.what, err)
+			return w.refused(e.what, err)
 		}
 		return nil
 	}
 	tag, err := w.pipe.result(e.row)
 	if err != nil {
-		return failed(e.what, err)
+		return w.refused(e.what, err)
 	}
 	if e.affected >= 0 && tag.RowsAffected() != e.affected {
 		return missing(e, tag)

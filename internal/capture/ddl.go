@@ -101,8 +101,8 @@ func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 // SweepDDL writes into the stream what changed since its last call, or InstallDDL's,
 // without firing an event trigger: owners (REASSIGN OWNED), event triggers, the
 // settings of the database and of roles in it, its owner, privileges, comment and
-// connection limit, and roles that it names. Call it now and then, at least every
-// minute, and before a planned failover.
+// connection limit, roles that it names, the marks of CLUSTER, and indexes that REINDEX
+// finished. Call it now and then, at least every minute, and before a planned failover.
 func SweepDDL(ctx context.Context, conn *pgx.Conn) (changes int, err error) {
 	err = quietly(ctx, conn, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `SELECT hawser.ddl_sweep(NULL)`).Scan(&changes)

@@ -71,7 +71,7 @@ END $f$;
 -- hawser.ddl_stack is PG_CONTEXT without the trigger function's own line. It is
 -- empty for a command that the client sent itself.
 CREATE OR REPLACE FUNCTION hawser.ddl_stack(context text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE AS $f$
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $f$
 BEGIN
 	RETURN (SELECT CASE strpos(context, chr(10)) WHEN 0 THEN '' ELSE substr(context, strpos(context, chr(10)) + 1) END);
 END $f$;
@@ -208,9 +208,21 @@ BEGIN
 				JOIN pg_foreign_server s ON s.oid = f.ftserver WHERE f.ftrelid = id) END,
 			'server_options', CASE WHEN r.relkind = 'f' THEN (SELECT array_to_json(f.ftoptions) FROM pg_foreign_table f WHERE f.ftrelid = id) END,
 			'rows', CASE WHEN r.relkind = 'r' AND NOT whole THEN nullif(pg_relation_size(id), 0) > 0 END,
+			'constraints', CASE WHEN whole THEN (SELECT json_agg(format('CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)) ORDER BY k.oid)
+				FROM pg_constraint k WHERE k.conrelid = id AND k.contype IN ('c', 'p', 'u', 'x', 'f')) END,
+			'indexes', CASE WHEN whole THEN (SELECT json_agg(pg_get_indexdef(i.indexrelid) ORDER BY i.indexrelid)
+				FROM pg_index i WHERE i.indrelid = id AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid)) END,
 			'columns', hawser.ddl_columns(id, r.relkind, whole));
 	END LOOP;
 	RETURN array_to_json(tables);
+END $f$;
+
+-- hawser.ddl_untold tells whether a relation came without an event, as by EXPLAIN ANALYZE
+-- of CREATE TABLE AS, and no sweep has found it yet. (After a crash all are untold for a while.)
+CREATE OR REPLACE FUNCTION hawser.ddl_untold(relation oid) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = relation);
 END $f$;
 
 -- hawser.ddl_columns describes all columns, or those that have a default or a value
@@ -226,6 +238,9 @@ BEGIN
 			'not_null', CASE WHEN whole AND a.attnotnull THEN true END,
 			'default', CASE WHEN a.atthasdef AND a.attgenerated = '' THEN (
 				SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = id AND d.adnum = a.attnum) END,
+			'generated', CASE WHEN whole AND a.attgenerated = 's' THEN (
+				SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = id AND d.adnum = a.attnum) END,
+			'identity', CASE WHEN whole THEN nullif(a.attidentity, '') END,
 			'missing', CASE
 				WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1]
 				WHEN kind = 'p' THEN (
@@ -432,19 +447,34 @@ END $f$;
 
 -- hawser.ddl_unfired lists what can be changed without an event: event triggers, the
 -- settings of the database and of roles in it, its owner, privileges, comment and
--- connection limit, the roles that it names with the groups of theirs that it names, and owners
+-- connection limit, the roles that it names with the groups of theirs that it names, what
+-- CLUSTER marked, indexes that CREATE INDEX CONCURRENTLY left unfinished and owners
 -- (REASSIGN OWNED). Of these, objects that follow another object's owner are left out.
 CREATE OR REPLACE FUNCTION hawser.ddl_unfired(wanted text)
 RETURNS TABLE (kind text, class oid, id oid, name text, value text)
 LANGUAGE plpgsql AS $f$
 #variable_conflict use_column
 BEGIN
-	RETURN QUERY SELECT 'event trigger', 'pg_event_trigger'::regclass::oid, 0::oid, e.evtname::text, json_build_object(
-			'on', e.evtevent, 'function', e.evtfoid::regproc::text, 'enabled', e.evtenabled, 'owner', pg_get_userbyid(e.evtowner),
-			'comment', obj_description(e.oid, 'pg_event_trigger'), 'tags', array_to_json(e.evttags))::text
-		FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
-		WHERE p.pronamespace <> 'hawser'::regnamespace
-		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e');
+	IF wanted IS NULL OR wanted = 'event trigger' THEN
+		RETURN QUERY SELECT 'event trigger', 'pg_event_trigger'::regclass::oid, 0::oid, e.evtname::text, json_build_object(
+				'on', e.evtevent, 'function', e.evtfoid::regproc::text, 'enabled', e.evtenabled, 'owner', pg_get_userbyid(e.evtowner),
+				'comment', obj_description(e.oid, 'pg_event_trigger'), 'tags', array_to_json(e.evttags))::text
+			FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
+			WHERE p.pronamespace <> 'hawser'::regnamespace
+			AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_event_trigger'::regclass AND d.objid = e.oid AND d.deptype = 'e');
+	END IF;
+	IF wanted IS NULL OR wanted = 'database' THEN
+		RETURN QUERY SELECT 'database', 'pg_database'::regclass::oid, 0::oid, v.name, v.value
+			FROM pg_database d, LATERAL (VALUES
+				('comment', shobj_description(d.oid, 'pg_database')),
+				('owner', pg_get_userbyid(d.datdba)::text),
+				('connection limit', d.datconnlimit::text),
+				('privileges', (SELECT json_agg(json_build_object('role', g.role, 'privileges', g.privileges, 'grantable', g.grantable) ORDER BY g.role, g.grantable)::text
+					FROM (SELECT r.rolname AS role, a.is_grantable AS grantable, string_agg(DISTINCT a.privilege_type, ', ' ORDER BY a.privilege_type) AS privileges
+						FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+						WHERE a.grantee <> d.datdba GROUP BY 1, 2) g))) v(name, value)
+			WHERE d.datname = current_database();
+	END IF;
 	IF wanted IS NOT NULL THEN
 		RETURN;
 	END IF;
@@ -452,16 +482,6 @@ BEGIN
 		FROM pg_db_role_setting s, unnest(s.setconfig) c
 		WHERE s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 		AND split_part(c, '=', 1) <> 'default_transaction_read_only' AND c NOT LIKE 'hawser.%' AND c NOT LIKE '%preload_libraries=%';
-	RETURN QUERY SELECT 'database', 'pg_database'::regclass::oid, 0::oid, v.name, v.value
-		FROM pg_database d, LATERAL (VALUES
-			('comment', shobj_description(d.oid, 'pg_database')),
-			('owner', pg_get_userbyid(d.datdba)::text),
-			('connection limit', d.datconnlimit::text),
-			('privileges', (SELECT json_agg(json_build_object('role', g.role, 'privileges', g.privileges, 'grantable', g.grantable) ORDER BY g.role, g.grantable)::text
-				FROM (SELECT r.rolname AS role, a.is_grantable AS grantable, string_agg(DISTINCT a.privilege_type, ', ' ORDER BY a.privilege_type) AS privileges
-					FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a LEFT JOIN pg_roles r ON r.oid = a.grantee
-					WHERE a.grantee <> d.datdba GROUP BY 1, 2) g))) v(name, value)
-		WHERE d.datname = current_database();
 	RETURN QUERY SELECT 'large objects', 'pg_largeobject'::regclass::oid, 0::oid, '', 'some' WHERE EXISTS (SELECT FROM pg_largeobject_metadata);
 	RETURN QUERY WITH named AS (
 			SELECT DISTINCT d.refobjid AS oid FROM pg_shdepend d, pg_database b WHERE b.datname = current_database()
@@ -472,12 +492,16 @@ BEGIN
 			SELECT json_agg(DISTINCT g.rolname::text)::text FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
 			WHERE m.member = r.oid AND m.roleid IN (SELECT n.oid FROM named n))
 		FROM named JOIN pg_roles r ON r.oid = named.oid;
+	RETURN QUERY SELECT CASE WHEN i.indisclustered THEN 'clustered' ELSE 'unfinished' END, 'pg_class'::regclass::oid,
+			CASE WHEN i.indisclustered THEN i.indrelid ELSE i.indexrelid END, '', quote_ident(x.relname)
+		FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+		WHERE (i.indisclustered OR NOT i.indisvalid AND x.relkind = 'i') AND i.indrelid >= 16384 AND x.relpersistence <> 't';
 	RETURN QUERY SELECT 'owner', o.class, o.id, '', pg_get_userbyid(o.owner)::text FROM (
 		SELECT 'pg_class'::regclass::oid, c.oid, c.relowner FROM pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
 			AND NOT (c.relkind = 'S' AND EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
 		UNION ALL SELECT 'pg_proc'::regclass, p.oid, p.proowner FROM pg_proc p
 		UNION ALL SELECT 'pg_type'::regclass, t.oid, t.typowner FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
-			WHERE t.typcategory <> 'A' AND t.typtype <> 'm' AND coalesce(c.relkind, 'c') = 'c'
+			WHERE t.typcategory <> 'A' AND coalesce(c.relkind, 'c') = 'c'
 		UNION ALL SELECT 'pg_namespace'::regclass, n.oid, n.nspowner FROM pg_namespace n WHERE n.nspname <> 'hawser' AND n.nspname NOT LIKE 'pg|_%' ESCAPE '|'
 		UNION ALL SELECT 'pg_operator'::regclass, x.oid, x.oprowner FROM pg_operator x
 		UNION ALL SELECT 'pg_opclass'::regclass, x.oid, x.opcowner FROM pg_opclass x
@@ -519,13 +543,15 @@ BEGIN
 		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value
 		RETURNING s.*
 	), told AS (
-		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind NOT IN ('owner', 'role')
-		UNION ALL SELECT * FROM changed
+		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind NOT IN ('owner', 'role', 'clustered', 'unfinished')
+		UNION ALL SELECT 'index', g.class, g.id, '', pg_get_indexdef(g.id) FROM gone g
+			WHERE g.kind = 'unfinished' AND EXISTS (SELECT FROM pg_index i WHERE i.indexrelid = g.id AND i.indisvalid)
+		UNION ALL SELECT * FROM changed c WHERE c.kind <> 'unfinished'
 	)
 	SELECT json_agg(json_build_object('kind', t.kind, 'name', nullif(t.name, ''), 'value', t.value,
 			'role', CASE t.kind WHEN 'setting' THEN (SELECT u.rolname FROM pg_roles u WHERE u.oid = t.id) END,
 			'type', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).type END,
-			'identity', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).identity END))
+			'identity', CASE WHEN t.kind IN ('owner', 'clustered') THEN (pg_identify_object(t.class, t.id, 0)).identity END))
 	INTO changes FROM told t;
 	IF first OR changes IS NULL THEN
 		RETURN 0;
@@ -542,7 +568,9 @@ DECLARE
 	source  text := CASE stack WHEN '' THEN current_query() ELSE stack END;
 	ref     text := md5(source);
 	caller  text := current_setting('hawser.ddl_caller')::json ->> 'role';
-	whole   boolean := tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA');
+	-- LIKE may name a temporary table, which the other side does not have.
+	whole   boolean := tag IN ('CREATE TABLE AS', 'SELECT INTO', 'IMPORT FOREIGN SCHEMA')
+		OR tag = 'CREATE TABLE' AND pg_my_temp_schema() <> 0 AND source ~* '[[:<:]]like[[:>:]]';
 	state   jsonb := hawser.ddl_state();
 	relids  oid[];
 	called  text;
@@ -562,9 +590,16 @@ BEGIN
 	ELSIF tag IN ('DROP FUNCTION', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP EXTENSION') THEN
 		PERFORM hawser.ddl_sweep('event trigger'); -- one that called the function may be gone in silence
 	ELSIF tag LIKE 'CREATE %' THEN
+		IF tag IN ('CREATE SCHEMA', 'CREATE PUBLICATION', 'CREATE EXTENSION') THEN
+			PERFORM hawser.ddl_sweep('database'); -- its user may have got the right to it just before
+		END IF;
 		INSERT INTO hawser.ddl_seen SELECT DISTINCT 'owner', (o ->> 'class')::regclass, (o ->> 'oid')::oid, '', caller
 		FROM jsonb_array_elements(objects) o WHERE o ->> 'class' IS NOT NULL AND o ->> 'type' <> 'index'
 		ON CONFLICT (kind, class, id, name) DO NOTHING;
+	ELSIF tag LIKE 'ALTER %' AND source ~* 'owner|cluster' THEN
+		-- What a command changed may be changed back without one.
+		DELETE FROM hawser.ddl_seen s USING jsonb_array_elements(objects) o
+		WHERE s.kind IN ('owner', 'clustered') AND s.class = (o ->> 'class')::regclass AND s.id = (o ->> 'oid')::oid;
 	END IF;
 	IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
 		relids := relids || ARRAY(SELECT d.objid FROM jsonb_array_elements(objects) o JOIN pg_depend d
@@ -604,6 +639,10 @@ BEGIN
 		'chosen', CASE WHEN chosen <> '[]' THEN chosen END,
 		'temporary', CASE WHEN pg_my_temp_schema() <> 0 THEN
 			(SELECT json_agg(c.relname) FROM pg_class c WHERE c.relnamespace = pg_my_temp_schema() AND c.relkind NOT IN ('t', 'i')) END,
+		'views', CASE tag WHEN 'REFRESH MATERIALIZED VIEW' THEN (SELECT json_agg(format('CREATE MATERIALIZED VIEW IF NOT EXISTS %I.%I AS %s WITH NO DATA',
+				n.nspname, c.relname, rtrim(pg_get_viewdef(c.oid), ';')))
+			FROM jsonb_array_elements(objects) o JOIN pg_class c ON c.oid = (o ->> 'oid')::oid AND c.relkind = 'm' JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE hawser.ddl_untold(c.oid)) END,
 		'extensions', (SELECT json_agg(json_build_object('name', e.extname, 'version', e.extversion, 'schema', e.extnamespace::regnamespace::text))
 			FROM jsonb_array_elements(objects) o JOIN pg_extension e
 			ON (o ->> 'class') = 'pg_extension' AND e.oid = (o ->> 'oid')::oid),
@@ -704,6 +743,7 @@ BEGIN
 		SELECT coalesce(jsonb_agg(jsonb_build_object(
 			'class', d.classid::regclass::text, 'oid', d.objid::bigint, 'type', d.object_type,
 			'schema', d.schema_name, 'name', d.object_name, 'identity', d.object_identity, 'root', d.original,
+			'untold', CASE WHEN d.object_type IN ('table', 'materialized view') AND hawser.ddl_untold(d.objid) THEN true END,
 			'relation', CASE WHEN d.classid = 'pg_class'::regclass THEN d.objid::bigint END)), '[]')
 		INTO gone
 		FROM pg_event_trigger_dropped_objects() d

@@ -12,6 +12,7 @@ import (
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
 )
 
 // Methods of the calls between the two agents of a link, and the kinds of their
@@ -21,6 +22,7 @@ const (
 	callValidate   = "validate"   // validateRequest -> problem.Findings
 	callInspect    = "inspect"    // inspectRequest -> schema.Requirements, to a primary-to-be
 	callDDLKey     = "ddl-key"    // the key that signs the primary's messages
+	callMaker      = "maker"      // makerRequest -> schema.Maker, to the primary
 	callCreate     = "create"     // createRequest -> createReply
 	callStart      = "start"      // the link stands on both sides
 	callDrop       = "drop"       // dropRequest
@@ -52,6 +54,12 @@ const (
 	streamRows    = "rows"    // seed.RowsRequest …
 	streamSchema  = "schema"  // schemaReply as JSON in SeedChunks, then SeedEnd
 )
+
+// makerRequest asks of a table with rows in a transaction.
+type makerRequest struct {
+	OID uint32 `json:"oid"`
+	XID uint32 `json:"xid"`
+}
 
 type validateRequest struct {
 	Database string    `json:"database"`
@@ -169,6 +177,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r outcomeRequest) (outcomeReply, error) { return l.outcome(r), nil })
 	case callDDLKey:
 		return answer(payload, func(struct{}) ([]byte, error) { return l.ddlKey(ctx) })
+	case callMaker:
+		return answer(payload, func(q makerRequest) (schema.Maker, error) { return l.maker(ctx, q) })
 	case callResync:
 		return answer(payload, func(r resyncRequest) (struct{}, error) { return struct{}{}, l.resync(ctx, r.Tables) })
 	case callRenewSlot:

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,6 +45,8 @@ type link struct {
 
 	renewing sync.Mutex // guards renewed
 	renewed  bool       // what a predecessor put into the database is of this version
+
+	userPath atomic.Bool // changes need the search_path of the database's sessions
 
 	heirs    sync.Mutex // held while links that are to be taken up are made, taken up or discarded
 	heirless bool       // there are none

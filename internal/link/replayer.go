@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -28,6 +29,7 @@ type replayer struct {
 func newReplayer(l *link, key []byte) replayer {
 	return replayer{l: l, Replayer: schema.NewReplayer(schema.ReplayOptions{
 		Key:     func(context.Context) ([]byte, error) { return key, nil },
+		Maker:   l.askMaker,
 		Link:    l.rec.ID,
 		Partial: !l.filter().All(),
 	})}
@@ -68,7 +70,7 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 	return effect, nil
 }
 
-func (r replayer) Provide(ctx context.Context, conn *pgx.Conn, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error {
+func (r replayer) Provide(ctx context.Context, conn *pgx.Conn, xid uint32, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error {
 	rel := schema.Relation{Table: schema.Table{OID: def.ID, Schema: def.Namespace, Name: def.Name}}
 	for _, c := range def.Columns {
 		t := types[c.TypeOID]
@@ -76,7 +78,37 @@ func (r replayer) Provide(ctx context.Context, conn *pgx.Conn, def *pgoutput.Rel
 			Name: c.Name, Type: c.TypeOID, TypeSchema: t.Namespace, TypeName: t.Name, Modifier: c.Modifier,
 		})
 	}
-	return r.Replayer.Provide(ctx, conn, rel)
+	announced, err := r.Replayer.Provide(ctx, conn, xid, rel)
+	if err != nil || announced { // what announces it prepares it too
+		return err
+	}
+	r.l.log.Info("table is made: rows of it came, and no event told of it", "table", rel.Schema+"."+rel.Name)
+	return fence.PrepareTable(ctx, conn, rel.Schema, rel.Name)
+}
+
+func (l *link) askMaker(ctx context.Context, oid, xid uint32) (maker schema.Maker, err error) {
+	err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callMaker, makerRequest{OID: oid, XID: xid}, &maker)
+	return maker, err
+}
+
+// maker tells the secondary of a table of this primary. The row of a system column is
+// written when the table is made, and never again.
+func (l *link) maker(ctx context.Context, q makerRequest) (maker schema.Maker, err error) {
+	conn, err := l.connect(ctx, "maker")
+	if err != nil {
+		return schema.Maker{}, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	err = conn.QueryRow(ctx, `SELECT age($2::text::xid) >= age(a.xmin), r.rolname, r.rolsuper
+		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_roles r ON r.oid = c.relowner
+		WHERE a.attrelid = $1 AND a.attname = 'ctid' AND a.attnum < 0`, q.OID, fmt.Sprint(q.XID)).Scan(&maker.New, &maker.Owner, &maker.Superuser)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return schema.Maker{New: true}, nil
+	}
+	if err != nil {
+		return schema.Maker{}, fmt.Errorf("look for the table with OID %d: %w", q.OID, err)
+	}
+	return maker, nil
 }
 
 // laterDDL is the kind of a statement that was replayed in part.

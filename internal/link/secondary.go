@@ -69,6 +69,9 @@ func (l *link) follow() {
 // stopped sorts an error: what passes by itself is the cause of a disconnected
 // link, all else suspends it.
 func (l *link) stopped(err error) {
+	if p, ok := problem.As(err); ok && p.Code == apply.CodeUserPath {
+		l.userPath.Store(true)
+	}
 	if p, ok := problem.As(err); ok && !p.Retryable {
 		why := *p
 		if p.Err != nil { // it is stored as JSON, which has no place for an error
@@ -361,6 +364,7 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 	return apply.New(apply.Config{
 		Link: l.rec.Name, ID: l.rec.ID, Origin: apply.Origin(l.rec.ID, side.Term),
 		Connect:  l.connectApplier,
+		UserPath: l.userPath.Load(),
 		Hold:     l.m.share(),
 		SpoolDir: filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID),
 		Replayer: newReplayer(l, key),

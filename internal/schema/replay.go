@@ -20,6 +20,9 @@ type ReplayOptions struct {
 	// Key returns the key that signs the primary's DDL messages (capture.DDLKey). It
 	// is called before the first message, and again when a signature does not fit.
 	Key func(context.Context) ([]byte, error)
+	// Maker asks the primary who made a table of which rows came, in transaction xid,
+	// that no command announced. Nil: nobody can be asked.
+	Maker func(ctx context.Context, oid, xid uint32) (Maker, error)
 	// Carries reports whether the link carries a table. Nil: it carries all.
 	Carries func(schema, table string) bool
 	// Link is the link's id, by which the primary tells which tables came in or went out.
@@ -217,6 +220,16 @@ func (r *replay) command(ctx context.Context) error {
 	}
 	r.describe(st)
 	switch m.Tag {
+	case "REFRESH MATERIALIZED VIEW":
+		for _, sql := range m.Views {
+			if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+				return err
+			}
+		}
+	case "CREATE TABLE":
+		if r.likeTemporary(st) {
+			return r.createLike(ctx)
+		}
 	case "ALTER TABLE":
 		return r.alterTable(ctx, st)
 	case "DROP OWNED", "REASSIGN OWNED":
@@ -486,16 +499,17 @@ func (r *replay) keepMoments(ctx context.Context, st *ddlStatement) error {
 // could not finish was told by no event.
 func (r *replay) reindex(ctx context.Context) error {
 	for _, sql := range r.m.Indexes {
-		if strings.HasPrefix(sql, "CREATE UNIQUE INDEX ") {
-			sql = strings.Replace(sql, "CREATE UNIQUE INDEX ", "CREATE UNIQUE INDEX IF NOT EXISTS ", 1)
-		} else {
-			sql = strings.Replace(sql, "CREATE INDEX ", "CREATE INDEX IF NOT EXISTS ", 1)
-		}
-		if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+		if err := r.run(ctx, order{sql: ifMissing(sql), generated: true}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ifMissing is pg_get_indexdef's text as the command for an index that may be there.
+func ifMissing(indexdef string) string {
+	before, after, _ := strings.Cut(indexdef, "INDEX ")
+	return before + "INDEX IF NOT EXISTS " + after
 }
 
 // addCheck adds the constraint that DETACH PARTITION CONCURRENTLY leaves behind.

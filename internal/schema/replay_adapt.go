@@ -256,14 +256,16 @@ func identifier(token string) string {
 // a function of a session's temporary types is not carried.
 func (r *replay) adaptDrop(st *ddlStatement, drop *pgq.DropStmt) (string, error) {
 	var roots []string
+	// An index may be missing here, and so may what no event told of.
+	missing := drop.RemoveType == pgq.ObjectType_OBJECT_INDEX
 	for _, o := range r.m.Dropped {
 		// A column counts as named when its type falls with the table that it is the type of.
 		if o.Root && o.Type != "table column" {
 			roots = append(roots, o.Identity)
+			missing = missing || o.Untold
 		}
 	}
-	isIndex := drop.RemoveType == pgq.ObjectType_OBJECT_INDEX
-	if len(roots) == len(drop.Objects) && !isIndex && len(r.m.Temporary) == 0 {
+	if len(roots) == len(drop.Objects) && !missing && len(r.m.Temporary) == 0 {
 		return st.text, nil
 	}
 	word, ok := droppedWords[drop.RemoveType]
@@ -271,7 +273,7 @@ func (r *replay) adaptDrop(st *ddlStatement, drop *pgq.DropStmt) (string, error)
 		return st.text, nil
 	}
 	text := "DROP " + word + " "
-	if isIndex || drop.MissingOk || len(r.m.Temporary) > 0 {
+	if missing || drop.MissingOk || len(r.m.Temporary) > 0 {
 		text += "IF EXISTS "
 	}
 	text += strings.Join(roots, ", ")

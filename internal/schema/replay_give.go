@@ -21,7 +21,8 @@ func (r *replay) give(ctx context.Context, name string) error {
 		}
 		// The sequence of a serial column follows its table.
 		if o.Type != "sequence" || r.m.Tag == "CREATE SEQUENCE" {
-			if err := r.exec(ctx, "ALTER "+kind.word+" "+o.Identity+" OWNER TO "+pgx.Identifier{name}.Sanitize()); err != nil {
+			sql := "ALTER " + kind.word + " " + o.Identity + " OWNER TO " + pgx.Identifier{name}.Sanitize()
+			if err := r.handing(ctx, name, func() error { return r.exec(ctx, sql) }); err != nil {
 				return err
 			}
 		}
@@ -49,6 +50,7 @@ var givenKinds = map[string]givenKind{
 	"collation": {word: "COLLATION"}, "conversion": {word: "CONVERSION"}, "operator": {word: "OPERATOR"},
 	"operator class": {word: "OPERATOR CLASS"}, "operator family": {word: "OPERATOR FAMILY"},
 	"text search configuration": {word: "TEXT SEARCH CONFIGURATION"}, "text search dictionary": {word: "TEXT SEARCH DICTIONARY"},
+	"publication": {word: "PUBLICATION"}, "foreign-data wrapper": {word: "FOREIGN DATA WRAPPER"},
 	"statistics object": {word: "STATISTICS"}, "server": {word: "SERVER"}, "language": {word: "LANGUAGE"},
 }
 

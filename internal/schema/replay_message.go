@@ -45,6 +45,7 @@ type ddlMessage struct {
 	Checks   []ddlCheck    `json:"checks"`
 	Bounds   []ddlCheck    `json:"bounds"`  // of partitions; without a name
 	Indexes  []string      `json:"indexes"` // of REINDEX: definitions of what is valid now
+	Views    []string      `json:"views"`   // what makes those that REFRESH fills and no event told of
 	Configs  []ddlConfig   `json:"configs"`
 	Chosen   []ddlChosen   `json:"chosen"`
 
@@ -69,6 +70,7 @@ type ddlObject struct {
 	Name        string `json:"name"`
 	Identity    string `json:"identity"`
 	Root        bool   `json:"root"`     // of a dropped one: the command named it
+	Untold      bool   `json:"untold"`   // of a dropped one: it had come without an event
 	Relation    uint32 `json:"relation"` // that it is or belongs to
 	TableSchema string `json:"table_schema"`
 	Table       string `json:"table"`
@@ -97,7 +99,9 @@ type ddlTable struct {
 	Tablespace    string      `json:"tablespace"`
 	Server        string      `json:"server"`
 	ServerOptions []string    `json:"server_options"`
-	Rows          bool        `json:"rows"` // it holds rows
+	Rows          bool        `json:"rows"`        // it holds rows
+	Constraints   []string    `json:"constraints"` // CHECK, keys and EXCLUDE, as CREATE TABLE takes them
+	Indexes       []string    `json:"indexes"`     // beside those of the constraints
 	Columns       []ddlColumn `json:"columns"`
 }
 
@@ -107,7 +111,9 @@ type ddlColumn struct {
 	Collation string   `json:"collation"`
 	NotNull   bool     `json:"not_null"`
 	Default   string   `json:"default"`
-	Missing   *string  `json:"missing"` // what the rows have that are older than the column
+	Generated string   `json:"generated"`
+	Identity  string   `json:"identity"` // as pg_attribute.attidentity has it
+	Missing   *string  `json:"missing"`  // what the rows have that are older than the column
 	Options   []string `json:"options"`
 }
 

@@ -152,7 +152,8 @@ func (p *pair) relation(r *reader) error {
 	}
 	name := pgx.Identifier{rel.Schema, rel.Name}.Sanitize()
 	if column(p.t, p.secondary, `SELECT (to_regclass($1) IS NULL)::text`, name)[0] == "true" {
-		return p.replayer.Provide(p.t.Context(), p.secondary, rel.Relation)
+		_, err := p.replayer.Provide(p.t.Context(), p.secondary, 0, rel.Relation)
+		return err
 	}
 	return nil
 }

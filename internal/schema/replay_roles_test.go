@@ -73,6 +73,30 @@ func TestReplayRoles(t *testing.T) {
 				t.Errorf("it is %s", got)
 			}
 		}},
+		{name: "owned types", sent: []string{
+			`CREATE ROLE ry_app; CREATE ROLE ry_new; GRANT ALL ON SCHEMA public TO ry_app`,
+			`SET ROLE ry_app; CREATE TYPE e AS ENUM ('red'); CREATE TYPE r AS RANGE (SUBTYPE = int4); CREATE TYPE c AS (a int); CREATE TABLE t (a serial); RESET ROLE`,
+			`REASSIGN OWNED BY ry_app TO ry_new`, `DROP OWNED BY ry_app`, `ALTER TYPE r OWNER TO ry_app`, `REASSIGN OWNED BY ry_app TO ry_new`, `DROP OWNED BY ry_app`,
+		}},
+		{name: "rights on the database that come later", sent: []string{
+			`CREATE ROLE rb_app; CREATE ROLE rb_admin SUPERUSER; CREATE ROLE rb_new; CREATE TABLE t (a int PRIMARY KEY)`,
+			`DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO rb_app', current_database()); END $$`,
+			`SET ROLE rb_app; CREATE PUBLICATION mine; ALTER PUBLICATION mine SET (publish = 'insert'); CREATE SCHEMA s CREATE TABLE t (a int) CREATE VIEW v AS SELECT * FROM t; RESET ROLE; ALTER PUBLICATION mine RENAME TO his; ALTER PUBLICATION his OWNER TO rb_admin`,
+			`SET ROLE rb_app; CREATE EXTENSION citext; RESET ROLE`,
+			`CREATE ROLE rb_group; CREATE FOREIGN DATA WRAPPER dummy; GRANT USAGE ON FOREIGN DATA WRAPPER dummy TO rb_group`,
+			`GRANT rb_group TO rb_app; SET ROLE rb_app; CREATE SERVER srv FOREIGN DATA WRAPPER dummy; CREATE USER MAPPING FOR PUBLIC SERVER srv; ALTER SERVER srv VERSION '2'; RESET ROLE`,
+			`SET ROLE rb_admin; CREATE PUBLICATION every FOR ALL TABLES; CREATE FOREIGN DATA WRAPPER admins; RESET ROLE; CREATE FOREIGN DATA WRAPPER w; ALTER FOREIGN DATA WRAPPER w OWNER TO rb_admin; CREATE PUBLICATION all_of FOR ALL TABLES; ALTER PUBLICATION all_of OWNER TO rb_admin`,
+			`CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER heard ON sql_drop EXECUTE FUNCTION heard(); ALTER EVENT TRIGGER heard OWNER TO rb_admin`,
+		}, check: func(t *testing.T, p *pair) {
+			if got := column(t, p.secondary, `SELECT rolsuper::text FROM pg_roles WHERE rolname = 'rb_admin'`); got[0] != "false" {
+				t.Error("a superuser of the primary is one of the secondary, too")
+			}
+		}},
+		{name: "a tablespace that is missing here", sent: []string{
+			`CREATE ROLE rt_none; SET allow_in_place_tablespaces = on`, `CREATE TABLESPACE rt_space LOCATION ''`,
+			`SET default_tablespace = rt_space; CREATE TABLE t (a int PRIMARY KEY); CREATE TABLE p (a int) PARTITION BY LIST (a) TABLESPACE rt_space; SET default_tablespace = pg_global; CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1); CREATE TABLE as1 TABLESPACE rt_space AS SELECT 1 AS a; SET default_tablespace = pg_default; CREATE TABLE q (a int PRIMARY KEY USING INDEX TABLESPACE rt_space) PARTITION BY LIST (a) TABLESPACE rt_space; CREATE INDEX i ON t (a) TABLESPACE rt_space`,
+			`DROP TABLE q; ALTER INDEX ALL IN TABLESPACE rt_space SET TABLESPACE pg_default`, `ALTER TABLE ALL IN TABLESPACE rt_space SET TABLESPACE pg_default; ALTER TABLE p SET TABLESPACE pg_default; ALTER TABLE p1 SET TABLESPACE pg_default; ALTER TABLE as1 SET TABLESPACE pg_default; ALTER TABLE t SET TABLESPACE pg_default; ALTER INDEX i SET TABLESPACE pg_default; ALTER INDEX t_pkey SET TABLESPACE pg_default`,
+		}},
 		{name: "a user's code gets no more rights", sent: []string{
 			`CREATE ROLE re_evil; GRANT ALL ON SCHEMA public TO re_evil`,
 			`SET ROLE re_evil; CREATE TABLE log (a text); CREATE TABLE t (a int); INSERT INTO t VALUES (1);

@@ -154,13 +154,16 @@ func (r *replay) enter(ctx context.Context, o order) (restore func(context.Conte
 // known drops from want what this side does not have: tablespaces and access methods.
 func (r *replay) known(ctx context.Context, want map[string]string) error {
 	var space, method bool
-	err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = $1),
+	err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace s WHERE s.spcname = $1
+			AND NOT EXISTS (SELECT FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database() AND d.dattablespace = s.oid)),
 		EXISTS (SELECT FROM pg_catalog.pg_am WHERE amname = $2)`,
 		want["default_tablespace"], want["default_table_access_method"]).Scan(&space, &method)
 	if err != nil {
 		return fmt.Errorf("look for tablespaces and access methods: %w", err)
 	}
-	if !space {
+	// The database's own tablespace is the default of the default, and may not always be
+	// named. No relation of a database can be in pg_global: what the command made is elsewhere.
+	if !space || want["default_tablespace"] == "pg_global" {
 		want["default_tablespace"] = ""
 	}
 	if !method {
@@ -199,9 +202,9 @@ func (r *replay) runAs(ctx context.Context, as role, o order) error {
 	case o.agent:
 		return r.exec(ctx, o.sql)
 	case super && as.superuser:
-		return r.execRole(ctx, as.name, o.sql)
+		return r.handing(ctx, r.newOwner(o.node), func() error { return r.execRole(ctx, as.name, o.sql) })
 	case super && !r.personal(o):
-		return r.exec(ctx, o.sql)
+		return r.handing(ctx, r.newOwner(o.node), func() error { return r.exec(ctx, o.sql) })
 	}
 	err := r.attempt(ctx, func() error { return r.execDefiner(ctx, as.name, o.sql) })
 	if sqlState(err) != "42501" { // insufficient_privilege
@@ -213,7 +216,10 @@ func (r *replay) runAs(ctx context.Context, as role, o order) error {
 	}
 	switch {
 	case super || bareSchema(node):
-		if err := r.attempt(ctx, func() error { return r.exec(ctx, o.sql) }); err != nil {
+		err := r.attempt(ctx, func() error {
+			return r.handing(ctx, r.newOwner(o.node), func() error { return r.exec(ctx, o.sql) })
+		})
+		if err != nil {
 			return err
 		}
 		return r.give(ctx, as.name)
@@ -257,6 +263,47 @@ func (r *replay) execRole(ctx context.Context, name, sql string) error {
 	return r.exec(ctx, "SET LOCAL ROLE NONE")
 }
 
+// newOwner is the role to which a command hands an object, "" if it does not.
+func (r *replay) newOwner(node *pgq.Node) string {
+	switch to := node.GetAlterOwnerStmt().GetNewowner(); to.GetRoletype() {
+	case pgq.RoleSpecType_ROLESPEC_CSTRING:
+		return to.Rolename
+	case pgq.RoleSpecType_ROLESPEC_SESSION_USER:
+		return r.m.User.Session
+	case pgq.RoleSpecType_ROLESPEC_CURRENT_USER, pgq.RoleSpecType_ROLESPEC_CURRENT_ROLE:
+		return r.m.User.Name
+	}
+	return ""
+}
+
+// handing runs a command that hands something to a role. Some objects are a superuser's
+// alone, and a role that is one on the primary need not be one here: what it owns it may
+// own here too, as a role may that was a superuser once, but it gets no more rights.
+func (r *replay) handing(ctx context.Context, to string, run func() error) error {
+	if to == "" {
+		return run()
+	}
+	err := r.attempt(ctx, run)
+	if sqlState(err) != "42501" {
+		return err
+	}
+	var plain bool
+	if lookup := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name AND NOT rolsuper)`,
+		pgx.QueryExecModeExec, to).Scan(&plain); lookup != nil || !plain {
+		return errors.Join(err, lookup)
+	}
+	role := pgx.Identifier{to}.Sanitize()
+	return r.attempt(ctx, func() error {
+		if err := r.exec(ctx, "ALTER ROLE "+role+" SUPERUSER"); err != nil {
+			return err
+		}
+		if err := run(); err != nil {
+			return err
+		}
+		return r.exec(ctx, "ALTER ROLE "+role+" NOSUPERUSER")
+	})
+}
+
 const (
 	makeDefiner = `CREATE OR REPLACE FUNCTION hawser.replay(statement pg_catalog.text) RETURNS pg_catalog.void
 		LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN EXECUTE statement; END'; REVOKE ALL ON FUNCTION hawser.replay FROM PUBLIC;
@@ -291,7 +338,11 @@ func (r *replay) attempt(ctx context.Context, f func() error) error {
 // inert reports whether a statement can't call a user's function.
 func inert(node *pgq.Node) bool {
 	switch n := node.GetNode().(type) {
-	case *pgq.Node_GrantStmt, *pgq.Node_CommentStmt, *pgq.Node_SecLabelStmt, *pgq.Node_AlterDefaultPrivilegesStmt,
+	case *pgq.Node_CreateForeignServerStmt, *pgq.Node_AlterForeignServerStmt, // the wrapper is a superuser's
+		*pgq.Node_CreateUserMappingStmt, *pgq.Node_AlterUserMappingStmt, *pgq.Node_DropUserMappingStmt,
+		*pgq.Node_CreateExtensionStmt, *pgq.Node_AlterExtensionStmt, // the script is its superuser's anyway
+		*pgq.Node_CreatePublicationStmt, *pgq.Node_AlterPublicationStmt, // a row filter has no user's functions
+		*pgq.Node_GrantStmt, *pgq.Node_CommentStmt, *pgq.Node_SecLabelStmt, *pgq.Node_AlterDefaultPrivilegesStmt,
 		*pgq.Node_AlterOwnerStmt, *pgq.Node_AlterObjectSchemaStmt, *pgq.Node_RenameStmt, *pgq.Node_DropStmt,
 		*pgq.Node_DropOwnedStmt, *pgq.Node_ReassignOwnedStmt:
 		return true

@@ -46,6 +46,10 @@ func (r *replay) sweep(ctx context.Context) error {
 			err = r.roleChange(ctx, c)
 		case "event trigger":
 			statements, err = c.eventTrigger()
+		case "clustered":
+			statements = c.clustered()
+		case "index":
+			statements = c.index()
 		default:
 			err = fmt.Errorf("a change of unknown kind %q", c.Kind)
 		}
@@ -53,7 +57,9 @@ func (r *replay) sweep(ctx context.Context) error {
 			return err
 		}
 		for _, sql := range statements {
-			err := r.attempt(ctx, func() error { return r.exec(ctx, sql) })
+			err := r.attempt(ctx, func() error {
+				return r.handing(ctx, c.owner(), func() error { return r.exec(ctx, sql) })
+			})
 			if sqlState(err) != "" {
 				r.note("ddl-sweep", "this side did not take over "+excerpt(sql)+": "+err.Error())
 				continue
@@ -74,11 +80,42 @@ func (r *replay) ownerChange(ctx context.Context, c ddlChange) ([]string, error)
 	if err := r.makeRole(ctx, *c.Value); err != nil {
 		return nil, err
 	}
+	multirange, err := r.multirange(ctx, c)
+	if err != nil || multirange {
+		return nil, err
+	}
 	word := map[string]string{"statistics object": "STATISTICS", "foreign-data wrapper": "FOREIGN DATA WRAPPER"}[c.Type]
 	if word == "" {
 		word = strings.ToUpper(c.Type)
 	}
 	return []string{"ALTER " + word + " " + c.Identity + " OWNER TO " + pgx.Identifier{*c.Value}.Sanitize()}, nil
+}
+
+// multirange gives a multirange type its owner. Its range type's command leaves it alone
+// and it has none of its own, but REASSIGN OWNED and DROP OWNED know the two apart.
+func (r *replay) multirange(ctx context.Context, c ddlChange) (done bool, err error) {
+	if c.Type != "type" {
+		return false, nil
+	}
+	err = r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_type WHERE oid = to_regtype($1) AND typtype = 'm')`, c.Identity).Scan(&done)
+	if err != nil {
+		return false, fmt.Errorf("look for type %s: %w", c.Identity, err)
+	}
+	if !done {
+		return false, nil
+	}
+	for _, sql := range []string{
+		`UPDATE pg_type SET typowner = r.oid FROM pg_roles r, pg_type m WHERE m.oid = to_regtype($1) AND pg_type.oid IN (m.oid, m.typarray) AND r.rolname = $2`,
+		`DELETE FROM pg_shdepend USING pg_database d WHERE d.datname = current_database() AND dbid = d.oid AND classid = 'pg_type'::regclass AND objid = to_regtype($1) AND deptype = 'o' AND $2::text <> ''`,
+		// Nothing depends on a role that comes with the server: it can't be dropped.
+		`INSERT INTO pg_shdepend SELECT d.oid, 'pg_type'::regclass, to_regtype($1), 0, 'pg_authid'::regclass, r.oid, 'o'
+			FROM pg_database d, pg_roles r WHERE d.datname = current_database() AND r.rolname = $2 AND r.oid >= 16384`,
+	} {
+		if _, err := r.conn.Exec(ctx, sql, c.Identity, *c.Value); err != nil {
+			return false, fmt.Errorf("give type %s to role %q: %w", c.Identity, *c.Value, err)
+		}
+	}
+	return true, nil
 }
 
 func (r *replay) settingChange(ctx context.Context, c ddlChange) ([]string, error) {
@@ -209,6 +246,44 @@ func (r *replay) makeRole(ctx context.Context, name string) error {
 	return err
 }
 
+// owner is the role to which the change hands an object, "" if it does not.
+func (c ddlChange) owner() string {
+	switch {
+	case c.Value == nil:
+		return ""
+	case c.Kind == "owner":
+		return *c.Value
+	case c.Kind == "event trigger":
+		var t eventTrigger
+		_ = json.Unmarshal([]byte(*c.Value), &t) // eventTrigger reads it too
+		return t.Owner
+	}
+	return ""
+}
+
+// clustered marks the index by which the table was clustered.
+func (c ddlChange) clustered() []string {
+	if c.Value == nil || c.Identity == "" { // dropped since
+		return nil
+	}
+	return []string{"ALTER TABLE " + c.Identity + " CLUSTER ON " + *c.Value}
+}
+
+// index makes one that CREATE INDEX CONCURRENTLY began and REINDEX finished.
+func (c ddlChange) index() []string {
+	if c.Value == nil { // dropped since
+		return nil
+	}
+	return []string{ifMissing(*c.Value)}
+}
+
+// eventTrigger is one as ddl_unfired describes it.
+type eventTrigger struct {
+	On, Function, Enabled, Owner string
+	Comment                      *string
+	Tags                         []string
+}
+
 // eventTrigger makes the trigger anew: there is no CREATE OR REPLACE for it.
 func (c ddlChange) eventTrigger() ([]string, error) {
 	name := pgx.Identifier{c.Name}.Sanitize()
@@ -216,11 +291,7 @@ func (c ddlChange) eventTrigger() ([]string, error) {
 	if c.Value == nil {
 		return statements, nil
 	}
-	var t struct {
-		On, Function, Enabled, Owner string
-		Comment                      *string
-		Tags                         []string
-	}
+	var t eventTrigger
 	if err := json.Unmarshal([]byte(*c.Value), &t); err != nil {
 		return nil, fmt.Errorf("read event trigger %s: %w", name, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -26,15 +27,44 @@ type Column struct {
 	Modifier             int32
 }
 
-// Provide makes a table for rows that come before the command which made it. That is
-// so for CREATE TABLE AS and SELECT INTO alone, whose rows are in the stream first;
-// for any other table that is unknown it returns a problem.
-func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, rel Relation) error {
-	if len(r.creating) == 0 {
-		return problem.New("table-unknown", "table "+rel.sql(),
+// Maker is what the primary knows of a table that no command announced.
+type Maker struct {
+	// New says that the table was made by the transaction at hand or later, or is
+	// dropped since: no earlier transaction has rows of it.
+	New bool
+	// Owner is a role of the primary's; "" when the table is dropped.
+	Owner     string
+	Superuser bool
+}
+
+// Provide makes a table for rows that come before the command which made it, as those of
+// CREATE TABLE AS and SELECT INTO do, or without one: EXPLAIN ANALYZE of such a command
+// makes the table and fires no event. announced tells the two apart. For any other
+// table that is unknown it returns a problem. xid is the transaction of the rows.
+func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, xid uint32, rel Relation) (announced bool, err error) {
+	if n := len(r.creating); n > 0 {
+		if err := r.provide(ctx, conn, r.creating[n-1], rel); err != nil {
+			return true, err
+		}
+		r.provided[rel.OID] = rel.Table
+		return true, nil
+	}
+	var by Maker
+	if r.options.Maker != nil {
+		if by, err = r.options.Maker(ctx, rel.OID, xid); err != nil {
+			return false, fmt.Errorf("ask the primary of table %s: %w", rel.sql(), err)
+		}
+	}
+	if !by.New {
+		return false, problem.New("table-unknown", "table "+rel.sql(),
 			"rows of it came, and this side has no such table", "hawser link resync NAME --table "+rel.Schema+"."+rel.Name)
 	}
-	run := &replay{Replayer: r, conn: conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: r.creating[len(r.creating)-1],
+	return false, r.provide(ctx, conn, ddlUser{Name: by.Owner, Superuser: by.Superuser, Session: by.Owner}, rel)
+}
+
+// provide makes the table as the stream describes it.
+func (r *Replayer) provide(ctx context.Context, conn *pgx.Conn, user ddlUser, rel Relation) error {
+	run := &replay{Replayer: r, conn: conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: user,
 		Objects: []ddlObject{{Class: "pg_class", Type: "table", Identity: rel.sql(), TableSchema: rel.Schema, Table: rel.Name}}}}
 	var columns []string
 	for _, c := range rel.Columns {
@@ -47,11 +77,7 @@ func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, rel Relation) er
 		}
 		columns = append(columns, pgx.Identifier{c.Name}.Sanitize()+" "+kind)
 	}
-	if err := run.run(ctx, order{sql: "CREATE TABLE " + rel.sql() + " (" + strings.Join(columns, ", ") + ")", generated: true}); err != nil {
-		return err
-	}
-	r.provided[rel.OID] = rel.Table
-	return nil
+	return run.run(ctx, order{sql: "CREATE TABLE " + rel.sql() + " (" + strings.Join(columns, ", ") + ")", generated: true, agent: user.Name == ""})
 }
 
 // typeName writes a column's type as this side knows it.
@@ -97,6 +123,36 @@ func (r *replay) createTableAs(ctx context.Context) error {
 	return nil
 }
 
+// likeTemporary reports whether CREATE TABLE takes columns from a temporary table.
+func (r *replay) likeTemporary(st *ddlStatement) bool {
+	create := st.node.GetCreateStmt()
+	if create == nil || len(create.InhRelations) > 0 || create.Partspec != nil {
+		return false
+	}
+	for _, e := range create.TableElts {
+		if name := e.GetTableLikeClause().GetRelation(); name.GetSchemaname() == "pg_temp" || name.GetSchemaname() == "" && slices.Contains(r.m.Temporary, name.GetRelname()) {
+			return true
+		}
+	}
+	return false
+}
+
+// createLike makes what CREATE TABLE LIKE a temporary table made on the primary.
+func (r *replay) createLike(ctx context.Context) error {
+	for _, t := range r.m.Tables {
+		sql, err := r.createTable(ctx, t)
+		if err != nil {
+			return err
+		}
+		for _, sql := range append([]string{sql}, t.Indexes...) {
+			if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // unwritable are types that take no input: only the server itself makes their values.
 var unwritable = map[string]bool{"pg_node_tree": true, "pg_ndistinct": true, "pg_dependencies": true, "pg_mcv_list": true,
 	"pg_brin_bloom_summary": true, "pg_brin_minmax_multi_summary": true, "gtsvector": true}
@@ -119,7 +175,8 @@ func (r *replay) createTable(ctx context.Context, t ddlTable) (string, error) {
 	if t.Persistence == "u" {
 		sql = "CREATE UNLOGGED TABLE "
 	}
-	sql += pgx.Identifier{t.Schema, t.Name}.Sanitize() + " (" + columnList(t) + ")"
+	elements := strings.Join(slices.DeleteFunc(append([]string{columnList(t)}, t.Constraints...), func(s string) bool { return s == "" }), ", ")
+	sql += pgx.Identifier{t.Schema, t.Name}.Sanitize() + " (" + elements + ")"
 	if t.Method != "" {
 		sql += " USING " + pgx.Identifier{t.Method}.Sanitize()
 	}
@@ -151,7 +208,14 @@ func columnList(t ddlTable) string {
 		if c.NotNull {
 			s += " NOT NULL"
 		}
-		if c.Default != "" {
+		switch {
+		case c.Generated != "":
+			s += " GENERATED ALWAYS AS (" + c.Generated + ") STORED"
+		case c.Identity == "a":
+			s += " GENERATED ALWAYS AS IDENTITY"
+		case c.Identity == "d":
+			s += " GENERATED BY DEFAULT AS IDENTITY"
+		case c.Default != "":
 			s += " DEFAULT " + c.Default
 		}
 		out = append(out, s)

@@ -8,6 +8,8 @@ func commandTag(node *pgq.Node, server int) string {
 	switch n := node.GetNode().(type) {
 	case *pgq.Node_AlterTableStmt:
 		return alterTag(n.AlterTableStmt.Objtype)
+	case *pgq.Node_AlterTableMoveAllStmt:
+		return alterTag(n.AlterTableMoveAllStmt.Objtype)
 	case *pgq.Node_RenameStmt:
 		if n.RenameStmt.RenameType == pgq.ObjectType_OBJECT_COLUMN {
 			return alterTag(n.RenameStmt.RelationType)
@@ -69,7 +71,6 @@ var plainTags = map[string]string{
 	"alter_seq_stmt":                "ALTER SEQUENCE",
 	"alter_stats_stmt":              "ALTER STATISTICS",
 	"alter_subscription_stmt":       "ALTER SUBSCRIPTION",
-	"alter_table_move_all_stmt":     "ALTER TABLE",
 	"alter_tsconfiguration_stmt":    "ALTER TEXT SEARCH CONFIGURATION",
 	"alter_tsdictionary_stmt":       "ALTER TEXT SEARCH DICTIONARY",
 	"alter_type_stmt":               "ALTER TYPE",

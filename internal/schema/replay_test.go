@@ -118,6 +118,8 @@ var zoo = []script{
 		`CREATE TABLE real (a int); CREATE TEMP TABLE t (a int PRIMARY KEY); ALTER TABLE t ADD b int; CREATE INDEX ON t (b); COMMENT ON TABLE t IS 'x'; GRANT SELECT ON t TO PUBLIC`,
 		`CREATE TEMP TABLE real (a int); DROP TABLE real; CREATE TEMP VIEW tv AS SELECT 1; CREATE TEMP SEQUENCE ts; CREATE TEMP TABLE ta AS SELECT 1 AS a; SELECT 2 AS b INTO TEMP tb`,
 		`CREATE TABLE x (a int); DROP TABLE t, x; CREATE TABLE copied AS SELECT * FROM ta; CREATE TEMP TABLE dropped (a int) ON COMMIT DROP`,
+		`CREATE TEMP TABLE model (id int PRIMARY KEY, v text COLLATE "C" NOT NULL DEFAULT 'x', g int GENERATED ALWAYS AS (id * 2) STORED, CHECK (id > 0), UNIQUE (v, id)); CREATE INDEX ON model (v);
+		 CREATE TABLE like1 (LIKE model); CREATE TABLE like2 (a int, LIKE model INCLUDING ALL); CREATE TABLE like3 (LIKE like1, b int); INSERT INTO like2 (id) VALUES (1); CREATE TABLE like4 (LIKE pg_temp.model INCLUDING DEFAULTS)`,
 		`CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'; DROP VIEW tv; DROP SEQUENCE ts`,
 	}},
 	{name: "create table as", sent: []string{

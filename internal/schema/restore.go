@@ -159,6 +159,8 @@ func (s *session) applyGroup(ctx context.Context, db DB, group []Entry) error {
 		return nil
 	case !errors.As(err, &pgErr):
 		return fmt.Errorf("restore the schema from %s on: %w", group[0].object(), err)
+	case len(group) == 1 && pgErr.Code == "42501" && s.handOver(ctx, db, group[0]) == nil: // insufficient_privilege
+		return nil
 	case len(group) == 1:
 		return s.failed(group[0], pgErr)
 	}
@@ -168,6 +170,54 @@ func (s *session) applyGroup(ctx context.Context, db DB, group []Entry) error {
 		}
 	}
 	return nil
+}
+
+// handOver runs an entry that gives its object to a superuser of the primary, who is none
+// here, as replay.handing does for a command.
+func (s *session) handOver(ctx context.Context, db DB, e Entry) error {
+	owners, err := plainOwners(ctx, db, e.SQL)
+	if err != nil {
+		return err
+	}
+	if len(owners) == 0 {
+		return errors.New("it gives nothing to anybody who is no superuser")
+	}
+	return inTx(ctx, db, func(tx pgx.Tx) error {
+		for _, sql := range []string{alterRoles(owners, "SUPERUSER"), e.SQL, alterRoles(owners, "NOSUPERUSER")} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// plainOwners are the roles to which a text's commands hand something and which are no
+// superusers.
+func plainOwners(ctx context.Context, db DB, text string) ([]string, error) {
+	tree, err := parse(text)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, st := range tree.Stmts {
+		if name := st.Stmt.GetAlterOwnerStmt().GetNewowner().GetRolename(); name != "" {
+			names = append(names, name)
+		}
+	}
+	rows, err := db.Query(ctx, `SELECT rolname::text FROM pg_roles WHERE rolname = ANY ($1) AND NOT rolsuper`, names)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+func alterRoles(names []string, attribute string) string {
+	var sql strings.Builder
+	for _, name := range names {
+		fmt.Fprintf(&sql, "ALTER ROLE %s %s;", postgres.QuoteIdent(name), attribute)
+	}
+	return sql.String()
 }
 
 // inTx runs f in a transaction, a savepoint where db is in one already.

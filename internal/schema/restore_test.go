@@ -130,6 +130,32 @@ func TestApplyNeedsReplicaMode(t *testing.T) {
 	}
 }
 
+// TestApplyForAnotherSuperuser: what is a superuser's alone belongs to a role that is one
+// on the primary and none here.
+func TestApplyForAnotherSuperuser(t *testing.T) {
+	t.Parallel()
+	ctx, c := t.Context(), testpg.Shared(t)
+	role := rolePrefix(t, c) + "admin"
+	c.Exec(t, "postgres", "CREATE ROLE "+role)
+	conn := c.Connect(t, c.CreateDatabase(t))
+	entry := func(kind, sql string) Entry {
+		return Entry{Kind: kind, Name: "x", Phase: PhasePre, SQL: strings.ReplaceAll(sql, "ROLE", role)}
+	}
+	if err := Apply(ctx, conn, []Entry{
+		entry("FUNCTION", "CREATE FUNCTION public.e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"),
+		entry("EVENT TRIGGER", "CREATE EVENT TRIGGER x ON sql_drop EXECUTE FUNCTION public.e();\n\nALTER EVENT TRIGGER x OWNER TO ROLE;"),
+		entry("FOREIGN DATA WRAPPER", "CREATE FOREIGN DATA WRAPPER x;\nALTER FOREIGN DATA WRAPPER x OWNER TO ROLE;"),
+		entry("PUBLICATION", "CREATE PUBLICATION x FOR ALL TABLES;\nALTER PUBLICATION x OWNER TO ROLE;"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	got := testpg.Rows(t, conn, `SELECT (SELECT evtowner FROM pg_event_trigger WHERE evtname = 'x') = oid, (SELECT fdwowner FROM pg_foreign_data_wrapper WHERE fdwname = 'x') = oid,
+		(SELECT pubowner FROM pg_publication) = oid, rolsuper FROM pg_roles WHERE rolname = $1`, role)
+	if len(got) != 1 || got[0] != "t|t|t|f" {
+		t.Errorf("the role owns them and is no superuser: %v", got)
+	}
+}
+
 // TestTablesAreBuiltAtTheSameTime holds that the table phase of tables, partitions
 // of one parent among them, can run on several connections.
 func TestTablesAreBuiltAtTheSameTime(t *testing.T) {
