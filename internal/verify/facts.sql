@@ -127,7 +127,7 @@ SELECT 'function', name, concat_ws(', ',
 	CASE provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' END, CASE WHEN proisstrict THEN 'strict' END, CASE WHEN prosecdef THEN 'security definer' END,
 	CASE WHEN proleakproof THEN 'leakproof' END, CASE proparallel WHEN 's' THEN 'parallel safe' WHEN 'r' THEN 'parallel restricted' END,
 	'cost ' || procost, CASE WHEN prorows > 0 THEN 'rows ' || prorows END, 'set ' || array_to_string(proconfig, ' '),
-	(SELECT concat_ws(' ', a.aggtransfn, nullif(a.aggfinalfn, 0), a.aggtranstype::regtype, a.agginitval, nullif(a.aggcombinefn, 0), nullif(a.aggmtransfn, 0)) FROM pg_aggregate a WHERE a.aggfnoid = fun.oid),
+	(SELECT concat_ws(' ', a.aggtransfn, nullif(a.aggfinalfn, 0)::regproc, a.aggtranstype::regtype, a.agginitval, nullif(a.aggcombinefn, 0)::regproc, nullif(a.aggmtransfn, 0)::regproc) FROM pg_aggregate a WHERE a.aggfnoid = fun.oid),
 	'body ' || encode(sha256(convert_to(coalesce(prosrc, ''), 'UTF8')), 'hex')), false
 FROM fun
 UNION ALL
