@@ -29,6 +29,8 @@ var placed = []string{
 	`CREATE TABLE ctas AS SELECT id, random() AS r FROM t`, `SELECT id, clock_timestamp() AS c INTO into_ FROM t; ALTER TABLE into_ ADD PRIMARY KEY (id)`,
 	`CREATE TYPE e AS ENUM ('a'); CREATE TABLE uses (e e)`, `ALTER TYPE e ADD VALUE 'b' BEFORE 'a'`, `INSERT INTO uses VALUES ('b')`,
 	`CREATE EXTENSION hstore SCHEMA :s`, `CREATE TABLE h (h hstore); INSERT INTO h VALUES ('a=>1')`, `DROP EXTENSION hstore CASCADE`,
+	// What extensions' scripts do that add themselves to the database's search_path.
+	`CREATE FUNCTION began() RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT reset_val FROM pg_settings WHERE name = 'search_path' $$; CREATE TABLE paths (id int); INSERT INTO paths VALUES (1); ALTER TABLE paths ADD p text GENERATED ALWAYS AS (began()) STORED`,
 	`CREATE ROLE :s_owner; CREATE ROLE :s_other; GRANT ALL ON SCHEMA :s TO :s_owner, :s_other; CREATE TABLE owned (a int PRIMARY KEY); ALTER TABLE owned OWNER TO :s_owner; ALTER TABLE owned ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON owned USING (a > 1); COMMENT ON POLICY p ON owned IS 'c'; GRANT SELECT ON owned TO :s_other; ALTER DEFAULT PRIVILEGES FOR ROLE :s_owner IN SCHEMA :s GRANT SELECT ON TABLES TO :s_other`,
 	`SET ROLE :s_owner; CREATE TABLE by_owner (a int); RESET ROLE; REASSIGN OWNED BY :s_owner TO :s_other; DROP OWNED BY :s_owner`,
 	`BEGIN; INSERT INTO t (id) VALUES (3000); ALTER TABLE t ADD p int; INSERT INTO t (id, p) VALUES (3001, 1); PREPARE TRANSACTION ':s'`, `COMMIT PREPARED ':s'`,

@@ -38,7 +38,7 @@ func Check(ctx context.Context, server *postgres.Server, database string, f filt
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	for _, check := range []func(context.Context, *pgx.Conn) (problem.Findings, error){
-		checkWALLevel, checkSlots, checkSenders, checkPrivileges, checkTransactions,
+		checkWALLevel, checkPlugin, checkSlots, checkSenders, checkPrivileges, checkTransactions,
 	} {
 		found, err := check(ctx, conn)
 		if err != nil {
@@ -72,6 +72,28 @@ func checkWALLevel(ctx context.Context, conn *pgx.Conn) (problem.Findings, error
 	return problem.Findings{problem.New("wal-level", "setting wal_level",
 		"it is "+level+"; the changes of a database can be streamed only at logical",
 		"ALTER SYSTEM SET wal_level = logical; and restart PostgreSQL")}, nil
+}
+
+// checkPlugin asks whether the server lets the stream be decoded by its own plugin, which
+// newer minor versions can forbid.
+func checkPlugin(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	var listed, ok bool
+	var list string
+	err := conn.QueryRow(ctx, `SELECT s IS NOT NULL, coalesce(s, ''),
+		'pgoutput' IN (SELECT trim(both ' "' FROM l) FROM string_to_table(coalesce(s, ''), ',') l)
+		FROM current_setting('output_plugin_libraries', true) s`).Scan(&listed, &list, &ok)
+	if err != nil {
+		return nil, fmt.Errorf("read output_plugin_libraries: %w", err)
+	}
+	if !listed || ok {
+		return nil, nil
+	}
+	if list != "" {
+		list = ", " + list
+	}
+	return problem.Findings{problem.New("output-plugin", "setting output_plugin_libraries",
+		"it does not name pgoutput, PostgreSQL's own plugin, by which the changes of a database are streamed",
+		"ALTER SYSTEM SET output_plugin_libraries = pgoutput"+list+"; SELECT pg_reload_conf();")}, nil
 }
 
 func checkSlots(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"sync"
@@ -498,8 +499,11 @@ var agentSettings = map[string]string{
 	"lock_timeout":                        "0",
 	"idle_in_transaction_session_timeout": "0",
 	"row_security":                        "off",
-	"search_path":                         "",
 }
+
+// noPath is set in a session, not as it begins: what a script of an extension's takes for
+// the database's own search_path is that from which sessions begin.
+const noPath = "SET search_path = ''"
 
 func (m *Manager) connect(ctx context.Context, database, purpose string, extra map[string]string) (*pgx.Conn, error) {
 	return m.open(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: extra})
@@ -511,7 +515,14 @@ func (m *Manager) open(ctx context.Context, session postgres.Session) (*pgx.Conn
 	maps.Copy(settings, session.Settings)
 	session.Settings = settings
 	conn, err := m.cfg.Server.Connect(ctx, session)
-	return conn, keptOut(err)
+	if err != nil {
+		return nil, keptOut(err)
+	}
+	if _, err := conn.Exec(ctx, noPath); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("%s: %w", noPath, err)
+	}
+	return conn, nil
 }
 
 // keptOut marks what keeps the agent out of its own PostgreSQL, as a password that was

@@ -364,7 +364,7 @@ func subjects(node *pgq.Node) (names []subject, creates bool) {
 		}
 	case *pgq.Node_DropStmt:
 		for _, o := range n.DropStmt.Objects {
-			if s := droppedName(o); s.name != "" {
+			if s := droppedName(o, n.DropStmt.RemoveType); s.name != "" {
 				names = append(names, s)
 			}
 		}
@@ -373,18 +373,35 @@ func subjects(node *pgq.Node) (names []subject, creates bool) {
 }
 
 // droppedName is the name of one object of a DROP.
-func droppedName(o *pgq.Node) subject {
+func droppedName(o *pgq.Node, kind pgq.ObjectType) subject {
 	switch n := o.GetNode().(type) {
 	case *pgq.Node_ObjectWithArgs:
 		return lastName(n.ObjectWithArgs.Objname)
 	case *pgq.Node_List:
-		return lastName(n.List.Items)
+		return lastName(withoutHost(n.List.Items, kind))
 	case *pgq.Node_TypeName:
 		return lastName(n.TypeName.Names)
 	case *pgq.Node_String_:
 		return subject{"", n.String_.Sval}
 	}
 	return subject{}
+}
+
+// withoutHost leaves out of a name the table, or the index's access method, that the
+// object belongs to, which stands where a schema's name would.
+func withoutHost(parts []*pgq.Node, kind pgq.ObjectType) []*pgq.Node {
+	n := len(parts)
+	switch kind {
+	case pgq.ObjectType_OBJECT_TRIGGER, pgq.ObjectType_OBJECT_RULE, pgq.ObjectType_OBJECT_POLICY:
+		if n > 1 {
+			return append(slices.Clone(parts[:n-2]), parts[n-1])
+		}
+	case pgq.ObjectType_OBJECT_OPCLASS, pgq.ObjectType_OBJECT_OPFAMILY:
+		if n > 1 {
+			return parts[1:]
+		}
+	}
+	return parts
 }
 
 // lastName is a possibly qualified name.

@@ -2,6 +2,7 @@ package schema
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -33,6 +34,27 @@ func TestScriptFollowsTransactionControl(t *testing.T) {
 		}
 		if !slices.Equal(got, c.want) || !slices.Equal(at, c.at) {
 			t.Errorf("%s:\ngot  %q %v\nwant %q %v", c.text, got, at, c.want, c.at)
+		}
+	}
+}
+
+// What belongs to a table is named behind it, and what belongs to an access method
+// behind that; neither is a schema. Newer minor versions of the
+// server tell the schema of a trigger, rule or policy.
+func TestDroppedWithItsSchema(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ kind, name, at, identity string }{
+		{"trigger", "x", "ON t", "x on s.t"}, {"trigger", "x", "ON s.t", "x on s.t"},
+		{"rule", "x", "ON t", "x on s.t"}, {"policy", "x", "ON s.t", "x on s.t"},
+		{"operator class", "x", "USING btree", "s.x USING btree"}, {"operator family", "s.x", "USING btree", "s.x USING btree"},
+	} {
+		want := "DROP " + strings.ToUpper(c.kind) + " " + c.name + " " + c.at
+		for _, schema := range []string{"", "s"} {
+			m := &ddlMessage{Tag: "DROP " + strings.ToUpper(c.kind), Order: 1, Dropped: []ddlObject{{Type: c.kind, Schema: schema, Identity: c.identity, Root: true}}}
+			st, err := locate(m, "DROP VIEW v; "+want+"; DROP VIEW w", func(text string) *ddlScript { return parseDDL(text, m) })
+			if err != nil || st.text != want {
+				t.Errorf("%s with schema %q: %+v, %v", want, schema, st, err)
+			}
 		}
 	}
 }

@@ -78,7 +78,9 @@ SELECT 'column', rel.name || '.' || quote_ident(a.attname), concat_ws(', ',
 	CASE a.attgenerated WHEN 's' THEN 'generated stored' WHEN 'v' THEN 'generated virtual' END,
 	CASE WHEN a.attstorage <> t.typstorage THEN 'storage ' || a.attstorage::text END,
 	CASE WHEN a.attcompression <> '' THEN 'compression ' || a.attcompression::text END,
-	'options ' || array_to_string(a.attoptions, ' ') , 'foreign options ' || array_to_string(a.attfdwoptions, ' ')), false
+	-- pg_attver is the server's own count of the column's changes (newer minor versions).
+	'options ' || (SELECT string_agg(o, ' ' ORDER BY o) FROM unnest(a.attoptions) o WHERE o NOT LIKE 'pg|_attver=%' ESCAPE '|'),
+	'foreign options ' || array_to_string(a.attfdwoptions, ' ')), false
 FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid JOIN pg_type t ON t.oid = a.atttypid
 WHERE rel.relkind IN ('r', 'p', 'f', 'v', 'm', 'c') AND a.attnum > 0 AND NOT a.attisdropped
 
@@ -125,7 +127,7 @@ SELECT 'function', name, concat_ws(', ',
 	CASE provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' END, CASE WHEN proisstrict THEN 'strict' END, CASE WHEN prosecdef THEN 'security definer' END,
 	CASE WHEN proleakproof THEN 'leakproof' END, CASE proparallel WHEN 's' THEN 'parallel safe' WHEN 'r' THEN 'parallel restricted' END,
 	'cost ' || procost, CASE WHEN prorows > 0 THEN 'rows ' || prorows END, 'set ' || array_to_string(proconfig, ' '),
-	(SELECT concat_ws(' ', a.aggtransfn, nullif(a.aggfinalfn, 0), a.aggtranstype::regtype, a.agginitval, nullif(a.aggcombinefn, 0), nullif(a.aggmtransfn, 0)) FROM pg_aggregate a WHERE a.aggfnoid = fun.oid),
+	(SELECT concat_ws(' ', a.aggtransfn, nullif(a.aggfinalfn, 0)::regproc, a.aggtranstype::regtype, a.agginitval, nullif(a.aggcombinefn, 0)::regproc, nullif(a.aggmtransfn, 0)::regproc) FROM pg_aggregate a WHERE a.aggfnoid = fun.oid),
 	'body ' || encode(sha256(convert_to(coalesce(prosrc, ''), 'UTF8')), 'hex')), false
 FROM fun
 UNION ALL

@@ -18,7 +18,7 @@ const schemaSQL = `
 	CREATE FUNCTION s.t() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; CREATE TRIGGER t BEFORE INSERT ON s.parent FOR EACH ROW EXECUTE FUNCTION s.t();
 	CREATE RULE r AS ON DELETE TO s.child DO ALSO NOTHING; ALTER TABLE s.parent ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON s.parent USING (id > 1);
 	CREATE STATISTICS s.stats ON id, n FROM s.child; COMMENT ON COLUMN s.parent.v IS 'a comment'; GRANT SELECT ON s.parent TO PUBLIC; GRANT UPDATE (v) ON s.parent TO pg_monitor;
-	CREATE EXTENSION hstore; CREATE AGGREGATE s.total(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0'); CREATE COLLATION s.coll FROM "C";
+	CREATE EXTENSION hstore; CREATE AGGREGATE s.total(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0'); CREATE FUNCTION s.last(int) RETURNS int LANGUAGE sql AS 'SELECT $1'; CREATE AGGREGATE s.own(int) (SFUNC = int4pl, STYPE = int, FINALFUNC = s.last); CREATE COLLATION s.coll FROM "C";
 	ALTER DEFAULT PRIVILEGES IN SCHEMA s GRANT SELECT ON TABLES TO pg_monitor`
 
 // Each change is named by kind and object, and nothing else is.
