@@ -17,7 +17,7 @@ build: ## Build bin/hawser
 	CGO_ENABLED=0 go build -ldflags "-X main.version=$(VERSION)" -o bin/hawser ./cmd/hawser
 
 .PHONY: test
-test: postgres check ## Run all checks and tests, on real PostgreSQL clusters
+test: postgres versions check ## Run all checks and tests, on real PostgreSQL clusters
 	go test -race -timeout 20m -p 2 ./...
 
 FOR ?= 1h
@@ -25,6 +25,11 @@ SEED ?= 0
 .PHONY: soak
 soak: postgres ## Run with faults and failovers for a long time: make soak FOR=1h SEED=7
 	go test ./internal/soak -run TestSoak -count 1 -v -timeout 0 -soak $(FOR) -seed $(SEED) -keep
+
+ROWS ?= 10000000
+.PHONY: large
+large: postgres ## Run transactions of ten million rows and measure the agents' memory: make large ROWS=1000000
+	HAWSER_TEST_LARGE_ROWS=$(ROWS) go test ./internal/agent -run TestLargeTransactions -count 1 -v -timeout 0
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck
@@ -45,6 +50,10 @@ proto: ## Generate the peers' protocol (needs protoc, protoc-gen-go, protoc-gen-
 .PHONY: postgres
 postgres: ## Install PostgreSQL from Debian's packages, if it is missing
 	@scripts/install-postgres.sh
+
+.PHONY: versions
+versions: ## Install the server programs of PostgreSQL 14, 16, 17 and 18 for the tests, if they are missing
+	@scripts/install-versions.sh
 
 .PHONY: rivals
 rivals: ## Install what the benchmark measures against, where Debian has it
