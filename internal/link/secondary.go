@@ -172,6 +172,7 @@ func (l *link) replicate(ctx context.Context) error {
 		return nil
 	}
 	l.exchangeOutcomes(ctx)
+	l.learnMaxWAL(ctx)
 	conn, err := l.connect(ctx, "setup")
 	if err != nil {
 		return err
