@@ -78,7 +78,9 @@ SELECT 'column', rel.name || '.' || quote_ident(a.attname), concat_ws(', ',
 	CASE a.attgenerated WHEN 's' THEN 'generated stored' WHEN 'v' THEN 'generated virtual' END,
 	CASE WHEN a.attstorage <> t.typstorage THEN 'storage ' || a.attstorage::text END,
 	CASE WHEN a.attcompression <> '' THEN 'compression ' || a.attcompression::text END,
-	'options ' || array_to_string(a.attoptions, ' ') , 'foreign options ' || array_to_string(a.attfdwoptions, ' ')), false
+	-- pg_attver is the server's own count of the column's changes (minor versions of November 2026 and later).
+	'options ' || (SELECT string_agg(o, ' ' ORDER BY o) FROM unnest(a.attoptions) o WHERE o NOT LIKE 'pg|_attver=%' ESCAPE '|'),
+	'foreign options ' || array_to_string(a.attfdwoptions, ' ')), false
 FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid JOIN pg_type t ON t.oid = a.atttypid
 WHERE rel.relkind IN ('r', 'p', 'f', 'v', 'm', 'c') AND a.attnum > 0 AND NOT a.attisdropped
 
