@@ -16,7 +16,7 @@ import (
 func change(t *testing.T, i *instance, sql string) {
 	t.Helper()
 	conn := i.Connect(t, "shop")
-	for _, s := range []string{`SET session_replication_role = replica`, `SET default_transaction_read_only = off`, `SET application_name = 'hawser:test'`, sql} {
+	for _, s := range []string{`SET session_replication_role = replica`, `SET hawser.agent = on`, `SET default_transaction_read_only = off`, `SET application_name = 'hawser:test'`, sql} {
 		if _, err := conn.Exec(context.Background(), s); err != nil {
 			t.Fatalf("%s: %v", s, err)
 		}

@@ -27,7 +27,8 @@ const restEvery = 12
 const rechooseEvery = 12
 
 // guard keeps a link that does not get on from filling the primary's disk: beyond
-// the bound the link is given up, not the primary.
+// the bound the link is given up, not the primary. On the side that is read-only it
+// looks after the fence.
 func (l *link) guard() {
 	tick := time.NewTimer(untilNext(guardEvery))
 	defer tick.Stop()
@@ -38,6 +39,11 @@ func (l *link) guard() {
 			return
 		case <-tick.C:
 			tick.Reset(untilNext(guardEvery))
+		}
+		if n%watchEvery == 1 && l.holdsFence() {
+			if err := l.watchFence(l.ctx); err != nil {
+				l.log.Warn("can't see whether the database is still read-only for others", "error", err)
+			}
 		}
 		l.mu.Lock()
 		side := l.side

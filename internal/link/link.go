@@ -74,6 +74,8 @@ type link struct {
 	last        json.RawMessage // result of the last failover
 	ownsDB      bool
 	notes       problem.Findings
+	passable    problem.Findings // what could pass the fence of this side
+	holes       problem.Findings // that it had, and that are closed
 	comparisons map[string]*comparison
 	forcing     bool     // a forced failover is under way: nothing may be applied
 	tail        string   // what this side alone has, in words

@@ -278,14 +278,9 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 			if err := catalog.PutSeedTable(ctx, tx, l.rec.ID, t); err != nil {
 				return err
 			}
-			if err := fence.PrepareTable(ctx, tx, t.Schema, t.Name); err != nil {
-				return err
-			}
 		}
-		if len(reply.Bare) > 0 {
-			if err := prepareAll(ctx, tx); err != nil {
-				return err
-			}
+		if err := prepareAll(ctx, tx); err != nil {
+			return err
 		}
 		return catalog.SetRestored(ctx, tx, l.rec.ID, reply.Snapshot)
 	})

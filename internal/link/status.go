@@ -76,6 +76,7 @@ func (l *link) status() Status {
 		Notes: append(problem.Findings(nil), l.notes...), CreatedAt: l.rec.CreatedAt, Failover: l.last,
 		Tables: l.rec.Tables, ExcludeTables: l.rec.ExcludeTables, MaxWAL: l.maxWAL,
 	}
+	s.Notes = append(append(s.Notes, l.holes...), l.passable...)
 	if n := l.aloneWithPart(); n != nil {
 		s.Notes = append(s.Notes, n)
 	}
