@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/link/role"
@@ -37,7 +39,7 @@ func (l *link) watchFence(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	state, found, err := fence.Check(ctx, conn)
+	state, found, err := look(ctx, conn)
 	if err != nil || !l.holdsFence() {
 		return err
 	}
@@ -67,6 +69,16 @@ func (l *link) watchFence(ctx context.Context) error {
 	}
 	l.noteHoles(holes)
 	return nil
+}
+
+// look checks the fence as it is at one moment.
+func look(ctx context.Context, conn *pgx.Conn) (state fence.State, found problem.Findings, err error) {
+	at := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	err = pgx.BeginTxFunc(ctx, conn, at, func(pgx.Tx) error {
+		state, found, err = fence.Check(ctx, conn)
+		return err
+	})
+	return state, found, err
 }
 
 // watchPatience bounds how long a table that is in use is tried again.
