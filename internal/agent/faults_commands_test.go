@@ -44,7 +44,10 @@ func (d duel) sides() (primary, secondary *instance) {
 		if d.leads(d.b) {
 			primary, secondary = d.b, d.a
 		}
-		return d.leads(primary) && !d.leads(secondary), errors.New(strings.Join(states, "; "))
+		if !d.leads(primary) || d.leads(secondary) {
+			return false, errors.New(strings.Join(states, "; "))
+		}
+		return true, nil
 	})
 	return primary, secondary
 }
