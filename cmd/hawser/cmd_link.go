@@ -16,7 +16,7 @@ import (
 
 func (a *app) link() *cobra.Command {
 	return group("link", "Links: one database tied to another instance",
-		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkRejoin(), a.linkResync(), a.linkFollow(), a.linkDrop())
+		a.validate("validate"), a.linkCreate(), a.linkList(), a.linkShow(), a.linkWatch(), a.linkSet(), a.linkPause(), a.linkResume(), a.linkVerify(), a.linkFailover(), a.linkRejoin(), a.linkResync(), a.linkFollow(), a.linkDrop())
 }
 
 // specFlags adds the flags that describe a link.
@@ -26,6 +26,7 @@ func (a *app) specFlags(c *cobra.Command, spec *api.LinkSpec) {
 	c.Flags().StringVar((*string)(&spec.Role), "role", string(api.RolePrimary), "`role` of this instance: primary or secondary")
 	c.Flags().StringArrayVar(&spec.Tables, "tables", nil, "carry the rows of the tables that match this `pattern` alone, as SCHEMA.TABLE with * and ?; may be repeated")
 	c.Flags().StringArrayVar(&spec.ExcludeTables, "exclude-tables", nil, "do not carry the rows of the tables that match this `pattern`; may be repeated")
+	c.Flags().Var(boundFlag{&spec.MaxWALBytes}, "max-wal", "`size` of WAL, such as 32GiB, that the link may hold back on the primary before it is given up; 0 for no bound (default: limits.wal_held of the primary's agent)")
 	_ = c.RegisterFlagCompletionFunc("database", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return a.databaseNames(c)
 	}) // fails for a flag that does not exist
@@ -172,7 +173,7 @@ func linkPage(p page, l api.Link) {
 		{"term", strconv.FormatUint(uint64(l.Term), 10)},
 		{"mode", string(l.Mode)},
 		{"lag", lagText(l)},
-		{"WAL held", orUnknown(l.WALHeldBytes, bytesText[uint64])},
+		{"WAL held", walText(l)},
 		{"sent", l.Position.Sent.String()},
 		{"received", l.Position.Received.String()},
 		{"durable", l.Position.Durable.String()},
@@ -240,6 +241,33 @@ func (a *app) linkResume() *cobra.Command {
 	return a.linkStep("resume", "Go on after a pause or a suspension",
 		"Goes on where the link stopped, after hawser link pause or after the cause of a suspension was mended.",
 		func(ctx context.Context, c *api.Client, name string) error { return c.ResumeLink(ctx, name) })
+}
+
+func (a *app) linkSet() *cobra.Command {
+	var bytes *int64
+	c := a.linkStep("set", "Change what a link may hold back",
+		`Bounds the WAL that a link may hold back on its primary. Beyond the bound the link is
+given up, not the primary's disk, and hawser link resync takes it up again. It counts
+on both sides, and is kept at a failover. Without a bound of its own (default) a link
+has limits.wal_held of the primary's agent.`,
+		func(ctx context.Context, c *api.Client, name string) error { return c.SetLinkMaxWAL(ctx, name, bytes) })
+	c.Use = "set NAME --max-wal SIZE"
+	c.Example = "  hawser link set orders --max-wal 32GiB\n  hawser link set orders --max-wal default"
+	c.Flags().Var(boundFlag{&bytes}, "max-wal", "`size` of WAL, such as 32GiB; 0 for no bound; default for the agent's")
+	_ = c.MarkFlagRequired("max-wal")
+	return c
+}
+
+// walText tells the WAL held, and the bound on it.
+func walText(l api.Link) string {
+	held := orUnknown(l.WALHeldBytes, bytesText[uint64])
+	switch {
+	case l.MaxWALBytes == nil:
+		return held
+	case *l.MaxWALBytes == 0:
+		return held + ", without a bound"
+	}
+	return held + " of at most " + bytesText(*l.MaxWALBytes)
 }
 
 // linkStep is a command that changes a link and shows what became of it.

@@ -118,9 +118,10 @@ func (f *fake) CreateLink(_ context.Context, s api.LinkSpec) (api.Link, error) {
 	l.Findings = f.findings
 	return l, f.ask(s)
 }
-func (f *fake) PauseLink(_ context.Context, name string) error     { return f.ask(name) }
-func (f *fake) ResumeLink(_ context.Context, name string) error    { return f.ask(name) }
-func (f *fake) ResyncLink(context.Context, string, []string) error { return nil }
+func (f *fake) PauseLink(_ context.Context, name string) error                { return f.ask(name) }
+func (f *fake) ResumeLink(_ context.Context, name string) error               { return f.ask(name) }
+func (f *fake) SetLinkMaxWAL(_ context.Context, _ string, bytes *int64) error { return f.ask(bytes) }
+func (f *fake) ResyncLink(context.Context, string, []string) error            { return nil }
 
 func (f *fake) FollowLink(context.Context, string, string) error { return nil }
 func (f *fake) RejoinLink(context.Context, string) error         { return nil }

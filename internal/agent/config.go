@@ -59,7 +59,7 @@ type ManagedConfig struct {
 type Limits struct {
 	Memory      ByteSize `koanf:"memory" doc:"memory of the agent, which collects its garbage earlier as it comes near; a transaction that is sent before its end lies on disk"`
 	SeedWorkers int      `koanf:"seed_workers" doc:"tables or parts of tables that one link copies at the same time"`
-	WALHeld     ByteSize `koanf:"wal_held" doc:"WAL that one link may hold back on the primary before the agent ends it to save the disk; 0 leaves that to max_slot_wal_keep_size"`
+	WALHeld     ByteSize `koanf:"wal_held" doc:"WAL that one link without a --max-wal of its own may hold back on the primary before the agent ends it to save the disk; 0 leaves that to max_slot_wal_keep_size"`
 }
 
 // LogConfig says what is logged, to standard error.

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/link"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -153,7 +154,6 @@ func (c *ManagedConfig) checkSettings() problem.Findings {
 func (l Limits) check() problem.Findings {
 	const (
 		leastMemory = 32 << 20
-		leastWAL    = 64 << 20
 		mostWorkers = 64
 	)
 	var f problem.Findings
@@ -163,7 +163,7 @@ func (l Limits) check() problem.Findings {
 	if l.SeedWorkers < 1 || l.SeedWorkers > mostWorkers {
 		f = append(f, invalid("limits.seed_workers", fmt.Sprintf("%d is not between 1 and %d.", l.SeedWorkers, mostWorkers), "limits: {seed_workers: 4}"))
 	}
-	if l.WALHeld != 0 && l.WALHeld < leastWAL {
+	if l.WALHeld != 0 && l.WALHeld < link.LeastWAL {
 		f = append(f, invalid("limits.wal_held", l.WALHeld.String()+" would end every link at its first delay.", "limits: {wal_held: 16GiB}; at least 64MiB, or 0 for no limit of the agent's"))
 	}
 	return f

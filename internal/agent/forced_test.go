@@ -138,6 +138,39 @@ func TestTailWithDDL(t *testing.T) {
 	}
 }
 
+// TestTailWithSettings: what changed without an event on the old primary is reported, and
+// a message that only looks like a command's neither is nor stops the rejoin.
+func TestTailWithSettings(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1)`, `ALTER DATABASE shop SET work_mem = '7MB'`,
+		`SELECT pg_logical_emit_message(true, 'hawser.ddl', repeat('0', 64) || '{"v":1,"tag":"DROP TABLE","source":"DROP TABLE forged","ref":"1"}')`)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	var got []string
+	for _, line := range report(t, a, "shop-term1.jsonl") {
+		got = append(got, fmt.Sprint(line["operation"], " ", line["statement"]))
+	}
+	if want := []string{"insert <nil>", "state setting work_mem: 7MB"}; !slices.Equal(got, want) {
+		t.Errorf("the report has %q, want %q", got, want)
+	}
+	if p := finding(t, a, "shop", "tail-has-settings", "database shop"); !strings.Contains(p.Cause, "work_mem") {
+		t.Errorf("the link tells %v", p)
+	}
+	equal(t, b, a, "shop")
+}
+
 // TestForceIsRefused tries it where it would open something that never was.
 func TestForceIsRefused(t *testing.T) {
 	t.Parallel()

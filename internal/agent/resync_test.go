@@ -2,11 +2,13 @@ package agent_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -14,7 +16,7 @@ import (
 func change(t *testing.T, i *instance, sql string) {
 	t.Helper()
 	conn := i.Connect(t, "shop")
-	for _, s := range []string{`SET session_replication_role = replica`, `SET default_transaction_read_only = off`, `SET application_name = 'hawser:test'`, sql} {
+	for _, s := range []string{`SET session_replication_role = replica`, `SET hawser.agent = on`, `SET default_transaction_read_only = off`, `SET application_name = 'hawser:test'`, sql} {
 		if _, err := conn.Exec(context.Background(), s); err != nil {
 			t.Fatalf("%s: %v", s, err)
 		}
@@ -135,5 +137,79 @@ func TestRejoinWithoutTail(t *testing.T) {
 	a.awaitState(t, "shop", api.StateSynchronized)
 	more(t, n)
 	stop()
+	equal(t, b, a, "shop")
+}
+
+// TestMaxWAL: a link has a bound of its own on the WAL that it holds back, which either
+// side changes, which the primary warns of in time, and which a failover keeps.
+func TestMaxWAL(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", `CREATE TABLE t (id int PRIMARY KEY)`)
+	const mib = int64(1 << 20)
+	own := func(n int64) *int64 { return &n }
+	spec := api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary, MaxWALBytes: own(mib)}
+	if _, err := a.CreateLink(ctx, spec); err == nil || !strings.Contains(err.Error(), "max-wal") {
+		t.Errorf("a bound of 1 MiB: %v", err)
+	}
+	spec.MaxWALBytes = own(128 * mib)
+	if _, err := a.CreateLink(ctx, spec); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	bounds := func(want int64) {
+		t.Helper()
+		for _, i := range []*instance{a, b} {
+			if l, err := i.Link(ctx, "shop"); err != nil || l.MaxWALBytes == nil || int64(*l.MaxWALBytes) != want {
+				t.Errorf("on %s the bound is %v, want %d: %v", i.name, l.MaxWALBytes, want, err)
+			}
+		}
+	}
+	bounds(128 * mib)
+	if err := b.SetLinkMaxWAL(ctx, "shop", own(256*mib)); err != nil {
+		t.Fatal(err)
+	}
+	bounds(256 * mib)
+	b.stop() // it hears of the next one when it is back
+	if err := a.SetLinkMaxWAL(ctx, "shop", own(100*mib)); err != nil {
+		t.Fatal(err)
+	}
+	b.run(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	bounds(100 * mib)
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	bounds(100 * mib)
+
+	if err := a.PauseLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	b.Exec(t, "shop", `SELECT pg_logical_emit_message(false, 'filler', repeat('x', 60 << 20))`)
+	testpg.Eventually(t, 20*time.Second, "the primary warns of the bound", func() (bool, error) {
+		l, err := b.Link(ctx, "shop")
+		return err == nil && slices.ContainsFunc(l.Findings, func(p *problem.Problem) bool {
+			return p.Code == "wal-held" && strings.Contains(p.Remedy, "hawser link set shop --max-wal")
+		}), err
+	})
+	b.Exec(t, "shop", `INSERT INTO t VALUES (1); SELECT pg_logical_emit_message(false, 'filler', repeat('x', 60 << 20))`)
+	b.awaitState(t, "shop", api.StateSuspended)
+	if l, err := b.Link(ctx, "shop"); err != nil || l.Cause.Code != "wal-limit" {
+		t.Errorf("the link stands with %v, %v", l.Cause, err)
+	}
+	if err := b.SetLinkMaxWAL(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	shown, err := b.Link(ctx, "shop")
+	if err != nil || shown.MaxWALBytes == nil || int64(*shown.MaxWALBytes) != 16<<30 {
+		t.Errorf("without a bound of its own the link has %v, %v", shown.MaxWALBytes, err)
+	}
 	equal(t, b, a, "shop")
 }

@@ -88,14 +88,10 @@ func linkOf(l link.Status) api.Link {
 		Name: l.Name, ID: l.ID, Database: l.Database, Peer: l.Peer, Role: api.Role(l.Role), Term: l.Term,
 		State: api.State(l.State), Cause: l.Cause, Since: l.Since, CreatedAt: l.CreatedAt, Mode: api.ModeAsync,
 		Position: api.Position{Sent: l.Sent, Received: l.Ack.Received, Durable: l.Ack.Durable, Visible: l.Ack.Visible},
-		Slot:     "hawser_" + l.ID, Findings: l.Notes, Tables: l.Tables, ExcludeTables: l.ExcludeTables,
+		Slot:     "hawser_" + l.ID, Findings: l.Notes, Tables: l.Tables, ExcludeTables: l.ExcludeTables, MaxWALBytes: unsigned(l.MaxWAL), WALHeldBytes: unsigned(l.WALHeld),
 	}
 	if l.LagKnown {
 		out.LagBytes, out.LagSeconds = &l.LagBytes, &l.LagSeconds
-	}
-	if l.WALHeld != nil {
-		held := uint64(max(*l.WALHeld, 0))
-		out.WALHeldBytes = &held
 	}
 	if l.Seeding != nil {
 		out.Seeding = seedingOf(*l.Seeding)
@@ -106,6 +102,14 @@ func linkOf(l link.Status) api.Link {
 		out.Failover = &result
 	}
 	return out
+}
+
+func unsigned(bytes *int64) *uint64 {
+	if bytes == nil {
+		return nil
+	}
+	n := uint64(max(*bytes, 0))
+	return &n
 }
 
 func seedingOf(p seed.Progress) *api.Seeding {
@@ -131,7 +135,7 @@ func specOf(spec api.LinkSpec) link.Spec {
 	if spec.Role == api.RoleSecondary {
 		r = role.Secondary
 	}
-	return link.Spec{Name: spec.Name, Database: spec.Database, Peer: spec.Peer, Role: r, Filter: filter.Filter{Tables: spec.Tables, Exclude: spec.ExcludeTables}}
+	return link.Spec{Name: spec.Name, Database: spec.Database, Peer: spec.Peer, Role: r, Filter: filter.Filter{Tables: spec.Tables, Exclude: spec.ExcludeTables}, MaxWAL: spec.MaxWALBytes}
 }
 
 func (s *service) ValidateLink(ctx context.Context, spec api.LinkSpec) (problem.Findings, error) {
@@ -188,6 +192,10 @@ func (s *service) FailoverLink(ctx context.Context, name string, o api.FailoverO
 		return api.FailoverResult{}, err
 	}
 	return failoverOf(r), nil
+}
+
+func (s *service) SetLinkMaxWAL(ctx context.Context, name string, bytes *int64) error {
+	return s.links.SetMaxWAL(ctx, name, bytes)
 }
 
 func (s *service) RejoinLink(ctx context.Context, name string) error {

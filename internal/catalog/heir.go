@@ -23,16 +23,18 @@ type Heir struct {
 	After, Next frame.Term
 	// Tables and ExcludeTables are the link's patterns.
 	Tables, ExcludeTables []string
+	MaxWAL                *int64 // as the link's
 }
 
 // PutHeir records a link to be taken up, or replaces what is recorded of it.
 func PutHeir(ctx context.Context, db DB, h Heir) error {
 	_, err := db.Exec(ctx, `
-		INSERT INTO hawser.heir (id, link, name, peer, term, after, next, tables, exclude_tables)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'::text[]), coalesce($9, '{}'::text[]))
+		INSERT INTO hawser.heir (id, link, name, peer, term, after, next, tables, exclude_tables, max_wal)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, '{}'::text[]), coalesce($9, '{}'::text[]), $10)
 		ON CONFLICT (id) DO UPDATE SET link = excluded.link, name = excluded.name, peer = excluded.peer,
-			term = excluded.term, after = excluded.after, next = excluded.next, tables = excluded.tables, exclude_tables = excluded.exclude_tables`,
-		h.ID, h.Link, h.Name, h.Peer, int64(h.Term), int64(h.After), int64(h.Next), h.Tables, h.ExcludeTables)
+			term = excluded.term, after = excluded.after, next = excluded.next, tables = excluded.tables, exclude_tables = excluded.exclude_tables,
+			max_wal = excluded.max_wal`,
+		h.ID, h.Link, h.Name, h.Peer, int64(h.Term), int64(h.After), int64(h.Next), h.Tables, h.ExcludeTables, h.MaxWAL)
 	if err != nil {
 		return fmt.Errorf("record link %s to be taken up: %w", h.Name, err)
 	}
@@ -41,13 +43,13 @@ func PutHeir(ctx context.Context, db DB, h Heir) error {
 
 // Heirs returns the links that are to be taken up when the named one hands over.
 func Heirs(ctx context.Context, db DB, link string) ([]Heir, error) {
-	rows, err := db.Query(ctx, `SELECT id, link, name, peer, term, after, next, tables, exclude_tables FROM hawser.heir WHERE link = $1 ORDER BY name`, link)
+	rows, err := db.Query(ctx, `SELECT id, link, name, peer, term, after, next, tables, exclude_tables, max_wal FROM hawser.heir WHERE link = $1 ORDER BY name`, link)
 	if err != nil {
 		return nil, fmt.Errorf("read the links to be taken up: %w", err)
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (h Heir, err error) {
 		var term, after, next int64
-		err = row.Scan(&h.ID, &h.Link, &h.Name, &h.Peer, &term, &after, &next, &h.Tables, &h.ExcludeTables)
+		err = row.Scan(&h.ID, &h.Link, &h.Name, &h.Peer, &term, &after, &next, &h.Tables, &h.ExcludeTables, &h.MaxWAL)
 		h.Term, h.After, h.Next = frame.Term(term), frame.Term(after), frame.Term(next)
 		return h, err
 	})

@@ -81,9 +81,10 @@ type Link struct {
 	OwnsDatabase             bool
 	CreatedAt                time.Time
 	Tables, ExcludeTables    []string // patterns; both empty: it carries all tables
+	MaxWAL                   *int64   // bytes held back on the primary; nil: limits.wal_held, 0: no bound
 }
 
-const linkColumns = `name, id, peer, database, side, progress, paused, suspended, failover, owns_db, created_at, tables, exclude_tables`
+const linkColumns = `name, id, peer, database, side, progress, paused, suspended, failover, owns_db, created_at, tables, exclude_tables, max_wal`
 
 // Links returns every link of the instance, by name.
 func Links(ctx context.Context, db DB) ([]Link, error) {
@@ -113,9 +114,9 @@ func FindLink(ctx context.Context, db DB, name string) (l Link, ok bool, err err
 // InsertLink stores a new link; a name or id that is taken is an error.
 func InsertLink(ctx context.Context, db DB, l Link) error {
 	_, err := db.Exec(ctx, `
-		INSERT INTO hawser.link (name, id, peer, database, side, progress, owns_db, tables, exclude_tables)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8::text[], '{}'), coalesce($9::text[], '{}'))`,
-		l.Name, l.ID, l.Peer, l.Database, l.Side, l.Progress, l.OwnsDatabase, l.Tables, l.ExcludeTables)
+		INSERT INTO hawser.link (name, id, peer, database, side, progress, owns_db, tables, exclude_tables, max_wal)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8::text[], '{}'), coalesce($9::text[], '{}'), $10)`,
+		l.Name, l.ID, l.Peer, l.Database, l.Side, l.Progress, l.OwnsDatabase, l.Tables, l.ExcludeTables, l.MaxWAL)
 	if err != nil {
 		return fmt.Errorf("store link %s: %w", l.Name, err)
 	}
@@ -145,6 +146,11 @@ func SetSuspended(ctx context.Context, db DB, name string, why *problem.Problem)
 // SetFailover stores the result of the last failover.
 func SetFailover(ctx context.Context, db DB, name string, result json.RawMessage) error {
 	return update(ctx, db, name, `UPDATE hawser.link SET failover = $2 WHERE name = $1`, result)
+}
+
+// SetMaxWAL stores how much WAL the link may hold back.
+func SetMaxWAL(ctx context.Context, db DB, name string, bytes *int64) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET max_wal = $2 WHERE name = $1`, bytes)
 }
 
 // SetOwnsDatabase stores that the database was created for the link.

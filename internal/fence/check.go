@@ -18,7 +18,8 @@ type State struct {
 	Closed   bool      `json:"closed"`
 	Sign     Sign      `json:"sign"`           // when closed
 	Since    time.Time `json:"since,omitzero"` // when closed
-	Open     int       `json:"open"`           // tables without a working trigger
+	Open     int       `json:"open"`           // tables without working triggers
+	Outdated bool      `json:"outdated"`       // closed by an older agent: close it again
 }
 
 // named bounds the findings of one kind.
@@ -36,9 +37,9 @@ func Check(ctx context.Context, conn *pgx.Conn) (State, problem.Findings, error)
 	if err != nil {
 		return State{}, nil, fmt.Errorf("list the tables of the fence: %w", err)
 	}
-	s := State{Prepared: len(bare) == 0 && f.TableBody != "" && f.DDLBody != "" && f.Event == "O", Closed: f.Memo.Closed, Open: len(bare)}
+	s := State{Prepared: len(bare) == 0 && f.TableBody != "" && f.DDLBody != "" && f.Event == "A", Closed: f.Memo.Closed, Open: len(bare)}
 	if s.Closed {
-		s.Sign, s.Since = f.Memo.sign(), f.Memo.At
+		s.Sign, s.Since, s.Outdated = f.Memo.sign(), f.Memo.At, f.Memo.Form < form
 	}
 	out := append(f.check(), checkTables(bare)...)
 	for _, check := range []func(context.Context, *pgx.Conn) (problem.Findings, error){
@@ -88,9 +89,9 @@ func (f facts) check() problem.Findings {
 	if f.DDLBody != ddl {
 		out = append(out, problem.New("fence-changed", "function hawser.fence_ddl()", "somebody replaced it, or the database is a copy", remedy))
 	}
-	if f.Event != "O" {
+	if f.Event != "A" {
 		out = append(out, problem.New("fence-event-trigger", "event trigger "+trigger,
-			"it is missing or disabled, so DDL is not refused", "ALTER EVENT TRIGGER "+trigger+" ENABLE;"))
+			"it is missing or disabled, so DDL is not refused", alwaysDDL))
 	}
 	if f.Memo.Closed && (f.Setting == nil || *f.Setting != "on") {
 		out = append(out, problem.New("fence-default", "database "+postgres.QuoteIdent(f.Name),
@@ -103,10 +104,10 @@ func (f facts) check() problem.Findings {
 func checkTables(bare []table) problem.Findings {
 	var out problem.Findings
 	for _, t := range bare[:min(len(bare), named)] {
-		out = append(out, problem.New("fence-table", "table "+t.String(), "its trigger "+trigger+" is missing, disabled or changed, so writes to it are not refused", t.create()))
+		out = append(out, problem.New("fence-table", "table "+t.String(), "of its triggers "+trigger+" and "+replicaTrigger+" one is missing, disabled or changed, so writes to it are not refused", t.create()))
 	}
 	if more := len(bare) - named; more > 0 {
-		out = append(out, problem.New("fence-table", "tables", fmt.Sprintf("%d more tables have no working trigger %s", more, trigger), "hawser puts them on again by itself"))
+		out = append(out, problem.New("fence-table", "tables", fmt.Sprintf("%d more tables have no working triggers %s and %s", more, trigger, replicaTrigger), "hawser puts them on again by itself"))
 	}
 	return out
 }

@@ -16,6 +16,7 @@ import (
 // administrator can read it too.
 type memo struct {
 	Closed  bool   `json:"closed"`
+	Form    int    `json:"form,omitempty"` // of the functions of a closed fence
 	Link    string `json:"link,omitempty"`
 	Primary string `json:"primary,omitempty"`
 	// At is when the fence was closed first; a session that is older began before.
@@ -48,7 +49,7 @@ func Close(ctx context.Context, conn *pgx.Conn, s Sign) error {
 		if err != nil {
 			return err
 		}
-		m := memo{Closed: true, Link: s.Link, Primary: s.Primary, At: f.Memo.At, Was: f.Memo.Was}
+		m := memo{Closed: true, Form: form, Link: s.Link, Primary: s.Primary, At: f.Memo.At, Was: f.Memo.Was}
 		if !f.Memo.Closed {
 			m.Was = f.Setting
 			if err := tx.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&m.At); err != nil {

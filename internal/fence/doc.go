@@ -4,22 +4,23 @@
 // # How it works
 //
 // Every table has a statement-level trigger hawser_fence BEFORE INSERT, UPDATE,
-// DELETE and TRUNCATE that calls hawser.fence(), and the database has an event
-// trigger hawser_fence that calls hawser.fence_ddl(). While the fence is open
+// DELETE and TRUNCATE that calls hawser.fence(), a second one, hawser_fence_replica, for
+// sessions with session_replication_role = replica, and the database has an event
+// trigger hawser_fence, for both, that calls hawser.fence_ddl(). While the fence is open
 // both functions do nothing. Close replaces their bodies by ones that raise
 // SQLSTATE 25006 and sets default_transaction_read_only for the database; Open
 // takes both back. Prepare, which has to visit every table, is done beforehand.
 // Close and Open cost the same on one table as on ten thousand, and lock none.
 //
-// The agents' sessions run with session_replication_role = replica, in which
-// ordinary triggers and event triggers do not fire, and so they pass.
+// The agents' sessions run with session_replication_role = replica, which takes a
+// superuser, and hawser.agent = on; those with both pass.
 //
 // # What holds
 //
 // Once every table was prepared and Close has returned, no transaction that begins
 // changes a row of a table or the schema, whoever runs it: superusers, sessions that
 // were open before, sessions that switch default_transaction_read_only or
-// transaction_read_only off, SECURITY DEFINER functions, and background workers such as pg_cron's. It
+// transaction_read_only off, or triggers by session_replication_role, SECURITY DEFINER functions, and background workers such as pg_cron's. It
 // holds for INSERT, UPDATE, DELETE, MERGE, COPY and TRUNCATE, also through views,
 // rules, INSTEAD OF triggers, foreign keys' cascades, TRUNCATE … CASCADE,
 // partitioned and inherited tables, and CTEs; and for every command of which
@@ -48,8 +49,9 @@
 //
 // # What can't be prevented
 //
-//   - A superuser, or a role that was granted SET on the parameter, who sets
-//     session_replication_role = replica, or event_triggers = off (PostgreSQL 17 on).
+//   - A superuser who says that his session is an agent's, by both settings above.
+//   - DDL of a superuser, or of a role that was granted SET on the parameter, who sets
+//     event_triggers = off (PostgreSQL 17 on).
 //   - A superuser who disables or drops the event trigger, or writes to the catalogs.
 //   - What is of no database: roles, tablespaces, ALTER DATABASE, ALTER SYSTEM. The
 //     database's owner can reset default_transaction_read_only; the triggers stay.
@@ -59,7 +61,7 @@
 //   - A prepared transaction, which anybody may commit later. Drain names it.
 //   - Code in C that does not pass through the executor.
 //
-// Check finds of these what leaves a trace.
+// Check finds of these what leaves a trace; package link asks it every minute.
 //
 // # Copies of the database
 //

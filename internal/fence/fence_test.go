@@ -134,6 +134,36 @@ func TestRefusesEveryWrite(t *testing.T) {
 	run(t, user, `INSERT INTO plain VALUES (2000, 'again'); CREATE TABLE later (id integer); TRUNCATE part; SELECT swallow()`)
 }
 
+// A superuser's session in which ordinary triggers rest, as a restore's or a tool's for
+// replication: it is no agent's, whatever it calls itself.
+func TestRefusesReplicationSessions(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	db := zoo(t, c)
+	hawser, user := agent(t, c, db), stubborn(t, c, db)
+	must(t, Prepare(t.Context(), hawser, nil))
+	const passes = `SET session_replication_role = replica; SET application_name = 'hawser:orders:apply'; `
+	run(t, user, passes+`INSERT INTO plain VALUES (999, 'open')`)
+	before := content(t, hawser)
+	must(t, Close(t.Context(), hawser, sign))
+	for _, sql := range []string{writes[0], writes[1], writes[2], writes[4], writes[5], `COPY plain FROM PROGRAM 'echo 1000'`, `DELETE FROM part_2025`,
+		`SELECT definer()`, `WITH x AS (DELETE FROM plain RETURNING id) SELECT count(*) FROM x`, `SET session_replication_role = origin; SET hawser.agent = on; DELETE FROM plain`} {
+		if pg := refused(t, user, passes+sql); !strings.Contains(pg.Message, "Hawser link orders") {
+			t.Errorf("%s: %s", sql, pg.Message)
+		}
+		run(t, user, `RESET ALL; SET default_transaction_read_only = off`)
+	}
+	for _, sql := range commands {
+		refused(t, user, passes+sql)
+	}
+	if after := content(t, hawser); after != before {
+		t.Errorf("rows changed: %s, before %s", after, before)
+	}
+	run(t, hawser, `INSERT INTO plain VALUES (1000, 'agent'); CREATE TABLE made (id integer); DROP TABLE made; DELETE FROM plain WHERE id = 1000`)
+	must(t, Open(t.Context(), hawser))
+	run(t, user, passes+`DELETE FROM plain WHERE id = 999; CREATE TABLE made (id integer)`)
+}
+
 func content(t *testing.T, conn *pgx.Conn) string {
 	t.Helper()
 	return strings.Join(testpg.Rows(t, conn, `

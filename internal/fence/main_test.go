@@ -22,7 +22,7 @@ var sign = Sign{Link: "orders", Primary: "mi-west"}
 func agent(t *testing.T, c *testpg.Cluster, database string) *pgx.Conn {
 	t.Helper()
 	conn, err := c.Server().Connect(t.Context(), postgres.Session{Database: database, Purpose: "fence", Settings: map[string]string{
-		"session_replication_role": "replica", "default_transaction_read_only": "off",
+		"session_replication_role": "replica", postgres.AgentSetting: "on", "default_transaction_read_only": "off",
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -91,14 +91,16 @@ func ensure(ctx context.Context, tx pgx.Tx) (facts, error) {
 	}
 	switch f.Event {
 	case "":
-		sql += "CREATE EVENT TRIGGER " + trigger + " ON ddl_command_start EXECUTE FUNCTION hawser.fence_ddl();"
-	case "O":
+		sql += "CREATE EVENT TRIGGER " + trigger + " ON ddl_command_start EXECUTE FUNCTION hawser.fence_ddl(); " + alwaysDDL
+	case "A":
 	default:
-		sql += "ALTER EVENT TRIGGER " + trigger + " ENABLE;"
+		sql += alwaysDDL
 	}
 	_, err = tx.Exec(ctx, sql)
 	return f, err
 }
+
+const alwaysDDL = "ALTER EVENT TRIGGER " + trigger + " ENABLE ALWAYS;"
 
 type table struct {
 	OID          uint32
@@ -113,7 +115,11 @@ func (t table) create() string {
 	if t.Truncate {
 		events += " OR TRUNCATE"
 	}
-	return "CREATE OR REPLACE TRIGGER " + trigger + " BEFORE " + events + " ON " + t.String() + " FOR EACH STATEMENT EXECUTE FUNCTION hawser.fence();\n"
+	on := " BEFORE " + events + " ON " + t.String() + " FOR EACH STATEMENT "
+	return "CREATE OR REPLACE TRIGGER " + trigger + on + "EXECUTE FUNCTION hawser.fence();\n" +
+		"CREATE OR REPLACE TRIGGER " + replicaTrigger + on +
+		"WHEN (pg_catalog.current_setting('" + postgres.AgentSetting + "', true) IS DISTINCT FROM 'on') EXECUTE FUNCTION hawser.fence();\n" +
+		"ALTER TABLE ONLY " + t.String() + " ENABLE REPLICA TRIGGER " + replicaTrigger + ";\n"
 }
 
 func tables(ctx context.Context, conn *pgx.Conn, sql string) ([]table, error) {

@@ -23,6 +23,7 @@ func Quiet(ctx context.Context, db DB) error {
 				SELECT 'TRIGGER' AS kind, t.tgrelid AS tbl, t.tgname AS name, t.tgenabled AS enabled, c.oid::regclass AS rel
 				FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 				WHERE NOT t.tgisinternal AND t.tgenabled IN ('A', 'R') AND t.tgparentid = 0
+				AND t.tgfoid IS DISTINCT FROM to_regprocedure('hawser.fence()')
 				UNION ALL
 				SELECT 'RULE', u.ev_class, u.rulename, u.ev_enabled, c.oid::regclass
 				FROM pg_rewrite u JOIN pg_class c ON c.oid = u.ev_class

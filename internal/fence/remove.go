@@ -15,7 +15,9 @@ func Remove(ctx context.Context, conn *pgx.Conn) error {
 	}
 	w := walk{
 		conn: conn, o: &PrepareOptions{}, doing: "take the fence off table", list: fenced, changed: map[uint32]int{},
-		change: func(t table) string { return "DROP TRIGGER IF EXISTS " + trigger + " ON " + t.String() },
+		change: func(t table) string {
+			return "DROP TRIGGER IF EXISTS " + trigger + " ON " + t.String() + "; DROP TRIGGER IF EXISTS " + replicaTrigger + " ON " + t.String()
+		},
 	}
 	if err := w.run(ctx); err != nil {
 		return err
@@ -29,8 +31,8 @@ func Remove(ctx context.Context, conn *pgx.Conn) error {
 	return explain("remove the fence", err)
 }
 
-// fenced lists the tables that have our trigger.
+// fenced lists the tables that have a trigger of ours.
 const fenced = `
-	SELECT c.oid, n.nspname, c.relname, false FROM pg_trigger t
+	SELECT DISTINCT c.oid, n.nspname, c.relname, false FROM pg_trigger t
 	JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-	WHERE t.tgname = 'hawser_fence' AND t.tgfoid = to_regprocedure('hawser.fence()')`
+	WHERE t.tgname IN ('hawser_fence', 'hawser_fence_replica') AND t.tgfoid = to_regprocedure('hawser.fence()')`

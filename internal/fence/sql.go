@@ -3,6 +3,8 @@ package fence
 import (
 	"fmt"
 	"strings"
+
+	"github.com/hawser/hawser/internal/postgres"
 )
 
 // Sign is what a client reads that is refused.
@@ -17,7 +19,19 @@ const (
 	openTable = `BEGIN RETURN NULL; END`
 	openDDL   = `BEGIN END`
 
-	trigger      = "hawser_fence"
+	trigger = "hawser_fence"
+	// replicaTrigger is the same for sessions of replication, where triggers such as the
+	// first rest. Its condition lets the agents pass; PostgreSQL weighs it without a call.
+	replicaTrigger = "hawser_fence_replica"
+
+	// agents is true of an agent's session. The second half anybody may set, the first
+	// one a superuser.
+	agents = `(current_setting('session_replication_role') = 'replica' AND current_setting('` + postgres.AgentSetting + `', true) = 'on')`
+
+	// form is what Close writes into the memo: a fence that an older agent closed is
+	// closed again.
+	form = 2
+
 	createSchema = "CREATE SCHEMA IF NOT EXISTS hawser;\n"
 )
 
@@ -54,13 +68,13 @@ END`, h.elsewhere(), s.message(), s.hint())
 // closedDDL lets REINDEX pass, which read-only transactions may do too.
 func closedDDL(s Sign, h home) string {
 	return fmt.Sprintf(`BEGIN
-	IF TG_TAG = 'REINDEX' OR %s THEN
+	IF %s IS TRUE OR TG_TAG = 'REINDEX' OR %s THEN
 		RETURN;
 	END IF;
 	RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = %s,
 		DETAIL = format('%%s was refused. On this side the link alone writes.', TG_TAG),
 		HINT = %s;
-END`, h.elsewhere(), s.message(), s.hint())
+END`, agents, h.elsewhere(), s.message(), s.hint())
 }
 
 func (s Sign) message() string {
@@ -103,9 +117,9 @@ func literal(s string) string {
 	return "E'" + strings.ReplaceAll(strings.ReplaceAll(s, `\`, `\\`), `'`, `''`) + "'"
 }
 
-// lacking lists the tables of users whose trigger is missing or not as it has to
-// be: enabled for ordinary sessions alone, on every event, unconditional. tgtype 62
-// is a statement-level trigger BEFORE INSERT, DELETE, UPDATE and TRUNCATE; foreign
+// lacking lists the tables of users of whose triggers one is missing or not as it has to
+// be: on every event, one for ordinary sessions, unconditional, and one for those of
+// replication. tgtype 62 is a statement-level trigger BEFORE INSERT, DELETE, UPDATE and TRUNCATE; foreign
 // tables know none for TRUNCATE before PostgreSQL 16.
 const lacking = `
 	SELECT oid, nspname, relname, truncate FROM (
@@ -113,7 +127,9 @@ const lacking = `
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't' AND c.oid >= 16384
 		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')) c
-	WHERE NOT EXISTS (
-		SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'hawser_fence' AND t.tgenabled = 'O'
-		AND t.tgfoid = to_regprocedure('hawser.fence()') AND t.tgqual IS NULL AND t.tgattr = ''
+	WHERE 2 <> (
+		SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid
+		AND (t.tgname = 'hawser_fence' AND t.tgenabled = 'O' AND t.tgqual IS NULL
+			OR t.tgname = 'hawser_fence_replica' AND t.tgenabled = 'R' AND t.tgqual IS NOT NULL)
+		AND t.tgfoid = to_regprocedure('hawser.fence()') AND t.tgattr = ''
 		AND t.tgtype = CASE WHEN truncate THEN 62 ELSE 30 END)`

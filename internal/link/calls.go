@@ -38,6 +38,7 @@ const (
 	callVerify     = "verify"     // to the secondary: VerifyReport
 	callResync     = "resync"     // resyncRequest, to the secondary
 	callRenewSlot  = "renew-slot" // to the primary: slotReply
+	callMaxWAL     = "max-wal"    // maxWALSetting -> the one in force
 	callDropSlot   = "drop-slot"  // to the primary: the renewed slot is not wanted after all
 	callIdentities = "identities" // to the primary: []capture.ChangedIdentity
 	callTables     = "tables"     // to the primary: its tables, []catalog.SeedTable
@@ -78,6 +79,7 @@ type createRequest struct {
 	Role     role.Role `json:"role"` // of the side that is asked
 	From     frame.LSN `json:"from"` // where the primary's slot begins, for a secondary
 	Settings []byte    `json:"settings,omitempty"`
+	MaxWAL   *int64    `json:"max_wal,omitempty"`
 	filter.Filter
 }
 
@@ -183,6 +185,8 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 		return answer(payload, func(r resyncRequest) (struct{}, error) { return struct{}{}, l.resync(ctx, r.Tables) })
 	case callRenewSlot:
 		return answer(payload, func(struct{}) (slotReply, error) { return l.renewSlot(ctx) })
+	case callMaxWAL:
+		return answer(payload, func(r maxWALSetting) (maxWALSetting, error) { return l.takeMaxWAL(ctx, r) })
 	case callDropSlot:
 		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.giveUpSlot(ctx) })
 	case callIdentities:

@@ -26,6 +26,7 @@ type Spec struct {
 	Name, Database, Peer string
 	Role                 role.Role // of this side
 	Filter               filter.Filter
+	MaxWAL               *int64 // bytes held back on the primary; nil: its agent's limit, 0: no bound
 }
 
 func other(r role.Role) role.Role {
@@ -43,6 +44,9 @@ func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error
 		if _, err := m.find(s.Name); err == nil {
 			return problem.Findings{taken(s.Name)}, nil
 		}
+	}
+	if p := checkMaxWAL(s.MaxWAL); p != nil {
+		return problem.Findings{p}, nil
 	}
 	if s.Peer == "" {
 		findings, err := m.validateSide(ctx, s.Name, "", validateRequest{Database: s.Database, Role: s.Role, Filter: s.Filter})
@@ -227,8 +231,8 @@ func (m *Manager) Create(ctx context.Context, s Spec) error {
 	}
 	defer release()
 	id := newID()
-	ours := createRequest{ID: id, Database: s.Database, Role: s.Role, Filter: s.Filter}
-	theirs := createRequest{ID: id, Database: s.Database, Role: other(s.Role), Filter: s.Filter}
+	ours := createRequest{ID: id, Database: s.Database, Role: s.Role, Filter: s.Filter, MaxWAL: s.MaxWAL}
+	theirs := createRequest{ID: id, Database: s.Database, Role: other(s.Role), Filter: s.Filter, MaxWAL: s.MaxWAL}
 	// The primary goes first: its slot has to exist before anything is copied.
 	first := func() (createReply, error) { return m.createHere(ctx, s.Name, s.Peer, ours) }
 	second := func(r createReply) (createReply, error) {
@@ -313,7 +317,7 @@ func (m *Manager) createHere(ctx context.Context, name, peer string, r createReq
 		return createReply{}, err
 	}
 	rec := catalog.Link{Name: name, ID: r.ID, Peer: peer, Database: r.Database, Side: side, Progress: catalog.Creating,
-		Tables: r.Tables, ExcludeTables: r.Exclude}
+		Tables: r.Tables, ExcludeTables: r.Exclude, MaxWAL: r.MaxWAL}
 	var stored bool
 	err = m.store.Do(ctx, func(conn *pgx.Conn) (err error) {
 		if err = catalog.InsertLink(ctx, conn, rec); err != nil {

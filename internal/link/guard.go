@@ -27,7 +27,8 @@ const restEvery = 12
 const rechooseEvery = 12
 
 // guard keeps a link that does not get on from filling the primary's disk: beyond
-// the bound the link is given up, not the primary.
+// the bound the link is given up, not the primary. On the side that is read-only it
+// looks after the fence.
 func (l *link) guard() {
 	tick := time.NewTimer(untilNext(guardEvery))
 	defer tick.Stop()
@@ -38,6 +39,11 @@ func (l *link) guard() {
 			return
 		case <-tick.C:
 			tick.Reset(untilNext(guardEvery))
+		}
+		if n%watchEvery == 1 && l.holdsFence() {
+			if err := l.watchFence(l.ctx); err != nil {
+				l.log.Warn("can't see whether the database is still read-only for others", "error", err)
+			}
 		}
 		l.mu.Lock()
 		side := l.side
@@ -125,12 +131,13 @@ func (l *link) guardOnce(ctx context.Context) error {
 	}
 	l.mu.Lock()
 	l.held = held
+	bound := l.bound()
 	l.mu.Unlock()
-	if l.m.cfg.MaxWAL <= 0 || held <= l.m.cfg.MaxWAL {
+	if bound == 0 || held <= bound {
 		return nil
 	}
 	l.suspend(problem.New("wal-limit", "link "+l.rec.Name,
-		fmt.Sprintf("it held back %s of WAL, more than limits.wal_held (%s) allows, and was given up to save the primary's disk", bytesText(held), bytesText(l.m.cfg.MaxWAL)),
+		fmt.Sprintf("it held back %s of WAL, more than it may (%s), and was given up to save the primary's disk", bytesText(held), bytesText(bound)),
 		"hawser link resync "+l.rec.Name+", when the secondary can be reached, compares the tables and copies those that differ"))
 	return l.m.store.Do(ctx, func(conn *pgx.Conn) error { return capture.DropSlot(ctx, conn, l.rec.ID) })
 }
@@ -171,12 +178,13 @@ func (l *link) guardPrepared(ctx context.Context) error {
 
 // walWarning warns from half of the bound on. The caller holds mu.
 func (l *link) walWarning() *problem.Problem {
-	if l.m.cfg.MaxWAL <= 0 || l.held < l.m.cfg.MaxWAL/2 || l.suspended != nil {
+	bound := l.bound()
+	if bound == 0 || l.held < bound/2 || l.suspended != nil {
 		return nil
 	}
 	return problem.Warn("wal-held", "link "+l.rec.Name,
-		fmt.Sprintf("it holds back %s of WAL on the primary; at %s it will be given up", bytesText(l.held), bytesText(l.m.cfg.MaxWAL)),
-		"let the secondary catch up (hawser link show "+l.rec.Name+"), or raise limits.wal_held")
+		fmt.Sprintf("it holds back %s of WAL on the primary; at %s it will be given up", bytesText(l.held), bytesText(bound)),
+		"let the secondary catch up (hawser link show "+l.rec.Name+"), or raise the bound: hawser link set "+l.rec.Name+" --max-wal SIZE")
 }
 
 func bytesText(n int64) string {

@@ -78,10 +78,13 @@ type link struct {
 	last        json.RawMessage // result of the last failover
 	ownsDB      bool
 	notes       problem.Findings
+	passable    problem.Findings // what could pass the fence of this side
+	holes       problem.Findings // that it had, and that are closed
 	comparisons map[string]*comparison
 	forcing     bool     // a forced failover is under way: nothing may be applied
 	tail        string   // what this side alone has, in words
 	held        int64    // bytes of WAL that the slot keeps
+	maxWAL      *int64   // that it may keep; nil: the agent's limit
 	repairing   bool     // rows that differ are still to be fetched
 	followed    bool     // the secondary followed this side in this term
 	accepted    []string // ids of the links that the other side takes up with this one
@@ -106,7 +109,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 		turn:     make(chan struct{}, 1),
 		changed:  make(chan struct{}),
 		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
-		last: rec.Failover, ownsDB: rec.OwnsDatabase,
+		last: rec.Failover, ownsDB: rec.OwnsDatabase, maxWAL: rec.MaxWAL,
 	}
 	l.ctx, l.stop = context.WithCancel(m.ctx) // now: the other side may call before start
 	l.capture = capture.New(capture.Config{

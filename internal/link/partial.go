@@ -89,10 +89,11 @@ func (l *link) bareTables(ctx context.Context, tx pgx.Tx) ([]uint32, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[uint32])
 }
 
-// prepareAll puts the fence on every table, before any row is there.
+// prepareAll puts the fence on every table, before any row is there: those that are
+// partitioned, too, and those of which no rows are copied.
 func prepareAll(ctx context.Context, tx pgx.Tx) error {
 	rows, err := tx.Query(ctx, `SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE c.relkind IN ('r', 'p') AND c.oid >= 16384 AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')`)
+		WHERE c.relkind IN ('r', 'p', 'f') AND c.oid >= 16384 AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')`)
 	if err != nil {
 		return fmt.Errorf("list the tables for the fence: %w", err)
 	}

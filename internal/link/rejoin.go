@@ -60,7 +60,9 @@ func (l *link) rejoin(ctx context.Context) error {
 		// where this side had handed over once, and was then restored to a time before.
 		theirs.Position, err = l.compareToRejoin(ctx)
 	case err == nil:
-		err = l.layDown(ctx, plan)
+		if err = l.layDown(ctx, plan); err == nil {
+			l.noteStates(plan.states)
+		}
 	}
 	if err != nil {
 		return err
@@ -71,6 +73,20 @@ func (l *link) rejoin(ctx context.Context) error {
 	}
 	return err
 }
+
+// noteStates says what a rejoin leaves as it is: rows are repaired, these are not.
+func (l *link) noteStates(states []string) {
+	if len(states) == 0 {
+		return
+	}
+	p := problem.Warn("tail-has-settings", "database "+l.rec.Database,
+		"owners, settings or privileges that only this side had changed are as it left them: "+strings.Join(states[:min(len(states), maxStates)], "; "),
+		"hawser link verify "+l.rec.Name+" names those that differ; set them on the primary as they are to be")
+	l.update(func() { l.notes = append(l.notes, p) })
+}
+
+// maxStates bounds how many of them are named.
+const maxStates = 10
 
 // slotFreeWithin bounds how long the stream to the other side may take to end.
 const slotFreeWithin = 20 * time.Second
@@ -102,6 +118,7 @@ func (l *link) compareToRejoin(ctx context.Context) (frame.LSN, error) {
 type rejoinPlan struct {
 	tables map[uint32]*repairPlan // by oid here
 	whole  map[[2]string]bool     // tables to be copied again: by schema and name
+	states []string               // owners, settings and privileges that this side has alone, in words
 }
 
 type repairPlan struct {
@@ -119,6 +136,10 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	err = l.readTail(ctx, side.Since, func(c tailChange) error {
+		if c.state {
+			plan.states = append(plan.states, excerpt(c.statement))
+			return nil
+		}
 		if c.msg == nil {
 			return problem.New("tail-has-ddl", "link "+l.rec.Name,
 				"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+excerpt(c.statement),

@@ -175,6 +175,7 @@ func (l *link) replicate(ctx context.Context) error {
 		return nil
 	}
 	l.exchangeOutcomes(ctx)
+	l.learnMaxWAL(ctx)
 	conn, err := l.connect(ctx, "setup")
 	if err != nil {
 		return err
@@ -280,14 +281,9 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 			if err := catalog.PutSeedTable(ctx, tx, l.rec.ID, t); err != nil {
 				return err
 			}
-			if err := fence.PrepareTable(ctx, tx, t.Schema, t.Name); err != nil {
-				return err
-			}
 		}
-		if len(reply.Bare) > 0 {
-			if err := prepareAll(ctx, tx); err != nil {
-				return err
-			}
+		if err := prepareAll(ctx, tx); err != nil {
+			return err
 		}
 		return catalog.SetRestored(ctx, tx, l.rec.ID, reply.Snapshot)
 	})
@@ -409,8 +405,9 @@ func (l *link) receive(ctx context.Context, s peer.Stream, frames chan<- frame.F
 // ages tells when heartbeats were sent, by this side's clock: one that waited on the way
 // while nobody read tells of the past. The clocks of the two sides may differ.
 type ages struct {
+	first  time.Time     // when the first one was read: this side's clock may be set since
+	last   time.Time     // when the last one was sent
 	differ time.Duration // of the clocks, and what the quickest heartbeat took
-	known  bool
 }
 
 // fresh is how long the reader must have waited for a frame to know that it was not
@@ -418,11 +415,18 @@ type ages struct {
 const fresh = 100 * time.Millisecond
 
 func (c *ages) sent(at, read time.Time, waited time.Duration) time.Time {
-	// Without the monotonic clock, which At does not have.
-	if d := read.Round(0).Sub(at); !c.known || waited >= fresh || d < c.differ {
-		c.differ, c.known = d, true
+	began := c.first.IsZero()
+	if began {
+		c.first = read
 	}
-	return read.Add(c.differ - read.Round(0).Sub(at))
+	// At has no monotonic clock. Heartbeats come in the order in which they were sent, so
+	// one that is older than the last shows that the other clock was put back.
+	d := c.first.Round(0).Add(read.Sub(c.first)).Sub(at)
+	if began || waited >= fresh || d < c.differ || at.Before(c.last) {
+		c.differ = d
+	}
+	c.last = at
+	return read.Add(c.differ - d)
 }
 
 // pass hands a frame to the applier, and notes while that has no room: the primary may

@@ -41,6 +41,9 @@ func TestAgeOfHeartbeats(t *testing.T) {
 		{14 * time.Second, 24 * time.Second, time.Second, 0}, // their clock was put back
 		{15 * time.Second, 25 * time.Second, 0, 0},
 		{36 * time.Second, 26 * time.Second, 0, 0}, // and forth
+		{37 * time.Second, 27 * time.Second, 0, 0},
+		{5 * time.Second, 28 * time.Second, 0, 0}, // and back, while the stream is never still
+		{6 * time.Second, 30 * time.Second, 0, time.Second},
 	} {
 		now := read.Add(step.read)
 		if got := now.Sub(c.sent(theirs.Add(step.sent).Round(0), now, step.waited)); got != step.age {

@@ -122,6 +122,7 @@ func (l *link) moved(name, why string) *problem.Problem {
 type sibling struct {
 	ID, Name, Peer string
 	After, Next    frame.Term
+	MaxWAL         *int64
 	filter.Filter
 }
 
@@ -135,10 +136,10 @@ func (m *Manager) successors(l *link) []sibling {
 	for _, s := range m.siblings(l) {
 		side, _ := s.now()
 		s.mu.Lock()
-		runs := s.progress == catalog.Running && s.suspended == nil
+		runs, maxWAL := s.progress == catalog.Running && s.suspended == nil, s.maxWAL
 		s.mu.Unlock()
 		if runs && side.Role == role.Primary && side.Phase == role.Steady {
-			out = append(out, sibling{s.rec.ID, s.rec.Name, s.rec.Peer, side.Term, side.Following(), s.filter()})
+			out = append(out, sibling{s.rec.ID, s.rec.Name, s.rec.Peer, side.Term, side.Following(), maxWAL, s.filter()})
 		}
 	}
 	return out
@@ -177,7 +178,7 @@ func (l *link) prepareHeir(ctx context.Context, conn *pgx.Conn, term frame.Term,
 	// First the record, so that a crash finds the slot.
 	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error {
 		return catalog.PutHeir(ctx, conn, catalog.Heir{ID: s.ID, Link: l.rec.Name, Name: s.Name, Peer: s.Peer, Term: term, After: s.After, Next: s.Next,
-			Tables: s.Tables, ExcludeTables: s.Exclude})
+			Tables: s.Tables, ExcludeTables: s.Exclude, MaxWAL: s.MaxWAL})
 	})
 	if err == nil {
 		err = capture.Install(ctx, conn, s.ID, s.Filter)
@@ -295,7 +296,7 @@ func (l *link) inheritOne(ctx context.Context, side role.State, h catalog.Heir) 
 		return err
 	}
 	rec := catalog.Link{Name: h.Name, ID: h.ID, Peer: h.Peer, Database: l.rec.Database, Side: data, Progress: catalog.Running,
-		Tables: h.Tables, ExcludeTables: h.ExcludeTables}
+		Tables: h.Tables, ExcludeTables: h.ExcludeTables, MaxWAL: h.MaxWAL}
 	err = l.m.store.Do(ctx, func(conn *pgx.Conn) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			if err := catalog.InsertLink(ctx, tx, rec); err != nil {
@@ -597,6 +598,7 @@ type takeUpRequest struct {
 	Database string     `json:"database"`
 	After    frame.Term `json:"after"` // the term that the link is in
 	Next     frame.Term `json:"next"`  // the one that it will be in
+	MaxWAL   *int64     `json:"max_wal,omitempty"`
 	filter.Filter
 }
 
@@ -609,7 +611,7 @@ func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 		return err
 	}
 	var theirs role.State
-	request := takeUpRequest{l.rec.ID, l.rec.Database, side.Term, side.Following(), l.filter()}
+	request := takeUpRequest{l.rec.ID, l.rec.Database, side.Term, side.Following(), l.ownMaxWAL(), l.filter()}
 	if err := m.call(ctx, primary, l.rec.Name, callTakeUp, request, &theirs); err != nil {
 		return err
 	}
@@ -654,7 +656,7 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 		return role.State{}, err
 	}
 	rec := catalog.Link{Name: name, ID: r.ID, Peer: from, Database: r.Database, Side: data, Progress: catalog.Creating,
-		Tables: r.Tables, ExcludeTables: r.Exclude}
+		Tables: r.Tables, ExcludeTables: r.Exclude, MaxWAL: r.MaxWAL}
 	if err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.InsertLink(ctx, conn, rec) }); err != nil {
 		return role.State{}, err
 	}

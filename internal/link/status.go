@@ -58,6 +58,7 @@ type Status struct {
 	Ack                      frame.Ack
 	Sent                     frame.LSN
 	WALHeld                  *int64
+	MaxWAL                   *int64    // the bound on it; 0: none, nil: the primary's agent has it
 	Since                    time.Time // in this state
 	CreatedAt                time.Time
 	Failover                 json.RawMessage
@@ -73,12 +74,15 @@ func (l *link) status() Status {
 		Name: l.rec.Name, ID: l.rec.ID, Database: l.rec.Database, Peer: l.rec.Peer,
 		Role: l.side.Role, Term: l.side.Term, Phase: l.side.Phase,
 		Notes: append(problem.Findings(nil), l.notes...), CreatedAt: l.rec.CreatedAt, Failover: l.last,
-		Tables: l.rec.Tables, ExcludeTables: l.rec.ExcludeTables,
+		Tables: l.rec.Tables, ExcludeTables: l.rec.ExcludeTables, MaxWAL: l.maxWAL,
 	}
+	s.Notes = append(append(s.Notes, l.holes...), l.passable...)
 	if n := l.aloneWithPart(); n != nil {
 		s.Notes = append(s.Notes, n)
 	}
 	if l.side.Role == role.Primary {
+		bound := l.bound()
+		s.MaxWAL = &bound
 		s.LagKnown = !lag.At.IsZero() && l.streaming
 		s.LagBytes, s.LagSeconds, s.Ack, s.Sent = lag.Bytes, lag.Seconds, lag.Ack, lag.Sent
 		if w := l.walWarning(); w != nil {

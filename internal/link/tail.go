@@ -36,6 +36,7 @@ type tailChange struct {
 	msg pgoutput.Message // Insert, Update, Delete, Truncate; nil for DDL
 
 	command, statement string // DDL: its tag, and the text in which it stood
+	state              bool   // an owner, a setting or a privilege that changed: a kind, and words
 }
 
 // readTail visits every change behind since, in commit order. A message is valid
@@ -46,13 +47,17 @@ func (l *link) readTail(ctx context.Context, since frame.LSN, visit func(tailCha
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	key, err := capture.DDLKey(ctx, conn)
+	if err != nil {
+		return err
+	}
 	rows, err := conn.Query(ctx, `
 		SELECT data FROM pg_logical_slot_peek_binary_changes($1::text::name, NULL, NULL, 'proto_version', '1', 'publication_names', $1::text, 'messages', 'true')`,
 		capture.Object(l.rec.ID))
 	if err != nil {
 		return tailProblem(err)
 	}
-	r := tailReader{since: since, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
+	r := tailReader{since: since, key: key, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
 	var data []byte
 	_, err = pgx.ForEachRow(rows, []any{&data}, func() error { return r.take(data) })
 	return tailProblem(err)
@@ -75,6 +80,7 @@ func tailProblem(err error) error {
 
 type tailReader struct {
 	since     frame.LSN
+	key       []byte // that signs the primary's messages
 	visit     func(tailChange) error
 	dec       pgoutput.Decoder
 	relations map[uint32]*pgoutput.Relation
@@ -129,11 +135,17 @@ func (r *tailReader) change(id uint32, msg pgoutput.Message) error {
 }
 
 func (r *tailReader) ddl(content []byte) error {
-	tag, text := r.texts.Read(content)
-	if tag == "" || frame.LSN(r.begin.FinalLSN) < r.since {
+	told := r.texts.Read(content, r.key)
+	if frame.LSN(r.begin.FinalLSN) < r.since {
 		return nil
 	}
-	return r.visit(tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), command: tag, statement: text})
+	for _, d := range told {
+		c := tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), command: d.Tag, statement: d.Text, state: d.State}
+		if err := r.visit(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // tailLine is a change in the report, a line of JSON each.
@@ -148,8 +160,8 @@ type tailLine struct {
 	Old         map[string]*string `json:"old,omitempty"` // as far as the WAL has it
 	New         map[string]*string `json:"new,omitempty"`
 	Unchanged   []string           `json:"unchanged,omitempty"` // large values that the change left as they were
-	Command     string             `json:"command,omitempty"`   // DDL: PostgreSQL's tag
-	Statement   string             `json:"statement,omitempty"` // the text in which it stood, all of it
+	Command     string             `json:"command,omitempty"`   // DDL: PostgreSQL's tag; of a state, its kind
+	Statement   string             `json:"statement,omitempty"` // the text in which it stood, all of it; of a state, words
 }
 
 func (c tailChange) line() tailLine {
@@ -178,6 +190,9 @@ func (c tailChange) line() tailLine {
 		out.Operation = "truncate"
 	case nil:
 		out.Operation, out.Command, out.Statement = "ddl", c.command, c.statement
+		if c.state {
+			out.Operation = "state"
+		}
 	}
 	return out
 }
@@ -206,6 +221,10 @@ func values(rel *pgoutput.Relation, row []pgoutput.Column, keyOnly bool) (named 
 // account writes the tail into a report, which replaces one of an earlier try.
 func (l *link) account(ctx context.Context) error {
 	side, _ := l.now()
+	// What fired no event is told in the WAL by this. It is no reason to have no report.
+	if err := l.sweep(ctx); err != nil {
+		l.log.Warn("can't see which owners and settings changed", "error", err)
+	}
 	path := l.reportPath(side.Term)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make the directory of the reports: %w", err)

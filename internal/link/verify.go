@@ -106,6 +106,9 @@ func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 		return VerifyReport{}, err
 	}
 	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Listed: !l.filter().All()})
+	if err == nil && report.Equal {
+		l.update(func() { l.holes = nil })
+	}
 	return VerifyReport{Report: report, Position: opened.Until, At: time.Now()}, err
 }
 

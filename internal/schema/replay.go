@@ -379,7 +379,7 @@ func (r *replay) bareForRule(ctx context.Context, st *ddlStatement) error {
 		}
 		name := pgx.Identifier{o.TableSchema, o.Table}.Sanitize()
 		var fenced bool
-		err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgname = 'hawser_fence')`, name).Scan(&fenced)
+		err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass($1) AND tgname LIKE 'hawser|_fence%' ESCAPE '|')`, name).Scan(&fenced)
 		if err != nil {
 			return fmt.Errorf("look for the fence of %s: %w", name, err)
 		}
@@ -387,7 +387,7 @@ func (r *replay) bareForRule(ctx context.Context, st *ddlStatement) error {
 			continue
 		}
 		// That the table once had a trigger is kept until VACUUM, which can't run here.
-		for _, sql := range []string{"DROP TRIGGER hawser_fence ON " + name,
+		for _, sql := range []string{"DROP TRIGGER IF EXISTS hawser_fence ON " + name, "DROP TRIGGER IF EXISTS hawser_fence_replica ON " + name,
 			"UPDATE pg_class SET relhastriggers = false WHERE oid = " + quoteLiteral(name) + "::regclass AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = pg_class.oid)"} {
 			if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
 				return err

@@ -335,22 +335,27 @@ func (r *replay) validateLater(ctx context.Context) error {
 func (r *replay) keepFence(ctx context.Context, alter *pgq.AlterTableStmt) error {
 	hit := slices.ContainsFunc(alter.Cmds, func(c *pgq.Node) bool {
 		t := c.GetAlterTableCmd().GetSubtype()
-		return t == pgq.AlterTableType_AT_DisableTrigAll || t == pgq.AlterTableType_AT_DisableTrigUser
+		return t == pgq.AlterTableType_AT_DisableTrigAll || t == pgq.AlterTableType_AT_DisableTrigUser ||
+			t == pgq.AlterTableType_AT_EnableTrigAll || t == pgq.AlterTableType_AT_EnableTrigUser
 	})
 	if !hit {
 		return nil
 	}
-	rows, err := r.conn.Query(ctx, `SELECT n.nspname, c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-		JOIN pg_namespace n ON n.oid = c.relnamespace WHERE t.tgname = 'hawser_fence' AND t.tgenabled = 'D'`)
+	rows, err := r.conn.Query(ctx, `SELECT n.nspname, c.relname, t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+		JOIN pg_namespace n ON n.oid = c.relnamespace WHERE t.tgname = 'hawser_fence' AND t.tgenabled = 'D' OR t.tgname = 'hawser_fence_replica' AND t.tgenabled <> 'R'`)
 	if err != nil {
 		return fmt.Errorf("look for disabled fences: %w", err)
 	}
-	tables, err := pgx.CollectRows(rows, pgx.RowToStructByPos[struct{ Schema, Name string }])
+	tables, err := pgx.CollectRows(rows, pgx.RowToStructByPos[struct{ Schema, Name, Trigger string }])
 	if err != nil {
 		return fmt.Errorf("look for disabled fences: %w", err)
 	}
 	for _, t := range tables {
-		sql := "ALTER TABLE " + pgx.Identifier{t.Schema, t.Name}.Sanitize() + " ENABLE TRIGGER hawser_fence"
+		enable := "ENABLE"
+		if t.Trigger != "hawser_fence" {
+			enable = "ENABLE REPLICA"
+		}
+		sql := "ALTER TABLE ONLY " + pgx.Identifier{t.Schema, t.Name}.Sanitize() + " " + enable + " TRIGGER " + t.Trigger
 		if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
 			return err
 		}

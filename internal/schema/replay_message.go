@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -185,21 +186,39 @@ func decodeDDL(body []byte) (*ddlMessage, error) {
 // texts that a transaction's messages refer to; each transaction needs its own.
 type Texts map[string]string
 
-// Read returns the tag of the command that a message tells of, and the text in which
-// it stood. The tag is "" where the message tells of no command that is done.
-func (t Texts) Read(content []byte) (tag, text string) {
-	body, _ := ddlSigned(content, nil) // whoever reads its own WAL needs no proof
+// Told is what a captured message tells in words.
+type Told struct {
+	Tag, Text string // the command, and the text in which it stood
+	// State: it tells what something is since, such as an owner or a setting of the
+	// database, which no command in the stream made so.
+	State bool
+}
+
+// Read returns what a message tells that key signed: anybody may write one. It is
+// nothing for one that tells of no command that is done.
+func (t Texts) Read(content, key []byte) []Told {
+	body, ok := ddlSigned(content, key)
+	if !ok {
+		return nil
+	}
 	m, err := decodeDDL(body)
 	if err != nil {
-		return "", ""
+		return nil
+	}
+	var out []Told
+	for _, c := range m.Changes {
+		if strings.HasPrefix(c.Identity, "hawser.") { // what an agent made
+			continue
+		}
+		out = append(out, Told{Tag: c.Kind, Text: c.words(), State: true})
 	}
 	if m.Source != nil {
 		t[m.Ref] = *m.Source
 	}
-	if m.Phase != "" {
-		return "", ""
+	if m.Phase == "" && m.Tag != "" {
+		out = append(out, Told{Tag: m.Tag, Text: t[m.Ref]})
 	}
-	return m.Tag, t[m.Ref]
+	return out
 }
 
 // object names what the message is about, for problems.

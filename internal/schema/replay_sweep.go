@@ -23,6 +23,19 @@ type ddlChange struct {
 	Identity string  `json:"identity"`
 }
 
+// words tell the change to a person.
+func (c ddlChange) words() string {
+	parts := slices.DeleteFunc([]string{c.Kind, c.Type, c.Identity, c.Name}, func(s string) bool { return s == "" })
+	if c.Role != "" {
+		parts = append(parts, "for role "+c.Role)
+	}
+	value := "none"
+	if c.Value != nil {
+		value = *c.Value
+	}
+	return strings.Join(parts, " ") + ": " + value
+}
+
 // sweep follows the changes. One that does not fit this side is noted: the link does
 // not stop for an owner or a setting.
 func (r *replay) sweep(ctx context.Context) error {

@@ -58,6 +58,9 @@ type Service interface {
 	PauseLink(ctx context.Context, name string) error
 	ResumeLink(ctx context.Context, name string) error
 	FailoverLink(ctx context.Context, name string, o FailoverOptions) (FailoverResult, error)
+	// SetLinkMaxWAL bounds the WAL that the link may hold back on its primary: nil
+	// leaves it to that agent's limits.wal_held, 0 sets no bound.
+	SetLinkMaxWAL(ctx context.Context, name string, bytes *int64) error
 	ResyncLink(ctx context.Context, name string, tables []string) error
 	RejoinLink(ctx context.Context, name string) error
 	// FollowLink has a secondary compared with the primary that its database has now.

@@ -60,7 +60,8 @@ func (s *stub) CreateLink(ctx context.Context, spec LinkSpec) (Link, error) {
 func (s *stub) ValidateLink(_ context.Context, spec LinkSpec) (problem.Findings, error) {
 	return s.validate(spec)
 }
-func (s *stub) ResyncLink(context.Context, string, []string) error { return nil }
+func (s *stub) SetLinkMaxWAL(context.Context, string, *int64) error { return nil }
+func (s *stub) ResyncLink(context.Context, string, []string) error  { return nil }
 
 func (s *stub) FollowLink(context.Context, string, string) error { return nil }
 func (s *stub) RejoinLink(context.Context, string) error         { return nil }

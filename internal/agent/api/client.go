@@ -145,6 +145,12 @@ func (c *Client) ResyncLink(ctx context.Context, name string, tables []string) e
 	return err
 }
 
+// SetLinkMaxWAL bounds the WAL that a link may hold back.
+func (c *Client) SetLinkMaxWAL(ctx context.Context, name string, bytes *int64) error {
+	_, err := call[none](ctx, c, http.MethodPut, linkPath(name, "/max-wal"), maxWALBody{bytes})
+	return err
+}
+
 // RejoinLink makes a side that was forced out follow the new primary.
 func (c *Client) RejoinLink(ctx context.Context, name string) error {
 	_, err := call[none](ctx, c, http.MethodPost, linkPath(name, "/rejoin"), nil)

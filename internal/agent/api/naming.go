@@ -54,6 +54,10 @@ func (s naming) ResyncLink(ctx context.Context, name string, tables []string) er
 	return namedError(s.Service.ResyncLink(ctx, name, tables), name)
 }
 
+func (s naming) SetLinkMaxWAL(ctx context.Context, name string, bytes *int64) error {
+	return namedError(s.Service.SetLinkMaxWAL(ctx, name, bytes), name)
+}
+
 func (s naming) FollowLink(ctx context.Context, name, primary string) error {
 	return namedError(s.Service.FollowLink(ctx, name, primary), name)
 }

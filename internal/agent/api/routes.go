@@ -43,6 +43,11 @@ type (
 
 		Tables        []string `json:"tables,omitempty" maxItems:"1000" nullable:"false" doc:"As of a new link; each has to match a table"`
 		ExcludeTables []string `json:"exclude_tables,omitempty" maxItems:"1000" nullable:"false" doc:"As of a new link; each has to match a table"`
+
+		MaxWALBytes *int64 `json:"max_wal_bytes,omitempty" minimum:"0" doc:"As of a new link"`
+	}
+	maxWALBody struct {
+		Bytes *int64 `json:"bytes" minimum:"0" doc:"null: limits.wal_held of the primary's agent; 0: no bound"`
 	}
 	failoverBody struct {
 		Force          bool    `json:"force,omitempty" doc:"Open the secondary without the primary"`
@@ -245,6 +250,10 @@ func (h *handler) linkOperations(api huma.API) {
 			r, err := h.service.FailoverLink(ctx, in.Name, FailoverOptions{Force: in.Body.Force, Timeout: seconds(in.Body.TimeoutSeconds)})
 			r.Phases = orEmpty(r.Phases)
 			return r, err
+		})
+	changesOnly(h, api, huma.Operation{OperationID: "set-link-max-wal", Method: http.MethodPut, Path: "/v1/links/{name}/max-wal", Summary: "Bound the WAL that the link may hold back on its primary"},
+		func(ctx context.Context, in *namedWith[maxWALBody]) error {
+			return h.service.SetLinkMaxWAL(ctx, in.Name, in.Body.Bytes)
 		})
 	changesOnly(h, api, huma.Operation{OperationID: "rejoin-link", Method: http.MethodPost, Path: "/v1/links/{name}/rejoin", Summary: "Follow the side that took over by force",
 		Description: "Asked of the side that was forced out. Answers when it has begun to follow; the rows that differ are repaired meanwhile."},

@@ -165,6 +165,8 @@ type LinkSpec struct {
 
 	Tables        []string `json:"tables,omitempty" maxItems:"1000" nullable:"false" doc:"Carry the rows of the tables that match one of these patterns alone; empty carries all. A pattern is SCHEMA.TABLE with * and ?, folded to lower case outside of double quotes" example:"sales.order_*"`
 	ExcludeTables []string `json:"exclude_tables,omitempty" maxItems:"1000" nullable:"false" doc:"Do not carry the rows of tables that match one of these patterns"`
+
+	MaxWALBytes *int64 `json:"max_wal_bytes,omitempty" minimum:"0" doc:"WAL that the link may hold back on the primary before it is given up; absent: limits.wal_held of the primary's agent, 0: no bound"`
 }
 
 // Link is one database tied to another instance.
@@ -184,6 +186,7 @@ type Link struct {
 	LagSeconds   *float64         `json:"lag_seconds" doc:"The same in time; null when not known"`
 	Position     Position         `json:"position"`
 	WALHeldBytes *uint64          `json:"wal_held_bytes" doc:"WAL that the primary keeps for the link; null when not known"`
+	MaxWALBytes  *uint64          `json:"max_wal_bytes" doc:"WAL that it may keep before the link is given up; 0: no bound, null: limits.wal_held of the primary's agent, told there"`
 	Slot         string           `json:"slot,omitempty" doc:"The replication slot on the primary"`
 	Seeding      *Seeding         `json:"seeding,omitempty" doc:"The initial copy, while it runs and after"`
 	Failover     *FailoverResult  `json:"failover,omitempty" doc:"The running or the last failover"`
