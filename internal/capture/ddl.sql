@@ -597,6 +597,9 @@ BEGIN
 		FROM jsonb_array_elements(objects) o WHERE o ->> 'class' IS NOT NULL AND o ->> 'type' <> 'index'
 		ON CONFLICT (kind, class, id, name) DO NOTHING;
 	ELSIF tag LIKE 'ALTER %' AND source ~* 'owner|cluster' THEN
+		IF tag IN ('ALTER SCHEMA', 'ALTER PUBLICATION') THEN
+			PERFORM hawser.ddl_sweep('database'); -- so may the new owner
+		END IF;
 		-- What a command changed may be changed back without one.
 		DELETE FROM hawser.ddl_seen s USING jsonb_array_elements(objects) o
 		WHERE s.kind IN ('owner', 'clustered') AND s.class = (o ->> 'class')::regclass AND s.id = (o ->> 'oid')::oid;
