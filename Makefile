@@ -17,7 +17,7 @@ build: ## Build bin/hawser
 	CGO_ENABLED=0 go build -ldflags "-X main.version=$(VERSION)" -o bin/hawser ./cmd/hawser
 
 .PHONY: test
-test: postgres check ## Run all checks and tests, on real PostgreSQL clusters
+test: postgres versions check ## Run all checks and tests, on real PostgreSQL clusters
 	go test -race -timeout 20m -p 2 ./...
 
 FOR ?= 1h
@@ -45,6 +45,10 @@ proto: ## Generate the peers' protocol (needs protoc, protoc-gen-go, protoc-gen-
 .PHONY: postgres
 postgres: ## Install PostgreSQL from Debian's packages, if it is missing
 	@scripts/install-postgres.sh
+
+.PHONY: versions
+versions: ## Install the server programs of PostgreSQL 14, 16, 17 and 18 for the tests, if they are missing
+	@scripts/install-versions.sh
 
 .PHONY: rivals
 rivals: ## Install what the benchmark measures against, where Debian has it

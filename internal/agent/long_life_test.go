@@ -231,12 +231,13 @@ func TestOldTools(t *testing.T) {
 }
 
 // TestServerUpgraded upgrades a server in place, which takes its replication slots and
-// origins with it: the link stands until a person has both sides compared.
+// origins with it: the link stands until a person has both sides compared. (pg_upgrade
+// does the same within one version, of which all programs are here.)
 func TestServerUpgraded(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	from, to := testpg.Version(t, 14), testpg.Version(t, 15)
-	a, b := newInstanceOn(t, "alpha", testpg.StartVersion(t, from, nil)), newInstanceOn(t, "beta", testpg.StartVersion(t, from, nil))
+	bin := testpg.Version(t, 15)
+	a, b := newInstanceOn(t, "alpha", testpg.StartVersion(t, bin, nil)), newInstanceOn(t, "beta", testpg.StartVersion(t, bin, nil))
 	introduce(t, a, b)
 	link(t, a, b, zoo)
 	b.awaitState(t, "shop", api.StateSynchronized)
@@ -246,7 +247,7 @@ func TestServerUpgraded(t *testing.T) {
 		stop()
 		equal(t, a, b, "shop")
 		i.stop()
-		i.Upgrade(t, to)
+		i.Upgrade(t, bin)
 		n, stop = write(t, a.DSN("shop"), "upgraded "+i.name) // before its agent is back
 		more(t, n)
 		i.run(t)

@@ -13,24 +13,48 @@ import (
 )
 
 // versionsVariable lists directories with the server programs of further versions,
-// as PATH lists directories. Those of Debian's packages are found without it.
+// as PATH lists directories. Those of Debian's packages and of make versions are found
+// without it.
 const versionsVariable = "HAWSER_TEST_PG_BINS"
 
 // Version returns a directory with the server programs of a major version. The test
 // is skipped, and says why, when there is none on this machine.
 func Version(t testing.TB, major int) (binDir string) {
 	t.Helper()
-	dirs, err := filepath.Glob("/usr/lib/postgresql/*/bin")
-	if err != nil {
-		t.Fatal(err)
+	dirs := filepath.SplitList(os.Getenv(versionsVariable))
+	for _, pattern := range []string{"/usr/lib/postgresql/*/bin", filepath.Join(repository(t), ".versions/node_modules/*/native/bin")} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dirs = append(dirs, found...)
 	}
-	for _, dir := range append(filepath.SplitList(os.Getenv(versionsVariable)), dirs...) {
+	for _, dir := range dirs {
 		if majorOf(dir) == major {
 			return dir
 		}
 	}
-	t.Skipf("no server programs of PostgreSQL %d on this machine: name their directory in %s", major, versionsVariable)
+	t.Skipf("no server programs of PostgreSQL %d on this machine: make versions installs them, or name their directory in %s", major, versionsVariable)
 	return ""
+}
+
+// repository is the directory with go.mod: tests run in their package's.
+func repository(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			t.Fatal("the test runs outside of the repository")
+		}
+		dir = parent
+	}
 }
 
 var serverVersion = regexp.MustCompile(`^postgres \(PostgreSQL\) (\d+)`)
