@@ -11,7 +11,6 @@ import (
 
 	"github.com/hawser/hawser/internal/agent"
 	"github.com/hawser/hawser/internal/agent/api"
-	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
@@ -146,87 +145,6 @@ func TestOlderCapture(t *testing.T) {
 	equal(t, a, b, "shop")
 	if got := capture(); got != captured {
 		t.Errorf("the capture of DDL is %s, want %s", got, captured)
-	}
-}
-
-// TestMajorVersions upgrades by a link, as docs/operate.md tells it: from an old major
-// version to a new one, with DDL, a failover, more DDL, and back.
-func TestMajorVersions(t *testing.T) {
-	t.Parallel()
-	for _, version := range []struct{ from, to int }{{14, 15}, {15, 16}, {15, 17}, {15, 18}} {
-		t.Run(fmt.Sprintf("%d to %d", version.from, version.to), func(t *testing.T) {
-			t.Parallel()
-			from, to := testpg.Version(t, version.from), testpg.Version(t, version.to)
-			if _, err := postgres.Tool("pg_dump", version.from); err != nil {
-				t.Skip(err)
-			}
-			ctx := context.Background()
-			a, b := newInstanceOn(t, "alpha", testpg.StartVersion(t, from, nil)), newInstanceOn(t, "beta", testpg.StartVersion(t, to, nil))
-			introduce(t, a, b)
-			a.Exec(t, "postgres", `CREATE DATABASE shop`)
-			a.Exec(t, "shop", zoo)
-			n, stop := write(t, anywhere(a, b), "w")
-			defer func() { stop() }()
-			if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}); err != nil {
-				t.Fatal(err)
-			}
-			b.awaitState(t, "shop", api.StateSynchronized)
-			for round, side := range []struct{ primary, secondary *instance }{{a, b}, {b, a}, {a, b}} {
-				p, s := side.primary, side.secondary
-				more(t, n)
-				p.Exec(t, "shop",
-					fmt.Sprintf(`CREATE TABLE later_%d (id int PRIMARY KEY, v text DEFAULT 'd', at timestamptz DEFAULT now()); INSERT INTO later_%[1]d VALUES (1)`, round),
-					fmt.Sprintf(`ALTER TABLE customer ADD COLUMN n%d numeric(9,2) DEFAULT 1.5, ADD CHECK (n%[1]d > 0); CREATE INDEX ON customer (n%[1]d)`, round),
-					fmt.Sprintf(`CREATE VIEW seen_%d AS SELECT id, n%[1]d FROM customer; CREATE FUNCTION f%[1]d(int) RETURNS int LANGUAGE sql AS 'SELECT $1 + 1'`, round))
-				s.awaitState(t, "shop", api.StateSynchronized)
-				if round == 2 {
-					break
-				}
-				if _, err := s.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
-					t.Fatal(err)
-				}
-				p.awaitState(t, "shop", api.StateSynchronized)
-			}
-			more(t, n)
-			stop()
-			equal(t, a, b, "shop")
-			report, err := a.VerifyLink(ctx, "shop", api.VerifyOptions{})
-			if err != nil || !report.Equal {
-				t.Errorf("verify: %+v, %v", report, err)
-			}
-		})
-	}
-}
-
-// TestOldTools: an agent whose pg_dump is older than the primary says so before a link
-// is made, and what to install.
-func TestOldTools(t *testing.T) {
-	t.Parallel()
-	ctx := context.Background()
-	newer := testpg.StartVersion(t, testpg.Version(t, 18), nil)
-	if tool, err := postgres.Tool("pg_dump", 18); err == nil {
-		t.Skipf("%s is new enough", tool)
-	}
-	a, b := newInstanceOn(t, "alpha", newer), newInstance(t, "beta")
-	introduce(t, a, b)
-	a.Exec(t, "postgres", `CREATE DATABASE shop`)
-	spec := api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}
-	findings, err := a.ValidateLink(ctx, spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	told := false
-	for _, f := range findings {
-		told = told || f.Code == "tool-missing" && f.Blocks() && strings.Contains(f.Cause, "pg_dump of PostgreSQL 18") && strings.Contains(f.Remedy, "postgresql-18")
-	}
-	if !told {
-		t.Errorf("findings: %v", findings)
-	}
-	if _, err := a.CreateLink(ctx, spec); err == nil {
-		t.Error("the link was created")
-	}
-	if got := traces(t, a, "shop"); len(got) != 0 {
-		t.Errorf("left on the primary: %q", got)
 	}
 }
 

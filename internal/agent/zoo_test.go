@@ -22,10 +22,17 @@ import (
 // contents of materialized views, sequences. Each line names its object.
 func state(t *testing.T, i *instance, database string) []string {
 	t.Helper()
+	out := append(definitions(t, i, database), contents(t, i, database)...)
+	slices.Sort(out)
+	return out
+}
+
+// contents are the rows of tables and materialized views, and the sequences.
+func contents(t *testing.T, i *instance, database string) (out []string) {
+	t.Helper()
 	conn := i.Connect(t, database)
 	defer conn.Close(context.Background())
 	testpg.Rows(t, conn, `SELECT set_config('search_path', '', false)`)
-	out := definitions(t, i, database)
 	for _, table := range testpg.Rows(t, conn, `
 		SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' AND c.relispopulated
@@ -38,7 +45,6 @@ func state(t *testing.T, i *instance, database string) []string {
 		WHERE c.relkind = 'S' AND c.relpersistence = 'p' AND n.nspname <> 'hawser'`) {
 		out = append(out, "sequence "+sequence+": "+testpg.Rows(t, conn, `SELECT last_value, is_called FROM `+sequence)[0])
 	}
-	slices.Sort(out)
 	return out
 }
 

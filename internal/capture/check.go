@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
@@ -219,7 +220,35 @@ func checkCarried(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (prob
 			"it is unlogged: its definition is carried, its rows are not", "ALTER TABLE "+name+" SET LOGGED;"))
 	}
 	unwritable, err := checkTypes(ctx, conn, likes)
-	return append(unwritable, out...), err
+	if err != nil {
+		return nil, err
+	}
+	unidentified, err := checkVirtual(ctx, conn, likes)
+	return slices.Concat(unwritable, unidentified, out), err
+}
+
+// checkVirtual names the tables whose rows PostgreSQL lets no publication identify: it
+// counts virtual columns (18) to a whole row, and publishes none. A user's UPDATE fails.
+func checkVirtual(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (problem.Findings, error) {
+	rows, err := conn.Query(ctx, `SELECT format('%I.%I', n.nspname, c.relname)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384 AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
+		AND (`+bare+` OR c.relreplident = 'f') AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped)
+		AND `+filter.Params()+` ORDER BY 1`, likes.Args()...)
+	if err != nil {
+		return nil, fmt.Errorf("look for virtual columns in tables without a key: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, fmt.Errorf("look for virtual columns in tables without a key: %w", err)
+	}
+	var out problem.Findings
+	for _, name := range names {
+		out = append(out, problem.New("virtual-column-without-key", "table "+name,
+			"it has a virtual generated column and no key that identifies a row, and PostgreSQL refuses every UPDATE and DELETE of such a table while it is published",
+			"ALTER TABLE "+name+" ADD PRIMARY KEY (…); or ALTER TABLE "+name+" REPLICA IDENTITY USING INDEX …; with a unique index of columns that are NOT NULL"))
+	}
+	return out, nil
 }
 
 // checkTypes names columns of types that take no input: what the server itself wrote

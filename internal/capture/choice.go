@@ -237,17 +237,26 @@ func checkBorderReaders(ctx context.Context, conn *pgx.Conn, likes filter.Likes)
 	return out, nil
 }
 
-// publication makes the link's publication unless it is there.
+// publication makes the link's publication unless it is there. From 18 on a whole row
+// identifies a row only with its generated columns: without them the user's UPDATE fails.
 func publication(ctx context.Context, conn *pgx.Conn, id, of string) error {
-	var exists bool
-	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, Object(id)).Scan(&exists); err != nil {
+	var exists, generated bool
+	err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1),
+		current_setting('server_version_num')::int >= 180000 AND NOT EXISTS (SELECT FROM pg_publication p WHERE pubname = $1 AND to_jsonb(p)->>'pubgencols' = 's')`,
+		Object(id)).Scan(&exists, &generated)
+	if err != nil {
 		return fmt.Errorf("look for the publication: %w", err)
 	}
-	if exists {
-		return nil
+	name := postgres.QuoteIdent(Object(id))
+	if !exists {
+		if _, err := conn.Exec(ctx, `CREATE PUBLICATION `+name+of); err != nil {
+			return fmt.Errorf("create the publication: %w", err)
+		}
 	}
-	if _, err := conn.Exec(ctx, `CREATE PUBLICATION `+postgres.QuoteIdent(Object(id))+of); err != nil {
-		return fmt.Errorf("create the publication: %w", err)
+	if generated {
+		if _, err := conn.Exec(ctx, `ALTER PUBLICATION `+name+` SET (publish_generated_columns = stored)`); err != nil {
+			return fmt.Errorf("publish generated columns: %w", err)
+		}
 	}
 	return nil
 }

@@ -98,7 +98,11 @@ func (a *assembly) dropPublic() {
 }
 
 func (a *assembly) add(t *tocEntry) error {
-	n := &node{Entry: Entry{Kind: t.kind, Schema: t.schema, Name: t.name, Owner: t.owner, OID: t.oid, SQL: t.sql}}
+	sql, err := withoutVersions(t.sql)
+	if err != nil {
+		return err
+	}
+	n := &node{Entry: Entry{Kind: t.kind, Schema: t.schema, Name: t.name, Owner: t.owner, OID: t.oid, SQL: sql}}
 	a.byTOC[t.id] = n
 	n.left = !carried(t.kind) || t.schema == "hawser" || a.facts.ours[object{t.class, t.oid}]
 	n.Table = a.facts.owners[object{t.class, t.oid}]
@@ -127,6 +131,54 @@ func (a *assembly) add(t *tocEntry) error {
 		a.splitKey(n, k)
 	}
 	return nil
+}
+
+// columnVersion is the option in which the minor releases of November 2026 keep the
+// version of a column. It is the server's own: a pg_dump that does not know it writes it
+// out, and a server that does not know it refuses it.
+const columnVersion = "pg_attver"
+
+// withoutVersions takes the versions of columns out of an entry's statements.
+func withoutVersions(sql string) (string, error) {
+	if !strings.Contains(sql, columnVersion) {
+		return sql, nil
+	}
+	stmts, err := statements(sql)
+	if err != nil {
+		return "", err
+	}
+	kept := make([]string, 0, len(stmts))
+	for _, s := range stmts {
+		if text := s.withoutVersion(); text != "" {
+			kept = append(kept, text)
+		}
+	}
+	return strings.Join(kept, "\n"), nil
+}
+
+// withoutVersion is ALTER TABLE … SET (pg_attver=1, …) without that option, "" when
+// nothing is left to set, and any other statement as it is.
+func (s statement) withoutVersion() string {
+	options := slices.IndexFunc(s.tokens, func(t token) bool { return strings.EqualFold(s.text[t.start:t.end], "SET") })
+	if s.word(0) != "alter" || options < 0 || s.word(options+1) != "(" {
+		return s.text
+	}
+	for i, t := range s.tokens {
+		if i < options || t.kind != tokenWord || s.word(i) != columnVersion || s.word(i+1) != "=" || i+3 >= len(s.tokens) {
+			continue
+		}
+		from, to := t.start, s.tokens[i+2].end
+		switch before, after := s.word(i-1), s.word(i+3); {
+		case before == "(" && after == ")":
+			return ""
+		case after == ",":
+			to = s.tokens[i+3].end
+		default:
+			from = s.tokens[i-1].start
+		}
+		return s.text[:from] + strings.TrimPrefix(s.text[to:], " ")
+	}
+	return s.text
 }
 
 // carried reports whether entries of a kind are taken over. Rows, the values of

@@ -184,3 +184,19 @@ func TestPartitionThatIsGone(t *testing.T) {
 		}
 	}
 }
+
+// A pg_dump that does not know the versions of columns writes them out as options.
+func TestVersionsOfColumnsStayBehind(t *testing.T) {
+	t.Parallel()
+	for sql, want := range map[string]string{
+		"CREATE TABLE t (a int DEFAULT 'pg_attver=1; x');\n\nALTER TABLE ONLY t ALTER COLUMN a SET (pg_attver=24457824);\n": "CREATE TABLE t (a int DEFAULT 'pg_attver=1; x');",
+		"ALTER TABLE ONLY t ALTER COLUMN \"SET\" SET (n_distinct=5, pg_attver=1);":                                          "ALTER TABLE ONLY t ALTER COLUMN \"SET\" SET (n_distinct=5);",
+		"ALTER TABLE ONLY t ALTER COLUMN a SET (pg_attver=1, n_distinct=-0.5);":                                             "ALTER TABLE ONLY t ALTER COLUMN a SET (n_distinct=-0.5);",
+		"ALTER TABLE t ADD CONSTRAINT c CHECK (pg_attver = 3);":                                                             "ALTER TABLE t ADD CONSTRAINT c CHECK (pg_attver = 3);",
+		"ALTER TABLE ONLY t ALTER COLUMN pg_attver SET DEFAULT 1;":                                                          "ALTER TABLE ONLY t ALTER COLUMN pg_attver SET DEFAULT 1;",
+	} {
+		if got, err := withoutVersions(sql); err != nil || got != want {
+			t.Errorf("%s became %q, %v", sql, got, err)
+		}
+	}
+}
