@@ -35,6 +35,7 @@ type instance struct {
 	port      int
 	maxWAL    int64  // of the next run
 	process   bool   // the next run is a process of its own, and stop kills it
+	pid       int    // of that process
 	connect   string // connection string of the next run; "" is the cluster's own
 	stop      func()
 }

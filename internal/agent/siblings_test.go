@@ -245,6 +245,7 @@ func startProcess(t *testing.T, i *instance) (stop func()) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	i.pid = cmd.Process.Pid
 	return func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
 }
 

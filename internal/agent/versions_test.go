@@ -42,6 +42,8 @@ func TestMajorVersions(t *testing.T) {
 					side.secondary.awaitState(t, "zoo", api.StateSynchronized)
 				}
 				side.primary.Exec(t, "zoo", anyVersion(round)...)
+				arrived(t, side.primary, side.secondary, "zoo") // a table copied again is ahead of the stream, and what is made of it too
+				side.primary.Exec(t, "zoo", fmt.Sprintf(`REFRESH MATERIALIZED VIEW m%d`, round))
 				mutate(t, side.primary, round+2)
 				alike(t, side.primary, side.secondary, "zoo")
 			}
@@ -58,7 +60,7 @@ func anyVersion(round int) (sql []string) {
 		`CREATE TABLE part_c:n PARTITION OF part_a FOR VALUES IN (10:n); INSERT INTO part VALUES (10:n, '2020-01-01', 'new'); ALTER TABLE part_a DETACH PARTITION part_c:n`,
 		`ALTER TABLE later_:n ALTER id SET NOT NULL, ALTER v SET NOT NULL, ADD s:n serial; ALTER TABLE later_:n ALTER v DROP NOT NULL; ALTER TYPE mood ADD VALUE 'm:n'; DROP TABLE part_c:n`,
 		`CREATE TABLE child_:n () INHERITS (later_:n); CREATE STATISTICS st_:n ON id, v FROM later_:n; ALTER TABLE later_:n ADD FOREIGN KEY (id) REFERENCES later_:n NOT VALID; COMMENT ON TABLE later_:n IS 'c'; GRANT SELECT ON later_:n TO PUBLIC`,
-		`CREATE TABLE copy_:n AS SELECT * FROM own; CREATE INDEX CONCURRENTLY ON copy_:n (id); REFRESH MATERIALIZED VIEW m:n`,
+		`CREATE TABLE copy_:n AS SELECT * FROM own; CREATE INDEX CONCURRENTLY ON copy_:n (id)`,
 	} {
 		sql = append(sql, strings.Split(strings.ReplaceAll(s, ":n", fmt.Sprint(round)), "; ")...)
 	}
