@@ -74,6 +74,7 @@ type heldRow struct {
 	first int    // its first cell
 	sent  uint64 // of an UPDATE: the columns with a value
 	order uint64 // of the key, for sort
+	like  int    // of a loose row that came: the one before it that is like it, counted from 1
 }
 
 type verb byte
@@ -122,7 +123,7 @@ func (g *gather) add(v verb, row []pgoutput.Column, sent uint64) {
 	g.rows = append(g.rows, heldRow{verb: v, first: len(g.cells), sent: sent})
 	g.bytes += rowBytes + valueBytes*len(row)
 	for i, c := range row {
-		if v == deleted && !slices.Contains(g.rel.target.key, i) {
+		if v == deleted && !g.rel.target.loose && !slices.Contains(g.rel.target.key, i) {
 			c = pgoutput.Column{}
 		}
 		g.cells = append(g.cells, g.copy(c))
@@ -148,19 +149,40 @@ func (g *gather) find(row []pgoutput.Column) (at int, ok bool) {
 	if g.byKey == nil {
 		g.byKey = make(map[string]int, len(g.rows))
 		for i, h := range g.rows {
-			g.byKey[string(g.keyOf(func(c int) []byte { return g.cells[h.first+c] }))] = i
+			key := string(g.keyOf(func(c int) []byte { return g.cells[h.first+c] }))
+			if before, alike := g.byKey[key]; alike {
+				g.rows[i].like = before + 1
+			}
+			g.byKey[key] = i
 		}
 	}
-	at, ok = g.byKey[string(g.keyOf(func(c int) []byte { return row[c].Data }))]
+	at, ok = g.byKey[string(g.keyOf(func(c int) []byte {
+		if row[c].Kind == pgoutput.Text {
+			return nonNil(row[c].Data)
+		}
+		return nil
+	}))]
 	return at, ok
+}
+
+// identity are the columns by which a row is found.
+func (g *gather) identity() []int {
+	if g.rel.target.loose {
+		return g.writable
+	}
+	return g.rel.target.key
 }
 
 // keyOf is a key as one string of bytes.
 func (g *gather) keyOf(cell func(column int) []byte) []byte {
 	g.key = g.key[:0]
-	for _, i := range g.rel.target.key {
+	for _, i := range g.identity() {
 		v := cell(i)
-		g.key = binary.AppendUvarint(g.key, uint64(len(v)))
+		if v == nil { // NULL
+			g.key = binary.AppendUvarint(g.key, 0)
+			continue
+		}
+		g.key = binary.AppendUvarint(g.key, uint64(len(v))+1)
 		g.key = append(g.key, v...)
 	}
 	return g.key
@@ -173,11 +195,14 @@ func (g *gather) insert(row []pgoutput.Column) bool {
 		return true
 	}
 	at, ok := g.find(row)
-	if ok && g.rows[at].verb != nothing {
+	if ok && g.rows[at].verb != nothing && !g.rel.target.loose {
 		return false
 	}
 	g.byKey[string(g.key)] = len(g.rows)
 	g.add(inserted, row, 0)
+	if ok && g.rel.target.loose {
+		g.rows[len(g.rows)-1].like = at + 1
+	}
 	return true
 }
 
@@ -319,6 +344,10 @@ func (w *writer) drop(g *gather) error {
 // the same stay in the order in which they came.
 func (g *gather) sort(rows []heldRow, cells [][]byte) {
 	key := g.rel.target.key
+	if g.rel.target.loose {
+		slices.SortStableFunc(rows, func(x, y heldRow) int { return cmp.Compare(x.verb, y.verb) })
+		return
+	}
 	for i := range rows {
 		if h := &rows[i]; h.verb != inserted {
 			h.order = orderOf(cells[h.first+key[0]])
@@ -353,6 +382,9 @@ func (w *writer) writeAlike(g *gather, rows []heldRow, cells [][]byte) error {
 	kind := setKey{verb: rows[0].verb, sent: rows[0].sent}
 	if kind.verb == nothing {
 		return nil
+	}
+	if kind.verb == deleted && g.rel.target.loose {
+		return w.takeAway(g, rows, cells)
 	}
 	columns, most := g.parameters(kind), g.most(kind)
 	what := &doing{kind.verb.String(), g.rel}
@@ -492,6 +524,9 @@ func (g *gather) statement(kind setKey) *statement {
 	s := t.sets[kind]
 	if s == nil {
 		sql, oids := g.sql(kind)
+		if t.loose && kind.verb == deleted {
+			sql, oids = g.sqlTakeAway(kind.rows)
+		}
 		s = g.prepare(g.rel, sql, oids, kind.verb.String())
 		t.sets[kind] = s
 	}

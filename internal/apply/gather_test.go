@@ -357,3 +357,86 @@ func TestMissingRow(t *testing.T) {
 		})
 	}
 }
+
+const tableBag = 6004
+
+// TestBagOfRows: a table without a key or index holds what the primary's does, however
+// often each row is in it.
+func TestBagOfRows(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t), `CREATE TABLE bag (a int, b char(5), c float8, d text[])`)
+	conn := r.c.Connect(t, r.db)
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	defer func() { _ = end() }()
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	table := cat([]byte("R"), be32(tableBag), []byte("public\x00bag\x00f\x00\x04"))
+	for i, c := range []string{"a", "b", "c", "d"} {
+		table = cat(table, []byte{0}, []byte(c+"\x00"), be32([]uint32{23, 1042, 701, 1009}[i]), be32(0xffffffff))
+	}
+	at, rows := uint64(1000), [][]cell{}
+	play := func(changes [][]byte) {
+		frames <- records(at, slices.Concat([][]byte{msgBegin(at, uint32(at)), table}, changes, [][]byte{msgCommit(at)})...)
+		at += 16
+	}
+	value := func(rt *rapid.T) []cell {
+		return []cell{
+			rapid.SampledFrom([]cell{nil, text("1"), text("2")}).Draw(rt, "a"), rapid.SampledFrom([]cell{nil, text("     "), text("x    ")}).Draw(rt, "b"),
+			rapid.SampledFrom([]cell{nil, text("0"), text("-0"), text("NaN")}).Draw(rt, "c"), rapid.SampledFrom([]cell{nil, text("{}"), text(`{"",NULL}`)}).Draw(rt, "d"),
+		}
+	}
+	rapid.Check(t, func(rt *rapid.T) {
+		for range rapid.IntRange(1, 3).Draw(rt, "transactions") {
+			var sent [][]byte
+			for range rapid.IntRange(0, 40).Draw(rt, "changes") {
+				verb := rapid.IntRange(0, 2).Draw(rt, "verb")
+				if verb == 0 || len(rows) == 0 {
+					rows = append(rows, value(rt))
+					sent = append(sent, cat([]byte("I"), be32(tableBag), []byte("N"), msgRow(rows[len(rows)-1])))
+					continue
+				}
+				n := rapid.IntRange(0, len(rows)-1).Draw(rt, "row")
+				old := cat([]byte("O"), msgRow(rows[n]))
+				if verb == 1 {
+					sent = append(sent, cat([]byte("D"), be32(tableBag), old))
+					rows = slices.Delete(rows, n, n+1)
+					continue
+				}
+				to := value(rt)
+				news := slices.Clone(to)
+				if rapid.Bool().Draw(rt, "toasted") && rows[n][3] != nil {
+					to[3], news[3] = rows[n][3], same
+				}
+				rows[n] = to
+				sent = append(sent, cat([]byte("U"), be32(tableBag), old, []byte("N"), msgRow(news)))
+			}
+			play(sent)
+		}
+		want := frame.LSN(at - 8)
+		testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) {
+			select {
+			case <-a.done:
+				return false, end()
+			default:
+				return a.Stats().Position >= want, nil
+			}
+		})
+		var lines []string
+		for _, row := range rows {
+			line := ""
+			for _, c := range row {
+				if c == nil {
+					line += "null|"
+				} else {
+					line += *c + "|"
+				}
+			}
+			lines = append(lines, line)
+		}
+		slices.Sort(lines)
+		got := testpg.Rows(t, conn, `SELECT concat(coalesce(a::text, 'null'), '|', coalesce(rpad(b::text, 5), 'null'), '|', coalesce(c::text, 'null'), '|', coalesce(d::text, 'null'), '|') FROM bag ORDER BY 1`)
+		slices.Sort(got)
+		if !slices.Equal(got, lines) {
+			rt.Fatalf("the table is\n%s\nand should be\n%s", strings.Join(got, "\n"), strings.Join(lines, "\n"))
+		}
+	})
+}

@@ -34,6 +34,7 @@ type target struct {
 	full       bool     // the primary sends whole old rows
 	checks     bool     // it has CHECK constraints, which may look at other tables
 	net        bool     // its changes may be held as net changes
+	loose      bool     // these are of whole rows: no key names one, and no index helps to find one
 	statements map[string]*statement
 	sets       map[setKey]*statement // of these, those of held changes
 	held       *gather               // its changes that were not written yet; nil until one is
@@ -132,7 +133,8 @@ SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0
                  WHERE o.opcdefault AND o.opcintype = b.base), ''), c.relkind,
        coalesce(a.attnum = ANY (k.indkey::int2[]), false),
        EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
-       (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion))
+       (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)),
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -197,6 +199,7 @@ type columnFound struct {
 	unique bool   // of the index that finds a row best
 	checks bool   // the table has CHECK constraints
 	alone  bool   // the table has one index that is unique or excludes
+	index  bool   // it has some index
 }
 
 // lookUp finds a table's columns by their names, and one without a name where the
@@ -209,7 +212,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.index}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -229,12 +232,14 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 	}
 	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}, sets: map[setKey]*statement{}}
 	net := len(r.def.Columns) <= maxNetColumns
+	loose := net && t.full
 	for _, f := range byName { // of the table, each says the same
 		t.oid, t.rows, t.checks = f.table, "ONLY "+r.quoted, f.checks
 		if f.kind == "p" {
 			t.rows = r.quoted
 		}
 		net = net && f.kind == "r" && f.alone && !f.checks
+		loose = loose && f.kind == "r" && !f.index && !f.checks && f.lenient == ""
 	}
 	var flagged, unique []int
 	for i, c := range r.def.Columns {
@@ -261,6 +266,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 		t.key = unique
 	}
 	t.net = net && len(t.key) > 0 && slices.Equal(t.key, unique)
+	t.loose = loose && slices.ContainsFunc(t.columns, func(c column) bool { return !c.generated })
 	return t, nil
 }
 
@@ -340,6 +346,9 @@ func (a *Applier) update(ctx context.Context, r *relation, m *pgoutput.Update) e
 		return err
 	}
 	t := r.target
+	if t.bag(m.Old) && !wide(m.New) {
+		return a.changeLoose(ctx, r, old, m.New)
+	}
 	for i, c := range t.columns {
 		if c.always && changes(t, i, m) {
 			return a.replace(ctx, r, old, m.New)
@@ -416,6 +425,28 @@ func (a *Applier) changeRow(ctx context.Context, r *relation, v verb, row []pgou
 	})
 }
 
+// bag tells whether a change of a row that was like old may be held.
+func (t *target) bag(old []pgoutput.Column) bool {
+	return t.loose && len(old) > 0 && !wide(old) && !slices.ContainsFunc(old, func(c pgoutput.Column) bool { return c.Kind == pgoutput.Unchanged })
+}
+
+// changeLoose takes one of the rows that are like old away, and puts row, if there is
+// one, in its place.
+func (a *Applier) changeLoose(ctx context.Context, r *relation, old, row []pgoutput.Column) error {
+	if err := a.ensureBatch(ctx); err != nil {
+		return err
+	}
+	a.batch.changes++
+	g := a.held(r)
+	return a.out.hold(g, func() bool {
+		g.remove(old)
+		if row != nil {
+			g.put(old, row)
+		}
+		return true
+	})
+}
+
 // sendRow writes one change behind those that are held of its table.
 func (a *Applier) sendRow(r *relation, v verb, row []pgoutput.Column, sent uint64) error {
 	if err := a.out.order(r.target, false); err != nil {
@@ -488,6 +519,9 @@ func (a *Applier) delete(ctx context.Context, r *relation, m *pgoutput.Delete) e
 	if r.target.keyed(m.Old) {
 		return a.changeRow(ctx, r, deleted, m.Old, 0)
 	}
+	if r.target.bag(m.Old) {
+		return a.changeLoose(ctx, r, m.Old, nil)
+	}
 	var b builder
 	b.WriteString("DELETE FROM " + r.target.rows + " AS t")
 	if err := a.where(&b, r, m.Old); err != nil {
@@ -517,8 +551,14 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 		return problem.New("key-missing", "table "+r.quoted, "it has no replica identity, so a row of it can't be found on the replica",
 			"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL; on the primary")
 	}
+	r.whereLike(b, old)
+	return nil
+}
+
+// whereLike finds one of the rows that print as old does.
+func (r *relation) whereLike(b *builder, old []pgoutput.Column) {
 	var equal, same []string
-	for i, c := range t.columns {
+	for i, c := range r.target.columns {
 		if c.generated {
 			continue
 		}
@@ -537,7 +577,6 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 	}
 	where := strings.Join(append(equal, same...), " AND ")
 	b.WriteString(" WHERE t.ctid = (SELECT i.ctid FROM ONLY " + r.quoted + " AS i WHERE " + where + " LIMIT 1)")
-	return nil
 }
 
 // fits guards against a row that does not match its definition.
