@@ -26,6 +26,11 @@ SEED ?= 0
 soak: postgres ## Run with faults and failovers for a long time: make soak FOR=1h SEED=7
 	go test ./internal/soak -run TestSoak -count 1 -v -timeout 0 -soak $(FOR) -seed $(SEED) -keep
 
+ROWS ?= 10000000
+.PHONY: large
+large: postgres ## Run transactions of ten million rows and measure the agents' memory: make large ROWS=1000000
+	HAWSER_TEST_LARGE_ROWS=$(ROWS) go test ./internal/agent -run TestLargeTransactions -count 1 -v -timeout 0
+
 .PHONY: check
 check: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l bench cmd internal); if [ -n "$$out" ]; then echo "gofmt: $$out"; exit 1; fi

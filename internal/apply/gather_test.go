@@ -440,3 +440,25 @@ func TestBagOfRows(t *testing.T) {
 		}
 	})
 }
+
+// TestMissingRowOfBag: one of many rows that are not there stops the applier.
+func TestMissingRowOfBag(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t), `CREATE TABLE bag (a int, b char(5), c float8, d text[]); INSERT INTO bag SELECT i % 10 FROM generate_series(1, 30) i`)
+	changes := [][]byte{msgBegin(1000, 990), cat([]byte("R"), be32(tableBag), []byte("public\x00bag\x00f\x00\x01\x00a\x00"), be32(23), be32(0xffffffff))}
+	for i := range 31 { // one more than there are
+		changes = append(changes, cat([]byte("D"), be32(tableBag), []byte("O"), msgRow([]cell{text(strconv.Itoa(i % 10))})))
+	}
+	frames := make(chan frame.Frame, 10)
+	a, before, end := r.run(frames, func(frame.Ack) {})
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	frames <- records(1000, append(changes, msgCommit(1000))...)
+	<-a.done
+	if err := end(); err == nil || !strings.Contains(err.Error(), "row-missing") && !strings.Contains(err.Error(), "the replica differs") {
+		t.Errorf("the applier ended with %v", err)
+	}
+	_, after, end := r.run(make(chan frame.Frame), func(frame.Ack) {})
+	defer func() { _ = end() }()
+	if rows := testpg.Rows(t, r.c.Connect(t, r.db), `SELECT count(*) FROM bag`); rows[0] != "30" || after != before {
+		t.Errorf("%s rows are left, and the position went from %s to %s", rows, before, after)
+	}
+}
