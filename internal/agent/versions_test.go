@@ -29,6 +29,7 @@ func TestMajorVersions(t *testing.T) {
 			a.Exec(t, "postgres", `CREATE DATABASE zoo`)
 			a.Exec(t, "zoo", everyType(t, a, "zoo")...)
 			a.Exec(t, "zoo", everything...)
+			a.Exec(t, "zoo", `ALTER TABLE keyed CLUSTER ON keyed_pkey`) // CLUSTER sets it too, and fires no event trigger
 			if _, err := a.CreateLink(context.Background(), api.LinkSpec{Name: "zoo", Database: "zoo", Peer: "beta", Role: api.RolePrimary}); err != nil {
 				t.Fatal(err)
 			}
@@ -57,8 +58,8 @@ func anyVersion(round int) (sql []string) {
 		`CREATE TABLE later_:n (id int PRIMARY KEY, v text DEFAULT 'd', at timestamptz DEFAULT now()); INSERT INTO later_:n VALUES (1)`,
 		`ALTER TABLE own ADD COLUMN n:n numeric(9, 2) DEFAULT 1.5, ADD CHECK (n:n > 0), ADD r:n float DEFAULT random(); CREATE INDEX ON own (n:n)`,
 		`CREATE VIEW seen_:n AS SELECT id, n:n FROM own; CREATE FUNCTION f:n(int) RETURNS int LANGUAGE sql AS 'SELECT $1 + 1'; CREATE MATERIALIZED VIEW m:n AS SELECT count(*) FROM parent`,
-		`CREATE TABLE part_c:n PARTITION OF part_a FOR VALUES IN (10:n); INSERT INTO part VALUES (10:n, '2020-01-01', 'new'); ALTER TABLE part_a DETACH PARTITION part_c:n`,
-		`ALTER TABLE later_:n ALTER id SET NOT NULL, ALTER v SET NOT NULL, ADD s:n serial; ALTER TABLE later_:n ALTER v DROP NOT NULL; ALTER TYPE mood ADD VALUE 'm:n'; DROP TABLE part_c:n`,
+		`CREATE TABLE part_v:n PARTITION OF part_a FOR VALUES IN (10:n); INSERT INTO part VALUES (10:n, '2020-01-01', 'new'); ALTER TABLE part_a DETACH PARTITION part_v:n`,
+		`ALTER TABLE later_:n ALTER id SET NOT NULL, ALTER v SET NOT NULL, ADD s:n serial; ALTER TABLE later_:n ALTER v DROP NOT NULL; ALTER TYPE mood ADD VALUE 'm:n'; DROP TABLE part_v:n`,
 		`CREATE TABLE child_:n () INHERITS (later_:n); CREATE STATISTICS st_:n ON id, v FROM later_:n; ALTER TABLE later_:n ADD FOREIGN KEY (id) REFERENCES later_:n NOT VALID; COMMENT ON TABLE later_:n IS 'c'; GRANT SELECT ON later_:n TO PUBLIC`,
 		`CREATE TABLE copy_:n AS SELECT * FROM own; CREATE INDEX CONCURRENTLY ON copy_:n (id)`,
 	} {

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"regexp"
 	"context"
 	_ "embed"
 	"fmt"
@@ -42,11 +43,14 @@ type SchemaDifference struct {
 // compareSchemas names what differs, ordered by kind and object.
 func compareSchemas(p, s Inventory) []SchemaDifference {
 	type name struct{ kind, object string }
+	older, mixed := min(p.Version, s.Version)/10000, p.Version/10000 != s.Version/10000
+	if mixed {
+		p.Schema, s.Schema = unquoted(p.Schema), unquoted(s.Schema)
+	}
 	theirs := map[name]Fact{}
 	for _, f := range s.Schema {
 		theirs[name{f.Kind, f.Object}] = f
 	}
-	older, mixed := min(p.Version, s.Version)/10000, p.Version/10000 != s.Version/10000
 	var out []SchemaDifference
 	for _, f := range p.Schema {
 		n := name{f.Kind, f.Object}
@@ -65,6 +69,19 @@ func compareSchemas(p, s Inventory) []SchemaDifference {
 		return strings.Compare(a.Kind+"\x00"+a.Object, b.Kind+"\x00"+b.Object)
 	})
 	return out
+}
+
+// needless are quotes that a name has for being a keyword, which not every version does.
+var needless = regexp.MustCompile(`"([a-z_][a-z0-9_$]*)"`)
+
+// unquoted are facts as they read without such quotes.
+func unquoted(facts []Fact) []Fact {
+	facts = slices.Clone(facts)
+	for i := range facts {
+		facts[i].Object = needless.ReplaceAllString(facts[i].Object, "$1")
+		facts[i].Text = needless.ReplaceAllString(facts[i].Text, "$1")
+	}
+	return facts
 }
 
 // means is what a fact says as far as a major version knows it: MAINTAIN came with 17.

@@ -91,8 +91,8 @@ func inventoryOf(t *testing.T, conn interface{ db }) (i Inventory) {
 
 func TestSchemasOfOtherVersions(t *testing.T) {
 	t.Parallel()
-	p := Inventory{Version: 150018, Schema: []Fact{{"grant", "table t to postgres", "DELETE, INSERT", false}, {"view", "v", "SELECT a", true}, {"column", "t.a", "integer", false}}}
-	s := Inventory{Version: 180004, Schema: []Fact{{"grant", "table t to postgres", "DELETE, INSERT, MAINTAIN", false}, {"view", "v", "SELECT t.a", true}, {"column", "t.a", "bigint", false}, {"grant", "table t to x", "MAINTAIN", false}}}
+	p := Inventory{Version: 150018, Schema: []Fact{{"grant", "table t to postgres", "DELETE, INSERT", false}, {"view", "v", "SELECT a", true}, {"column", "t.a", "integer", false}, {"column", `t."json"`, `"json"`, false}}}
+	s := Inventory{Version: 180004, Schema: []Fact{{"grant", "table t to postgres", "DELETE, INSERT, MAINTAIN", false}, {"view", "v", "SELECT t.a", true}, {"column", "t.a", "bigint", false}, {"grant", "table t to x", "MAINTAIN", false}, {"column", "t.json", "json", false}}}
 	got := compareSchemas(p, s)
 	if len(got) != 2 || got[0].Kind != "column" || got[0].Uncertain || got[1].Kind != "view" || !got[1].Uncertain {
 		t.Errorf("%+v", got)
