@@ -1,10 +1,10 @@
 package verify
 
 import (
-	"regexp"
 	"context"
 	_ "embed"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
