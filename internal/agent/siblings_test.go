@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -229,6 +230,7 @@ func runAsProcess() {
 	cfg.Endpoint.Listen = fmt.Sprintf("127.0.0.1:%d", port)
 	cfg.Postgres.Connection = agent.ConnString(part[3])
 	cfg.Log.Level = slog.LevelDebug
+	debug.SetMemoryLimit(int64(cfg.Limits.Memory)) // as the command does
 	if err := agent.Run(context.Background(), cfg, "test"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
