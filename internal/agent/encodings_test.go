@@ -89,6 +89,7 @@ func TestAnyBytes(t *testing.T) {
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `INSERT INTO t VALUES (2, 'é')`, `CREATE TABLE größe (v text DEFAULT 'ä')`, `INSERT INTO größe DEFAULT VALUES`)
+	arrived(t, a, b, "shop")
 	equal(t, a, b, "shop")
 	a.Exec(t, "shop", `INSERT INTO t VALUES (3, convert_from('\xff41', 'SQL_ASCII'))`)
 	if err := follow(t, a, b, "shop", time.Minute); err == nil || !strings.Contains(err.Error(), "invalid byte sequence") || !strings.Contains(err.Error(), "public") {
