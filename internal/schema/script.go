@@ -417,32 +417,10 @@ func (p *scriptParser) finish() error {
 		stmts = stmts[:len(stmts)-1]
 	}
 	if p.current.id != 0 {
-		p.current.sql = withoutVersions(sql, stmts)
+		p.current.sql = sql
 		p.entries = append(p.entries, p.current)
 	}
 	return nil
-}
-
-// withoutVersions takes pg_attver out of a column's options: the server's own count of
-// the column's changes, which pg_dump of an older minor version takes for a setting,
-// and an older server would refuse.
-func withoutVersions(sql string, stmts []statement) string {
-	const option = "pg_attver"
-	if !strings.Contains(sql, option) {
-		return sql
-	}
-	for _, s := range stmts {
-		at := slices.IndexFunc(s.tokens, func(t token) bool { return t.kind == tokenWord && s.text[t.start:t.end] == option })
-		if s.word(0) != "alter" || at < 2 || s.word(at-1) != "(" || s.word(at-2) != "set" || s.word(at+1) != "=" {
-			continue
-		}
-		with := ""
-		if s.word(at+3) == "," {
-			with = s.text[:s.tokens[at].start] + strings.TrimLeft(s.text[s.tokens[at+3].end:], " ")
-		}
-		sql = strings.Replace(sql, s.text, with, 1)
-	}
-	return strings.TrimSpace(sql)
 }
 
 // describe takes kind, schema, name and owner from the header's line. Any of

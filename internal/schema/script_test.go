@@ -114,26 +114,6 @@ func TestParseScriptRefuses(t *testing.T) {
 	}
 }
 
-// An older pg_dump writes what a newer server keeps for itself as if a user had set it.
-func TestWithoutVersions(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct{ sql, want string }{
-		{"CREATE TABLE s.t (\n    a integer\n);\nALTER TABLE ONLY s.t ALTER COLUMN a SET (pg_attver=86605680);", "CREATE TABLE s.t (\n    a integer\n);"},
-		{"ALTER TABLE ONLY s.t ALTER COLUMN a SET (pg_attver=1, n_distinct=5);", "ALTER TABLE ONLY s.t ALTER COLUMN a SET (n_distinct=5);"},
-		{"ALTER TABLE ONLY s.t ALTER COLUMN a SET (pg_attver=1);\nALTER TABLE ONLY s.t ALTER COLUMN a SET (pg_attver=1);\nSELECT 1;", "SELECT 1;"},
-		{"CREATE FUNCTION s.f() AS $$ALTER TABLE ONLY s.t ALTER COLUMN a SET (pg_attver=1);$$;", "CREATE FUNCTION s.f() AS $$ALTER TABLE ONLY s.t ALTER COLUMN a SET (pg_attver=1);$$;"},
-		{"ALTER TABLE s.pg_attver ALTER COLUMN pg_attver SET DEFAULT 'pg_attver=1';", "ALTER TABLE s.pg_attver ALTER COLUMN pg_attver SET DEFAULT 'pg_attver=1';"},
-	} {
-		stmts, err := statements(c.sql)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := withoutVersions(c.sql, stmts); got != c.want {
-			t.Errorf("%s:\ngot  %s\nwant %s", c.sql, got, c.want)
-		}
-	}
-}
-
 func TestOnCurrentDatabase(t *testing.T) {
 	t.Parallel()
 	for sql, want := range map[string]string{
