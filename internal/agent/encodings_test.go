@@ -72,8 +72,8 @@ func encoded(t *testing.T, a, b *instance, database, text string) {
 	}
 }
 
-// TestAnyBytes links a database that takes any bytes. Text that is UTF-8 is carried; the
-// link stops at the first that is not, and says which table to mend.
+// TestAnyBytes links a database that takes any bytes, of which those of UTF-8 are carried;
+// validation warns of others.
 func TestAnyBytes(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t)
@@ -89,9 +89,6 @@ func TestAnyBytes(t *testing.T) {
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `INSERT INTO t VALUES (2, 'é')`, `CREATE TABLE größe (v text DEFAULT 'ä')`, `INSERT INTO größe DEFAULT VALUES`)
+	arrived(t, a, b, "shop")
 	equal(t, a, b, "shop")
-	a.Exec(t, "shop", `INSERT INTO t VALUES (3, convert_from('\xff41', 'SQL_ASCII'))`)
-	if err := follow(t, a, b, "shop", time.Minute); err == nil || !strings.Contains(err.Error(), "invalid byte sequence") || !strings.Contains(err.Error(), "public") {
-		t.Errorf("a row of bytes that are not UTF-8: %v", err)
-	}
 }
