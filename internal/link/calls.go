@@ -221,10 +221,14 @@ var linkCalls = map[string]linkCall{
 	callStatus:    asked(settles, func(l *link, _ context.Context) (Status, error) { return l.status(), nil }),
 	callDrop:      onLink(settles, (*link).dropAsked),
 
-	callStart:       told(flows, (*link).startRunning),
-	callPause:       onLink(flows, func(l *link, ctx context.Context, r pauseRequest) (nothing, error) { return nothing{}, l.setPaused(ctx, r.Paused) }),
-	callDDLKey:      asked(flows, (*link).ddlKey),
-	callResync:      onLink(flows, func(l *link, ctx context.Context, r resyncRequest) (nothing, error) { return nothing{}, l.resync(ctx, r.Tables) }),
+	callStart: told(flows, (*link).startRunning),
+	callPause: onLink(flows, func(l *link, ctx context.Context, r pauseRequest) (nothing, error) {
+		return nothing{}, l.setPaused(ctx, r.Paused)
+	}),
+	callDDLKey: asked(flows, (*link).ddlKey),
+	callResync: onLink(flows, func(l *link, ctx context.Context, r resyncRequest) (nothing, error) {
+		return nothing{}, l.resync(ctx, r.Tables)
+	}),
 	callRenewSlot:   asked(flows, (*link).renewSlot),
 	callDropSlot:    told(flows, (*link).giveUpSlot),
 	callIdentities:  asked(flows, (*link).identities),
