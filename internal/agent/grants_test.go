@@ -105,7 +105,7 @@ func TestGrantsRefuse(t *testing.T) {
 	if err != nil || !warned {
 		t.Errorf("validation does not warn of the failover: %v, %v", findings, err)
 	}
-	b.Exec(t, "postgres", `DROP DATABASE shop`)
+	b.Exec(t, "postgres", `DROP DATABASE shop WITH (FORCE)`)
 	if err := link(a, b, api.RolePrimary); err != nil {
 		t.Fatal(err)
 	}
@@ -145,8 +145,10 @@ func TestGrantsNarrow(t *testing.T) {
 				if err != nil {
 					return false, err
 				}
-				return l.State == api.StateDisconnected && l.Cause.Code == "peer-not-granted" && strings.HasSuffix(l.Cause.Remedy, ", on instance "+c.by.name),
-					fmt.Errorf("%s: %v", l.State, l.Cause)
+				if l.State != api.StateDisconnected || l.Cause.Code != "peer-not-granted" || !strings.HasSuffix(l.Cause.Remedy, ", on instance "+c.by.name) {
+					return false, fmt.Errorf("%s: %v", l.State, l.Cause)
+				}
+				return true, nil
 			})
 		}
 		more(t, n)
