@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,18 +28,35 @@ hawser cert show printed it there. Trust is mutual: run it on both instances. On
 one of the two needs the other's --address; the connection that it opens carries
 both directions.
 
-For a peer that is trusted already this takes its new certificate and address.`,
-		Example: "  hawser peer add mi-west.pem --address mi-west.example.com:5022\n  ssh mi-west hawser cert show | hawser peer add -",
-		Args:    args("FILE"),
+The trust alone lets the peer link every database, either way. --databases names
+those that links with it may concern, and --direction the way that their data may
+flow: to-peer lets it be the secondary alone, from-peer the primary alone. A planned
+failover needs both. Each side has its own say; a link needs that of both.
+
+For a peer that is trusted already this takes its new certificate and address, and
+changes what is said of the grant. Links that it no longer covers stop, and go on when
+it covers them again.`,
+		Example: "  hawser peer add mi-west.pem --address mi-west.example.com:5022\n  ssh mi-west hawser cert show | hawser peer add -\n" +
+			"  hawser peer add reports.pem --databases shop --databases 'sales_*' --direction to-peer",
+		Args: args("FILE"),
 	}
 	c.Flags().StringVar(&request.Name, "name", "", "`name` of the peer here (default: the name in its certificate)")
 	c.Flags().StringVar(&request.Address, "address", "", "`host:port` of its endpoint; without it, this instance waits for the peer to connect")
+	c.Flags().StringArrayVar(&request.Databases, "databases", nil, "let links with it concern the databases that match this `pattern` alone, with * and ?; may be repeated (default: as before, or all)")
+	c.Flags().StringVar((*string)(&request.Direction), "direction", "", "the `way` that their data may flow: both, to-peer or from-peer (default: as before, or both)")
+	_ = c.RegisterFlagCompletionFunc("databases", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.everyDatabase(c)
+	})
+	_ = c.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"both", "to-peer", "from-peer"}, cobra.ShellCompDirectiveNoFileComp))
 	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
 		certificate, err := a.readFile(args[0])
 		if err != nil {
 			return err
 		}
 		request.Certificate = certificate
+		if !slices.Contains([]api.Direction{"", api.DirectionBoth, api.DirectionToPeer, api.DirectionFromPeer}, request.Direction) {
+			return usagef("--direction is both, to-peer or from-peer, not %q", request.Direction)
+		}
 		peer, err := c.AddPeer(ctx, request)
 		if p, ok := problem.As(err); ok && p.Object == "" { // the agent knows what it was given, not from where
 			named := *p
@@ -49,7 +68,11 @@ For a peer that is trusted already this takes its new certificate and address.`,
 		}
 		a.show(peer, func(p page) {
 			p.line("%s is trusted.", clean(peer.Name))
-			p.fields([2]string{"fingerprint", peer.Fingerprint}, [2]string{"address", either(peer.Address, "none: this instance waits for it to connect")})
+			p.fields([2]string{"fingerprint", peer.Fingerprint}, [2]string{"address", either(peer.Address, "none: this instance waits for it to connect")},
+				[2]string{"databases", strings.Join(peer.Databases, ", ")}, [2]string{"direction", string(peer.Direction)})
+			if len(peer.Changed) > 0 {
+				p.line("Changed: %s.", clean(strings.Join(peer.Changed, "; ")))
+			}
 			p.line("Compare the fingerprint with hawser cert show there, and prove the way with: hawser peer test %s", clean(peer.Name))
 		})
 		return nil
@@ -80,7 +103,7 @@ func (a *app) peerList() *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
 		Short:   "List trusted peers, and strangers that were refused",
-		Long:    "Lists the instances that this one trusts, how they are connected, and those that tried to connect and were refused, with the reason.",
+		Long:    "Lists the instances that this one trusts, how they are connected, what is granted to them, and those that tried to connect and were refused, with the reason.",
 		Example: "  hawser peer list",
 		Args:    args(),
 		RunE: a.ask(func(ctx context.Context, c *api.Client, _ []string) error {
@@ -102,7 +125,7 @@ func (a *app) peerTable(p page, list api.PeerList) {
 		for i, peer := range list.Peers {
 			rows[i] = a.peerRow(peer)
 		}
-		p.table([]string{"PEER", "STATE", "SINCE", "ADDRESS", "VERSION", "ROUND TRIP", "SENT", "RECEIVED"}, rows)
+		p.table([]string{"PEER", "STATE", "SINCE", "ADDRESS", "DATABASES", "DIRECTION", "VERSION", "ROUND TRIP", "SENT", "RECEIVED"}, rows)
 	}
 	for _, peer := range list.Peers {
 		if peer.Cause != nil {
@@ -139,7 +162,8 @@ func (a *app) peerRow(peer api.Peer) []cell {
 	if peer.RoundTripSeconds != nil {
 		trip = span(*peer.RoundTripSeconds)
 	}
-	return []cell{str(peer.Name), state, num(orDash(since)), str(either(address, "waits for it")), str(orDash(peer.Version)), num(orDash(trip)), num(bytesText(peer.BytesSent)), num(bytesText(peer.BytesReceived))}
+	return []cell{str(peer.Name), state, num(orDash(since)), str(either(address, "waits for it")),
+		str(strings.Join(peer.Databases, ", ")), str(string(peer.Direction)), str(orDash(peer.Version)), num(orDash(trip)), num(bytesText(peer.BytesSent)), num(bytesText(peer.BytesReceived))}
 }
 
 func (a *app) peerRemove() *cobra.Command {

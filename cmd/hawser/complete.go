@@ -53,6 +53,19 @@ func (a *app) databaseNames(cmd *cobra.Command) ([]string, cobra.ShellCompDirect
 	})
 }
 
+// everyDatabase offers those of links too.
+func (a *app) everyDatabase(cmd *cobra.Command) ([]string, cobra.ShellCompDirective) {
+	return a.names(cmd, func(ctx context.Context, c *api.Client) (names []string, err error) {
+		all, err := c.Databases(ctx)
+		for _, d := range all {
+			if clean(d.Name) == d.Name {
+				names = append(names, d.Name)
+			}
+		}
+		return names, err
+	})
+}
+
 func (a *app) names(cmd *cobra.Command, ask func(context.Context, *api.Client) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	c, err := a.client()
 	if err != nil {

@@ -20,8 +20,9 @@ type fake struct {
 	verify   api.VerifyReport
 	steps    []api.PeerTestStep
 	peers    *api.PeerList
-	removed  *bool // of a drop
-	asked    []any // options and requests, in order
+	changed  []string // of a peer that is added
+	removed  *bool    // of a drop
+	asked    []any    // options and requests, in order
 }
 
 func start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
@@ -60,8 +61,10 @@ func (f *fake) Peers(context.Context) (api.PeerList, error) {
 	return api.PeerList{
 		Peers: []api.Peer{
 			{Name: "mi-west", Fingerprint: "sha256:77aa", NotAfter: start().AddDate(9, 0, 0), Address: "west.example.com:5022", Connected: true, DialledBy: "us", RemoteAddress: "192.0.2.7:5022",
-				Since: ptr(start().Add(-90 * time.Second)), Version: "1.2.3", RoundTripSeconds: ptr(0.0123), BytesSent: 5 << 20, BytesReceived: 700},
+				Since: ptr(start().Add(-90 * time.Second)), Version: "1.2.3", RoundTripSeconds: ptr(0.0123), BytesSent: 5 << 20, BytesReceived: 700,
+				Databases: []string{"*"}, Direction: api.DirectionBoth},
 			{Name: "mi-east", Fingerprint: "sha256:88bb", NotAfter: start().AddDate(9, 0, 0), Since: ptr(start().Add(-2 * time.Hour)),
+				Databases: []string{"shop", "sales_*"}, Direction: api.DirectionToPeer,
 				Cause: problem.New("peer-disconnected", "peer mi-east", "It has not connected for 2 hours.", "Run hawser peer test on-prem there.").Retry()},
 		},
 		Refused: []api.RefusedPeer{{Name: "stranger", Fingerprint: "sha256:99cc", Address: "203.0.113.9:40000", At: start().Add(-3 * time.Second), Count: 4,
@@ -70,7 +73,8 @@ func (f *fake) Peers(context.Context) (api.PeerList, error) {
 }
 
 func (f *fake) AddPeer(_ context.Context, p api.AddPeer) (api.Peer, error) {
-	return api.Peer{Name: p.Name, Fingerprint: "sha256:77aa", NotAfter: start().AddDate(10, 0, 0), Address: p.Address}, f.ask(p)
+	return api.Peer{Name: p.Name, Fingerprint: "sha256:77aa", NotAfter: start().AddDate(10, 0, 0), Address: p.Address,
+		Databases: []string{"shop"}, Direction: p.Direction, Changed: f.changed}, f.ask(p)
 }
 func (f *fake) RemovePeer(_ context.Context, name string) error { return f.ask(name) }
 func (f *fake) TestPeer(_ context.Context, name string) ([]api.PeerTestStep, error) {

@@ -161,6 +161,7 @@ func TestGolden(t *testing.T) {
 		"peer-test":                 {call{args: "peer test mi-west", fake: &fake{steps: rightWay}}, 0},
 		"peer-test-failed":          {call{args: "peer test mi-west", fake: &fake{steps: wrongWay}}, 7},
 		"peer-test-json":            {call{args: "peer test mi-west -o json", fake: &fake{steps: wrongWay}}, 7},
+		"peer-add-bad-direction":    {call{args: "peer add - --direction sideways", stdin: testPEM}, 2},
 		"peer-add-no-certificate":   {call{args: "peer add -", stdin: "hello"}, 2},
 		"validate":                  {call{args: "validate --database shop"}, 0},
 		"validate-blocked":          {call{args: "validate orders --database shop --peer mi-west", fake: &fake{findings: someFindings()}}, 5},
@@ -229,6 +230,8 @@ func TestGolden(t *testing.T) {
 		"help-exit-codes":           {call{args: "help exit-codes"}, 0},
 		"complete-link":             {call{args: "__complete link show o"}, 0},
 		"complete-peer":             {call{args: "__complete peer test m"}, 0},
+		"complete-direction":        {call{args: "__complete peer add x.pem --direction ~"}, 0},
+		"complete-grant":            {call{args: "__complete peer add x.pem --databases s"}, 0},
 		"complete-database":         {call{args: "__complete link create orders --database s"}, 0},
 		"agent-bad-config":          {call{args: "agent --name a~b --log-format xml"}, 2},
 		"agent-bad-config-json":     {call{args: "agent --name a~b -o json --log-format xml"}, 2},
@@ -289,6 +292,17 @@ func TestPeerAddReadsTheCertificate(t *testing.T) {
 	code, _, errOut := call{args: "peer add /nonexistent.pem"}.run(t)
 	if code != exitUsage || !strings.Contains(errOut, "no such file") {
 		t.Errorf("code %d: %s", code, errOut)
+	}
+}
+
+func TestPeerAddChangesTheGrant(t *testing.T) {
+	t.Parallel()
+	cert := selfSigned(t, "mi-west")
+	c := call{args: "peer add - --databases shop --databases sales_* --direction to-peer", stdin: cert, fake: &fake{changed: []string{"databases: * -> shop, sales_*", "direction: both -> to-peer"}}}
+	code, out, errOut := c.run(t)
+	want := []any{api.AddPeer{Name: "mi-west", Certificate: cert, Databases: []string{"shop", "sales_*"}, Direction: api.DirectionToPeer}}
+	if code != 0 || !reflect.DeepEqual(c.fake.asked, want) || !strings.Contains(out, "Changed: databases: * -> shop, sales_*; direction: both -> to-peer.") {
+		t.Errorf("code %d, %s%s, asked %v", code, out, errOut, c.fake.asked)
 	}
 }
 

@@ -64,6 +64,7 @@ type agent struct {
 	links    *link.Manager
 	api      *api.Server
 	rotating sync.Mutex // held while the certificate is renewed
+	trusting sync.Mutex // held while whom to trust is changed and acted upon
 }
 
 // open makes everything that serve needs, up to the listening doors.
@@ -94,6 +95,9 @@ func (a *agent) open(ctx context.Context) (err error) {
 		Instance: a.cfg.Name, Server: a.server, Store: a.store, Peers: a.peers,
 		StateDir: a.cfg.StateDir, SeedWorkers: a.cfg.Limits.SeedWorkers, Memory: int(a.cfg.Limits.Memory), MaxWAL: int64(a.cfg.Limits.WALHeld), Log: a.log,
 	})
+	if err := a.readGrants(ctx); err != nil {
+		return err
+	}
 	token := ""
 	if a.cfg.API.Listen != "" {
 		if token, err = api.LoadOrCreateToken(a.cfg.API.TokenFile); err != nil {

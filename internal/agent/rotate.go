@@ -116,27 +116,17 @@ func (a *agent) renewed(ctx context.Context, name, certificate string) {
 
 // changePeer changes what is stored of a peer, and acts upon it.
 func (a *agent) changePeer(ctx context.Context, name string, change func(p *catalog.Peer, others []catalog.Peer) error) error {
-	err := a.do(ctx, func(conn *pgx.Conn) error {
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			all, err := catalog.Peers(ctx, tx)
-			if err != nil {
-				return err
-			}
-			i := slices.IndexFunc(all, func(p catalog.Peer) bool { return p.Name == name })
-			if i < 0 {
-				return api.PeerNotFound(name)
-			}
-			p := all[i]
-			if err := change(&p, slices.Delete(all, i, i+1)); err != nil {
-				return err
-			}
-			return catalog.PutPeer(ctx, tx, p)
-		})
+	return a.changePeers(ctx, func(tx pgx.Tx, all []catalog.Peer) error {
+		i := slices.IndexFunc(all, func(p catalog.Peer) bool { return p.Name == name })
+		if i < 0 {
+			return api.PeerNotFound(name)
+		}
+		p := all[i]
+		if err := change(&p, slices.Delete(all, i, i+1)); err != nil {
+			return err
+		}
+		return catalog.PutPeer(ctx, tx, p)
 	})
-	if err == nil {
-		a.peers.Refresh()
-	}
-	return err
 }
 
 // certificatesOf are a peer's certificates, at least one. There are several while it

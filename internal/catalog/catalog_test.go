@@ -215,8 +215,9 @@ func TestPeers(t *testing.T) {
 	ctx, conn := t.Context(), fresh(t, "instance")
 	var all []Peer
 	for i, name := range strange {
-		p := Peer{Name: name, Certificate: "-----BEGIN CERTIFICATE-----\n" + name + "\n", Address: fmt.Sprintf("host-%d:5022", i)}
-		do(t, PutPeer(ctx, conn, Peer{Name: name, Certificate: "old", Address: "old"}))
+		p := Peer{Name: name, Certificate: "-----BEGIN CERTIFICATE-----\n" + name + "\n", Address: fmt.Sprintf("host-%d:5022", i),
+			Databases: []string{name, `"` + name + `"`}, Direction: []string{"both", "to-peer", "from-peer"}[i%3]}
+		do(t, PutPeer(ctx, conn, Peer{Name: name, Certificate: "old", Address: "old", Direction: "both"}))
 		do(t, PutPeer(ctx, conn, p))
 		all = append(all, p)
 	}
@@ -239,7 +240,7 @@ func TestPeers(t *testing.T) {
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	ctx, conn := t.Context(), fresh(t, "instance")
-	do(t, PutPeer(ctx, conn, Peer{Name: "mi", Certificate: "c"}))
+	do(t, PutPeer(ctx, conn, Peer{Name: "mi", Certificate: "c", Direction: "both"}))
 	for i, name := range strange {
 		l := Link{Name: name, ID: fmt.Sprintf("%016x", i), Peer: "mi", Database: name, Side: json.RawMessage(`{"role": "primary", "term": 1}`), Progress: Creating,
 			Tables: []string{name + ".*", `"` + name + `"`}, ExcludeTables: []string{}}

@@ -18,23 +18,26 @@ type Peer struct {
 	Certificate string // PEM
 	Address     string // host:port; "" when they dial us
 	AddedAt     time.Time
+	Databases   []string // patterns of those that links with it may concern
+	Direction   string   // both, to-peer or from-peer
 }
 
 // Peers returns every peer, by name.
 func Peers(ctx context.Context, db DB) ([]Peer, error) {
-	rows, err := db.Query(ctx, `SELECT name, certificate, address, added_at FROM hawser.peer ORDER BY name`)
+	rows, err := db.Query(ctx, `SELECT name, certificate, address, added_at, databases, direction FROM hawser.peer ORDER BY name`)
 	if err != nil {
 		return nil, fmt.Errorf("read the peers: %w", err)
 	}
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[Peer])
 }
 
-// PutPeer adds a peer or replaces its certificate and address.
+// PutPeer adds a peer or replaces its certificate, address and grant.
 func PutPeer(ctx context.Context, db DB, p Peer) error {
 	_, err := db.Exec(ctx, `
-		INSERT INTO hawser.peer (name, certificate, address) VALUES ($1, $2, $3)
-		ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate, address = excluded.address`,
-		p.Name, p.Certificate, p.Address)
+		INSERT INTO hawser.peer (name, certificate, address, databases, direction) VALUES ($1, $2, $3, coalesce($4::text[], '{}'), $5)
+		ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate, address = excluded.address,
+			databases = excluded.databases, direction = excluded.direction`,
+		p.Name, p.Certificate, p.Address, p.Databases, p.Direction)
 	if err != nil {
 		return fmt.Errorf("store peer %s: %w", p.Name, err)
 	}

@@ -23,6 +23,7 @@
 package filter
 
 import (
+	"regexp"
 	"strings"
 
 	"github.com/hawser/hawser/internal/problem"
@@ -111,6 +112,42 @@ func Like(pattern string) (schema, table string, err error) {
 func bad(pattern, cause string) error {
 	return problem.New("bad-pattern", "table pattern "+pattern, cause,
 		`write it as SCHEMA.TABLE: public.orders, sales.order_*, "My Schema".*, *.audit`)
+}
+
+// Name translates a pattern of single names, as those of databases, in which a dot is
+// itself.
+func Name(pattern string) (*regexp.Regexp, error) {
+	parts, closed := split(pattern)
+	like := strings.Join(parts, ".")
+	cause := ""
+	switch {
+	case !closed:
+		cause = "a double quote in it is not closed"
+	case like == "":
+		cause = "it is empty"
+	case strings.ContainsRune(pattern, 0):
+		cause = "it holds a character that no name can hold"
+	}
+	if cause != "" {
+		return nil, problem.New("invalid-pattern", "name pattern "+pattern, cause, `write it as a name with * and ?: shop, sales_*, "My Shop"`)
+	}
+	var b strings.Builder
+	escaped := false
+	for _, r := range like {
+		switch {
+		case r == '\\' && !escaped:
+			escaped = true
+			continue
+		case r == '%' && !escaped:
+			b.WriteString(".*")
+		case r == '_' && !escaped:
+			b.WriteString(".")
+		default:
+			b.WriteString(regexp.QuoteMeta(string(r)))
+		}
+		escaped = false
+	}
+	return regexp.Compile(`(?s)\A` + b.String() + `\z`)
 }
 
 // split cuts a pattern at its dots and turns each part into LIKE's form.

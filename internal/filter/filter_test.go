@@ -35,3 +35,25 @@ func TestFlags(t *testing.T) {
 		t.Error("a filter does not know itself")
 	}
 }
+
+func TestNames(t *testing.T) {
+	for _, c := range []struct {
+		pattern, name string
+		want          bool
+	}{
+		{`*`, "any\nname", true}, {`shop`, "shop", true}, {`shop`, "shop2", false}, {`Shop`, "shop", true}, {`"Shop"`, "shop", false},
+		{`"Shop"`, "Shop", true}, {`sales_?`, "sales_1", true}, {`sales_?`, "sales11", false}, {`sales_?`, "salesx1", false}, {`s*p`, "sp", true},
+		{`a.b`, "a.b", true}, {`a.b`, "axb", false}, {`"a*"`, "ab", false}, {`"a*"`, "a*", true}, {`100%\`, `100%\`, true}, {`100%`, "1000", false},
+		{`"say ""hi"""`, `say "hi"`, true}, {`?`, "ö", true}, {`(x|y)`, "x", false},
+	} {
+		n, err := Name(c.pattern)
+		if err != nil || n.MatchString(c.name) != c.want {
+			t.Errorf("%s and %q: %v %v, want %v", c.pattern, c.name, n, err, c.want)
+		}
+	}
+	for _, p := range []string{``, `""`, `"shop`, "a\x00"} {
+		if _, err := Name(p); err == nil {
+			t.Errorf("%q is taken for a pattern", p)
+		}
+	}
+}

@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/hawser/hawser/internal/capture"
-	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/grant"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
-	"github.com/hawser/hawser/internal/schema"
 )
 
 // Methods of the calls between the two agents of a link, and the kinds of their
@@ -131,76 +129,147 @@ func (m *Manager) call(ctx context.Context, peer, link, method string, request, 
 	return nil
 }
 
+// databaseCalls are those that need no link here. What each asks for says itself whether
+// the peer may have it.
+var databaseCalls = map[string]databaseCall{
+	callValidate: onDatabase((*Manager).validateSide),
+	callInspect: onDatabase(func(m *Manager, ctx context.Context, _, _ string, r inspectRequest) ([]byte, error) {
+		return m.inspect(ctx, r.Database)
+	}),
+	callWhere: onDatabase(func(m *Manager, ctx context.Context, _, _ string, r whereRequest) (whereReply, error) {
+		return m.where(ctx, r.ID)
+	}),
+	callTakeUp: onDatabase((*Manager).takeUp),
+	callCreate: onDatabase((*Manager).createSide),
+}
+
+type databaseCall func(m *Manager, ctx context.Context, name, from string, payload []byte) ([]byte, error)
+
+// claim is a request of a peer that says what it claims.
+type claim interface {
+	// allowed returns why the peer may not have it, or nil.
+	allowed(m *Manager, from string) *problem.Problem
+}
+
+func (r validateRequest) allowed(m *Manager, from string) *problem.Problem {
+	return m.granted(from, r.Database, wayOf(r.Role))
+}
+
+func (r createRequest) allowed(m *Manager, from string) *problem.Problem {
+	return m.granted(from, r.Database, wayOf(r.Role))
+}
+
+func (r inspectRequest) allowed(m *Manager, from string) *problem.Problem {
+	return m.granted(from, r.Database, grant.ToPeer)
+}
+
+func (r takeUpRequest) allowed(m *Manager, from string) *problem.Problem {
+	return m.granted(from, r.Database, grant.ToPeer)
+}
+
+// A peer may ask for its own link, and for those of a database that it may know.
+func (r whereRequest) allowed(m *Manager, from string) *problem.Problem {
+	l := m.holds("", r.ID)
+	if l == nil || l.peer() == from {
+		return nil
+	}
+	return m.granted(from, l.rec.Database, grant.None)
+}
+
+func onDatabase[Q claim, R any](do func(m *Manager, ctx context.Context, name, from string, r Q) (R, error)) databaseCall {
+	return func(m *Manager, ctx context.Context, name, from string, payload []byte) ([]byte, error) {
+		return answer(payload, func(r Q) (reply R, err error) {
+			if p := r.allowed(m, from); p != nil {
+				return reply, p
+			}
+			return do(m, ctx, name, from, r)
+		})
+	}
+}
+
+// linkCall is a call on a link that this side has with the peer.
+type linkCall struct {
+	need need
+	do   func(ctx context.Context, l *link, payload []byte) ([]byte, error)
+}
+
+func onLink[Q, R any](n need, do func(l *link, ctx context.Context, r Q) (R, error)) linkCall {
+	return linkCall{n, func(ctx context.Context, l *link, payload []byte) ([]byte, error) {
+		return answer(payload, func(r Q) (R, error) { return do(l, ctx, r) })
+	}}
+}
+
+type nothing = struct{}
+
+// asked is a call that has nothing to say but its name.
+func asked[R any](n need, do func(l *link, ctx context.Context) (R, error)) linkCall {
+	return onLink(n, func(l *link, ctx context.Context, _ nothing) (R, error) { return do(l, ctx) })
+}
+
+// told is one that has nothing to answer.
+func told(n need, do func(l *link, ctx context.Context) error) linkCall {
+	return asked(n, func(l *link, ctx context.Context) (nothing, error) { return nothing{}, do(l, ctx) })
+}
+
+// linkCalls are all others.
+var linkCalls = map[string]linkCall{
+	callState:     onLink(settles, (*link).meet),
+	callRefuse:    onLink(settles, func(l *link, ctx context.Context, r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) }),
+	callUnprepare: told(settles, (*link).unprepareToLead),
+	callOutcome:   onLink(settles, (*link).tellOutcome),
+	callHandoff:   onLink(settles, func(l *link, _ context.Context, r outcomeRequest) (outcomeReply, error) { return l.outcome(r), nil }),
+	callStatus:    asked(settles, func(l *link, _ context.Context) (Status, error) { return l.status(), nil }),
+	callDrop:      onLink(settles, (*link).dropAsked),
+
+	callStart: told(flows, (*link).startRunning),
+	callPause: onLink(flows, func(l *link, ctx context.Context, r pauseRequest) (nothing, error) {
+		return nothing{}, l.setPaused(ctx, r.Paused)
+	}),
+	callDDLKey: asked(flows, (*link).ddlKey),
+	callResync: onLink(flows, func(l *link, ctx context.Context, r resyncRequest) (nothing, error) {
+		return nothing{}, l.resync(ctx, r.Tables)
+	}),
+	callRenewSlot:   asked(flows, (*link).renewSlot),
+	callDropSlot:    told(flows, (*link).giveUpSlot),
+	callIdentities:  asked(flows, (*link).identities),
+	callTables:      asked(flows, (*link).tables),
+	callMaker:       onLink(flows, (*link).maker),
+	callMaxWAL:      onLink(flows, (*link).takeMaxWAL),
+	callVerify:      asked(flows, (*link).verify),
+	callCompareOpen: asked(flows, (*link).openComparison),
+	callCompare:     onLink(flows, (*link).compare),
+
+	callFailover:  onLink(swaps, (*link).failover),
+	callPrepare:   onLink(swaps, (*link).prepareToLead),
+	callSequences: onLink(swaps, (*link).unfitSequences),
+}
+
 // Call answers the other agents. It is peer.Handler's.
 func (m *Manager) Call(ctx context.Context, from, name, method string, payload []byte) ([]byte, error) {
-	switch method {
-	case callValidate:
-		return answer(payload, func(r validateRequest) (problem.Findings, error) { return m.validateSide(ctx, name, from, r) })
-	case callInspect:
-		return answer(payload, func(r inspectRequest) ([]byte, error) { return m.inspect(ctx, r.Database) })
-	case callWhere:
-		return answer(payload, func(r whereRequest) (whereReply, error) { return m.where(ctx, r.ID) })
-	case callTakeUp:
-		return answer(payload, func(r takeUpRequest) (role.State, error) { return m.takeUp(ctx, name, from, r) })
-	case callCreate:
-		return answer(payload, func(r createRequest) (createReply, error) { return m.createSide(ctx, name, from, r) })
+	if call, ok := databaseCalls[method]; ok {
+		return call(m, ctx, name, from, payload)
 	}
-	l, err := m.find(name)
+	l, err := m.sharedWith(from, name)
 	if err != nil {
 		return nil, err
 	}
-	if l.peer() != from {
-		return nil, problem.New("link-not-found", "link "+name, "it is not a link with instance "+from, "hawser link list")
+	call, ok := linkCalls[method]
+	if !ok {
+		return nil, problem.New("unknown-call", "call "+method, "this version of Hawser does not know it", "run the same version on both sides")
 	}
-	switch method {
-	case callStart:
-		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.startRunning(ctx) })
-	case callDrop:
-		return answer(payload, func(r dropRequest) (struct{}, error) { return struct{}{}, m.dropSide(ctx, l, r.RemoveReplica) })
-	case callState:
-		return answer(payload, func(theirs role.State) (role.State, error) { return l.meet(ctx, theirs) })
-	case callStatus:
-		return answer(payload, func(struct{}) (Status, error) { return l.status(), nil })
-	case callPause:
-		return answer(payload, func(r pauseRequest) (struct{}, error) { return struct{}{}, l.setPaused(ctx, r.Paused) })
-	case callFailover:
-		return answer(payload, func(o FailoverOptions) (FailoverResult, error) { return l.failover(ctx, o) })
-	case callPrepare:
-		return answer(payload, func(r prepareRequest) (prepareReply, error) { return l.prepareToLead(ctx, r) })
-	case callUnprepare:
-		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.unprepareToLead(ctx) })
-	case callOutcome:
-		return answer(payload, func(theirs *FailoverResult) (json.RawMessage, error) { return l.tellOutcome(ctx, theirs) })
-	case callSequences:
-		return answer(payload, func(v []frame.SequenceValue) ([]unfitSequence, error) { return l.unfitSequences(ctx, v) })
-	case callRefuse:
-		return answer(payload, func(r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) })
-	case callHandoff:
-		return answer(payload, func(r outcomeRequest) (outcomeReply, error) { return l.outcome(r), nil })
-	case callDDLKey:
-		return answer(payload, func(struct{}) ([]byte, error) { return l.ddlKey(ctx) })
-	case callMaker:
-		return answer(payload, func(q makerRequest) (schema.Maker, error) { return l.maker(ctx, q) })
-	case callResync:
-		return answer(payload, func(r resyncRequest) (struct{}, error) { return struct{}{}, l.resync(ctx, r.Tables) })
-	case callRenewSlot:
-		return answer(payload, func(struct{}) (slotReply, error) { return l.renewSlot(ctx) })
-	case callMaxWAL:
-		return answer(payload, func(r maxWALSetting) (maxWALSetting, error) { return l.takeMaxWAL(ctx, r) })
-	case callDropSlot:
-		return answer(payload, func(struct{}) (struct{}, error) { return struct{}{}, l.giveUpSlot(ctx) })
-	case callIdentities:
-		return answer(payload, func(struct{}) ([]capture.ChangedIdentity, error) { return l.identities(ctx) })
-	case callTables:
-		return answer(payload, func(struct{}) ([]catalog.SeedTable, error) { return l.tables(ctx) })
-	case callVerify:
-		return answer(payload, func(struct{}) (VerifyReport, error) { return l.verify(ctx) })
-	case callCompareOpen:
-		return answer(payload, func(struct{}) (compareOpened, error) { return l.openComparison(ctx) })
-	case callCompare:
-		return answer(payload, func(r compareRequest) (any, error) { return l.compare(ctx, r) })
+	if err := l.permits(call.need); err != nil {
+		return nil, err
 	}
-	return nil, problem.New("unknown-call", "call "+method, "this version of Hawser does not know it", "run the same version on both sides")
+	return call.do(ctx, l, payload)
+}
+
+// sharedWith returns the link of that name, if it is one with that peer.
+func (m *Manager) sharedWith(from, name string) (*link, error) {
+	l, err := m.find(name)
+	if err == nil && l.peer() != from {
+		err = problem.New("link-not-found", "link "+name, "it is not a link with instance "+from, "hawser link list")
+	}
+	return l, err
 }
 
 // answer decodes a request, has it carried out, and encodes the reply.

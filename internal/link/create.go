@@ -52,11 +52,14 @@ func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error
 		findings, err := m.validateSide(ctx, s.Name, "", validateRequest{Database: s.Database, Role: s.Role, Filter: s.Filter})
 		return findings, err
 	}
+	if p := m.granted(s.Peer, s.Database, wayOf(s.Role)); p != nil {
+		return problem.Findings{p}, nil
+	}
 	primary, err := m.onSide(ctx, s, role.Primary, nil)
 	if err != nil {
 		return nil, err
 	}
-	if len(primary.Blocking()) > 0 && primary[0].Code == "no-such-database" {
+	if len(primary.Blocking()) > 0 && (primary[0].Code == "no-such-database" || primary[0].Code == "peer-not-granted") {
 		return primary, nil
 	}
 	requirements, err := m.requirements(ctx, s)
@@ -79,6 +82,9 @@ func (m *Manager) onSide(ctx context.Context, s Spec, r role.Role, source []byte
 	}
 	var findings problem.Findings
 	err := m.call(ctx, s.Peer, s.Name, callValidate, request, &findings)
+	if p, ok := problem.As(err); ok && p.Code == "peer-not-granted" {
+		return problem.Findings{p}, nil
+	}
 	return findings, err
 }
 
@@ -101,7 +107,7 @@ func (m *Manager) inspect(ctx context.Context, database string) ([]byte, error) 
 }
 
 // validateSide checks this side in its role.
-func (m *Manager) validateSide(ctx context.Context, name, _ string, r validateRequest) (problem.Findings, error) {
+func (m *Manager) validateSide(ctx context.Context, name, peer string, r validateRequest) (problem.Findings, error) {
 	if name != "" {
 		if _, err := m.find(name); err == nil {
 			return problem.Findings{taken(name)}, nil
@@ -110,12 +116,18 @@ func (m *Manager) validateSide(ctx context.Context, name, _ string, r validateRe
 	if p := m.unfit(r.Database, r.Role); p != nil {
 		return problem.Findings{p}, nil
 	}
+	var findings problem.Findings
+	var err error
 	if r.Role == role.Secondary {
-		return m.validateSecondary(ctx, r)
+		findings, err = m.validateSecondary(ctx, r)
+	} else {
+		findings, err = m.validatePrimary(ctx, r.Database, r.Filter)
 	}
-	findings, err := m.validatePrimary(ctx, r.Database, r.Filter)
-	if p, ok := problem.As(err); ok && p.Code == "no-such-database" {
+	if p, ok := problem.As(err); ok && p.Code == "no-such-database" && r.Role == role.Primary {
 		return problem.Findings{p}, nil
+	}
+	if err == nil && peer != "" && r.Filter.All() { // a partial link has no failover
+		findings = append(findings, m.oneWay(peer, r.Database)...)
 	}
 	return findings, err
 }
@@ -230,6 +242,9 @@ func (m *Manager) Create(ctx context.Context, s Spec) error {
 		return err
 	}
 	defer release()
+	if p := m.granted(s.Peer, s.Database, wayOf(s.Role)); p != nil {
+		return p
+	}
 	id := newID()
 	ours := createRequest{ID: id, Database: s.Database, Role: s.Role, Filter: s.Filter, MaxWAL: s.MaxWAL}
 	theirs := createRequest{ID: id, Database: s.Database, Role: other(s.Role), Filter: s.Filter, MaxWAL: s.MaxWAL}
@@ -443,6 +458,20 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) error {
 			"try again when it is connected, or hawser link drop "+name+" --force, and the same on instance "+l.rec.Peer).Because(err)
 	}
 	return m.dropSide(ctx, l, o.RemoveReplica)
+}
+
+// dropAsked is the other side's wish. A replica goes only for a peer that may still fill
+// it, or that never did.
+func (l *link) dropAsked(ctx context.Context, r dropRequest) (nothing, error) {
+	l.mu.Lock()
+	creating := l.progress == catalog.Creating
+	l.mu.Unlock()
+	if r.RemoveReplica && !creating {
+		if err := l.permits(flows); err != nil {
+			return nothing{}, err
+		}
+	}
+	return nothing{}, l.m.dropSide(ctx, l, r.RemoveReplica)
 }
 
 // finishDrop removes a link whose making or removal was interrupted.

@@ -74,6 +74,9 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	if err := l.whole("the other side would be a primary that lacks the others"); err != nil {
 		return FailoverResult{}, err
 	}
+	if err := l.maySwap(); err != nil {
+		return FailoverResult{}, err
+	}
 	if o.Timeout <= 0 {
 		o.Timeout = defaultFailoverTimeout
 	}

@@ -61,6 +61,9 @@ type Manager struct {
 	busy  map[string]bool          // names that are being created or dropped
 	gates map[string]chan struct{} // by database
 
+	granting sync.RWMutex // guards grants; nothing else is taken under it
+	grants   map[string]Granted
+
 	swap sync.Mutex     // held while a failover of any link begins
 	work sync.WaitGroup // what replaces or ends a link on its own account
 }

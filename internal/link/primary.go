@@ -20,12 +20,9 @@ import (
 
 // Stream serves the other agents' streams. It is peer.Handler's.
 func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.Stream) error {
-	l, err := m.find(name)
+	l, err := m.sharedWith(from, name)
 	if err != nil {
 		return err
-	}
-	if l.peer() != from {
-		return problem.New("link-not-found", "link "+name, "it is not a link with instance "+from, "hawser link list")
 	}
 	if err := l.serves(); err != nil {
 		return err
@@ -63,8 +60,8 @@ func (l *link) endWhenNotServing(ctx context.Context, cancel context.CancelCause
 	}
 }
 
-// serves reports whether this side may stream. A primary that hands over does:
-// what it still has is what the other side waits for.
+// serves reports whether this side may stream, by the peer's grant as well. A primary
+// that hands over does: what it still has is what the other side waits for.
 func (l *link) serves() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -77,6 +74,9 @@ func (l *link) serves() error {
 	if l.side.Role != role.Primary || l.side.Phase == role.Promoting || expelled(l.side) {
 		return problem.New("not-primary", "link "+l.rec.Name,
 			fmt.Sprintf("instance %s is %s and %s, and does not stream", l.m.cfg.Instance, l.side.Role, l.side.Phase), "hawser link show "+l.rec.Name).Retry()
+	}
+	if p := l.mayFlow(); p != nil {
+		return p
 	}
 	return nil
 }

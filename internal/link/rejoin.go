@@ -13,6 +13,7 @@ import (
 	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/grant"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/pgoutput"
 	"github.com/hawser/hawser/internal/postgres"
@@ -41,6 +42,9 @@ func (l *link) rejoin(ctx context.Context) error {
 			return problem.New("already-secondary", "database "+l.rec.Database, "it follows instance "+other.rec.Peer+" by link "+other.rec.Name+"; it can't follow two",
 				"hawser link drop "+l.rec.Name)
 		}
+	}
+	if p := l.m.granted(l.rec.Peer, l.rec.Database, grant.FromPeer); p != nil {
+		return p
 	}
 	var theirs role.State
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, side, &theirs); err != nil {

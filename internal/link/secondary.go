@@ -39,8 +39,7 @@ func (l *link) follow() {
 	wait := newBackoff()
 	for l.ctx.Err() == nil {
 		l.mu.Lock()
-		run := l.side.Role == role.Secondary && !l.paused && !l.forcing && l.suspended == nil && l.progress == catalog.Running
-		changed := l.changed
+		run, changed := l.shouldRun(), l.changed
 		l.mu.Unlock()
 		if !run {
 			select {
@@ -64,6 +63,13 @@ func (l *link) follow() {
 			return
 		}
 	}
+}
+
+// shouldRun reports whether this side is a secondary that should run. One that waits for
+// an heir takes in nothing that would have to be granted. The caller holds mu.
+func (l *link) shouldRun() bool {
+	return l.side.Role == role.Secondary && !l.paused && !l.forcing && l.suspended == nil && l.progress == catalog.Running &&
+		(l.side.Phase == role.Waiting || l.mayFlow() == nil)
 }
 
 // stopped sorts an error: what passes by itself is the cause of a disconnected
@@ -140,7 +146,7 @@ func (l *link) followOnce(changed <-chan struct{}) error {
 			}
 			l.mu.Lock()
 			changed = l.changed
-			run := l.side.Role == role.Secondary && !l.paused && !l.forcing && l.suspended == nil
+			run := l.shouldRun()
 			l.mu.Unlock()
 			if !run {
 				cancel()

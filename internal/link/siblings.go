@@ -13,6 +13,7 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/grant"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -609,6 +610,9 @@ func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 	side, _ := l.now()
 	if err := l.mayFollow(ctx, side, primary); err != nil {
 		return err
+	}
+	if p := m.granted(primary, l.rec.Database, grant.FromPeer); p != nil {
+		return p
 	}
 	var theirs role.State
 	request := takeUpRequest{l.rec.ID, l.rec.Database, side.Term, side.Following(), l.ownMaxWAL(), l.filter()}

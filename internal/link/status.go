@@ -142,6 +142,9 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	case l.paused:
 		return Paused, problem.Noted("paused", "link "+s.Name, "a person paused it")
 	}
+	if p := l.mayFlow(); p != nil {
+		return Disconnected, p
+	}
 	if !l.streaming {
 		cause := l.cause
 		if cause == nil {
@@ -190,7 +193,8 @@ func (l *link) full(ctx context.Context) Status {
 		return s
 	}
 	var theirs Status
-	if s.State == Diverged || s.State == FailingOver || s.State == Dropped || s.State == Suspended {
+	if s.State == Diverged || s.State == FailingOver || s.State == Dropped || s.State == Suspended ||
+		s.Cause != nil && s.Cause.Code == "peer-not-granted" {
 		return s
 	}
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {

@@ -466,7 +466,7 @@ func TestReadPeer(t *testing.T) {
 	west, own := certificate(t, "mi-west", now.Add(time.Hour)), certificate(t, "on-prem", now.Add(time.Hour))
 	self := Certificate{Name: "on-prem", PEM: own}
 	got, err := readPeer(AddPeer{Certificate: "# name mi-west\n" + west, Address: "west.example.com"}, self, now)
-	if err != nil || got != (AddPeer{Name: "mi-west", Certificate: west, Address: "west.example.com:5022"}) {
+	if err != nil || !reflect.DeepEqual(got, AddPeer{Name: "mi-west", Certificate: west, Address: "west.example.com:5022"}) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	key := string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{1}}))

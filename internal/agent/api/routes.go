@@ -183,10 +183,13 @@ func (h *handler) peers(api huma.API) {
 	reads(api, huma.Operation{OperationID: "list-peers", Method: http.MethodGet, Path: "/v1/peers", Summary: "Trusted and refused instances"},
 		func(ctx context.Context, _ *none) (PeerList, error) {
 			l, err := h.service.Peers(ctx)
+			for i := range l.Peers {
+				l.Peers[i].Databases = orEmpty(l.Peers[i].Databases)
+			}
 			return PeerList{Peers: orEmpty(l.Peers), Refused: orEmpty(l.Refused)}, err
 		})
 	changes(h, api, huma.Operation{OperationID: "add-peer", Method: http.MethodPost, Path: "/v1/peers", DefaultStatus: http.StatusCreated,
-		Summary: "Trust an instance", Description: "With the name of a peer that is trusted already, it takes the new certificate and address."},
+		Summary: "Trust an instance", Description: "With the name of a peer that is trusted already, it takes the new certificate, address and grant. What is said of the grant is changed, and the rest of it kept."},
 		func(ctx context.Context, in *with[AddPeer]) (Peer, error) {
 			own, err := h.service.Certificate(ctx)
 			if err != nil {
@@ -196,7 +199,9 @@ func (h *handler) peers(api huma.API) {
 			if err != nil {
 				return Peer{}, err
 			}
-			return h.service.AddPeer(ctx, peer)
+			added, err := h.service.AddPeer(ctx, peer)
+			added.Databases = orEmpty(added.Databases)
+			return added, err
 		})
 	changesOnly(h, api, huma.Operation{OperationID: "remove-peer", Method: http.MethodDelete, Path: "/v1/peers/{name}", Summary: "Trust an instance no more"},
 		func(ctx context.Context, in *named) error { return h.service.RemovePeer(ctx, in.Name) })

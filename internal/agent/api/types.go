@@ -43,6 +43,16 @@ const (
 	ModeSync  Mode = "sync"
 )
 
+// Direction is a way of data between an instance and its peer.
+type Direction string
+
+// The directions.
+const (
+	DirectionBoth     Direction = "both"
+	DirectionToPeer   Direction = "to-peer"
+	DirectionFromPeer Direction = "from-peer"
+)
+
 // State is where a link stands.
 type State string
 
@@ -128,6 +138,9 @@ type Peer struct {
 	BytesSent        uint64           `json:"bytes_sent" doc:"On the wire, since the agent started"`
 	BytesReceived    uint64           `json:"bytes_received" doc:"On the wire, since the agent started"`
 	Cause            *problem.Problem `json:"cause,omitempty" doc:"Why it is not connected"`
+	Databases        []string         `json:"databases" nullable:"false" doc:"Its grant: patterns of the databases that links with it may concern"`
+	Direction        Direction        `json:"direction" enum:"both,to-peer,from-peer" doc:"Its grant: which way their data may flow; to-peer means that this instance is the primary"`
+	Changed          []string         `json:"changed,omitempty" doc:"In the answer to add-peer, of a peer that was known: what is other than before"`
 }
 
 // RefusedPeer is an instance that was turned away.
@@ -145,6 +158,9 @@ type AddPeer struct {
 	Name        string `json:"name,omitempty" maxLength:"64" doc:"Empty takes the name in the certificate"`
 	Certificate string `json:"certificate" minLength:"1" maxLength:"65536" doc:"PEM, as hawser cert show prints it there"`
 	Address     string `json:"address,omitempty" maxLength:"300" doc:"host:port of its endpoint; empty waits until it dials" example:"mi-west.example.com:5022"`
+
+	Databases []string  `json:"databases,omitempty" maxItems:"1000" nullable:"false" doc:"Patterns of the databases that links with it may concern, with * and ?, folded to lower case outside of double quotes. Empty keeps what is granted; of a new peer, every database" example:"sales_*"`
+	Direction Direction `json:"direction,omitempty" enum:"both,to-peer,from-peer" doc:"Which way their data may flow; to-peer means that this instance is the primary. A failover needs both. Empty keeps what is granted; of a new peer, both"`
 }
 
 // PeerTestStep is one step of the way to a peer.
