@@ -599,10 +599,13 @@ func TestPreparedIsTakenBack(t *testing.T) {
 	a.stop()
 	b.awaitState(t, "shop", api.StateDisconnected)
 	const heir = "00000000000000aa"
+	ids := []string{idOf(t, b, "shop"), heir}
+	b.stop() // as if it had got ready before
 	b.Exec(t, "postgres", `INSERT INTO hawser.heir (id, link, name, peer, term, after, next, tables, exclude_tables) VALUES ('`+heir+`', 'shop', 'other', 'gamma', 2, 1, 2, '{}', '{}')`)
-	for _, id := range []string{idOf(t, b, "shop"), heir} {
+	for _, id := range ids {
 		b.Exec(t, "shop", `SELECT pg_create_logical_replication_slot('hawser_`+id+`', 'pgoutput')`)
 	}
+	b.run(t)
 	b.Exec(t, "postgres", `CREATE TABLE busy AS SELECT repeat('x', 1000) FROM generate_series(1, 5000)`)
 	testpg.Eventually(t, 60*time.Second, "nothing is held back on beta", func() (bool, error) {
 		left := testpg.Rows(t, b.Connect(t, "postgres"), `SELECT slot_name FROM pg_replication_slots UNION ALL SELECT id FROM hawser.heir`)

@@ -128,5 +128,5 @@ func (l *link) sequenceProblem(ctx context.Context, conn *pgx.Conn, s unfitSeque
 	}
 	return problem.New("sequence-missing", "sequence "+name, cause, strings.Join([]string{
 		"in database " + postgres.QuoteIdent(l.rec.Database) + " of instance " + l.rec.Peer + ", as a superuser: SET session_replication_role = replica",
-		"SET default_transaction_read_only = off", verb + " SEQUENCE " + name + " " + parameters + ";"}, "; "))
+		"SET " + postgres.AgentSetting + " = on", "SET default_transaction_read_only = off", verb + " SEQUENCE " + name + " " + parameters + ";"}, "; "))
 }
