@@ -72,8 +72,8 @@ func encoded(t *testing.T, a, b *instance, database, text string) {
 	}
 }
 
-// TestAnyBytes links a database that takes any bytes, of which those of UTF-8 are carried;
-// validation warns of others.
+// TestAnyBytes links a database that takes any bytes, of which those of UTF-8 are carried.
+// Validation warns of others; the link stops at them, and says where and what to do.
 func TestAnyBytes(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t)
@@ -91,4 +91,10 @@ func TestAnyBytes(t *testing.T) {
 	a.Exec(t, "shop", `INSERT INTO t VALUES (2, 'é')`, `CREATE TABLE größe (v text DEFAULT 'ä')`, `INSERT INTO größe DEFAULT VALUES`)
 	arrived(t, a, b, "shop")
 	equal(t, a, b, "shop")
+
+	a.Exec(t, "shop", `INSERT INTO t VALUES (3, convert_from('\xff41', 'SQL_ASCII'))`)
+	cause, remedy := b.awaitCause(t, api.StateSuspended, "bytes-not-utf8")
+	if !strings.Contains(cause, "associated LSN") || !strings.Contains(remedy, "hawser link drop shop") {
+		t.Errorf("cause %q, remedy %q", cause, remedy)
+	}
 }
