@@ -17,6 +17,7 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -215,6 +216,26 @@ func TestCommitFailsAfterOriginSetup(t *testing.T) {
 	defer end()
 	if rows := testpg.Rows(t, r.c.Connect(t, r.db), `SELECT count(*) FROM t`); from != first {
 		t.Errorf("the applier began at %s, its only transaction was rolled back (%s rows), and now it begins at %s", first, rows, from)
+	}
+}
+
+// TestIdleSessionEnds: the replica's PostgreSQL ends the session of an applier that has
+// nothing to write, and it is not the next write that tells.
+func TestIdleSessionEnds(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t))
+	frames := make(chan frame.Frame)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	r.c.Exec(t, r.db, fmt.Sprintf(`DO $$ BEGIN PERFORM pg_terminate_backend(%d, 10000); END $$`, a.conn.PgConn().PID()))
+	testpg.Eventually(t, 10*time.Second, "the applier notices", func() (bool, error) {
+		select {
+		case frames <- frame.Heartbeat{Snapshot: "900:900:"}:
+			return false, nil
+		case <-a.done:
+			return true, nil
+		}
+	})
+	if p, ok := problem.As(end()); !ok || p.Code != "replica-lost" || !p.Retryable {
+		t.Errorf("the applier ended with %+v", p)
 	}
 }
 

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -193,6 +196,25 @@ func (a *Applier) ddl(ctx context.Context, content []byte) error {
 	return a.forgetTargets(ctx)
 }
 
+// attend hears what the replica's server says unasked while nothing is written: above
+// all, that it ended the session. The next write may be hours away.
+func (a *Applier) attend(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, flushEvery)
+	defer cancel()
+	for !a.out.busy && a.out.turn == nil && postgres.Speaks(a.conn.PgConn().Conn()) {
+		_, err := a.conn.PgConn().ReceiveMessage(ctx)
+		if pgconn.Timeout(err) { // it has only begun to speak
+			return nil
+		}
+		if err != nil {
+			a.out.broken = true
+			return problem.New("replica-lost", "the replica's PostgreSQL", "it ended the session that applies changes: "+err.Error(),
+				"none, if it is being started again: the link connects again").Retry()
+		}
+	}
+	return nil
+}
+
 // heartbeat moves the position on while nothing of the database is written.
 func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
 	if !h.At.IsZero() {
@@ -202,6 +224,9 @@ func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
 		}
 	}
 	if h.Snapshot != "" {
+		if err := a.attend(ctx); err != nil {
+			return err
+		}
 		if err := a.meetSlot(h.End); err != nil {
 			return err
 		}

@@ -43,6 +43,9 @@ func aheadDial(dial func(ctx context.Context, network, addr string) (net.Conn, e
 	}
 }
 
+// NetConn is the connection underneath.
+func (c *aheadConn) NetConn() net.Conn { return c.Conn }
+
 func (c *aheadConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
