@@ -18,7 +18,7 @@ build: ## Build bin/hawser
 
 .PHONY: test
 test: postgres versions check ## Run all checks and tests, on real PostgreSQL clusters
-	go test -race -timeout 20m -p 2 ./...
+	go test -race -timeout 40m -p 2 ./...
 
 FOR ?= 1h
 SEED ?= 0
