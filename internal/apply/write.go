@@ -144,16 +144,13 @@ func (w *writer) ask(size int, want expectation, request func()) error {
 	return w.flush()
 }
 
-// flush closes the open group. Where it would not fit beside what is under way, as much
-// of that is answered first: no write waits for a server that waits to be read.
+// flush sends the open group.
 func (w *writer) flush() error {
 	if w.open.requests == 0 {
 		return nil
 	}
-	for len(w.groups) > 0 && w.under+w.open.bytes > w.most {
-		if err := w.readGroup(); err != nil {
-			return err
-		}
+	if err := w.makeRoom(); err != nil {
+		return err
 	}
 	if err := w.pipe.flush(); err != nil {
 		return w.fail(err)
@@ -161,6 +158,17 @@ func (w *writer) flush() error {
 	w.groups = append(w.groups, w.open)
 	w.under += w.open.bytes
 	w.open = group{}
+	return nil
+}
+
+// makeRoom has as much of what is under way answered as the open group does not fit
+// beside: no write waits for a server that waits to be read.
+func (w *writer) makeRoom() error {
+	for len(w.groups) > 0 && w.under+w.open.bytes > w.most {
+		if err := w.readGroup(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -213,10 +221,8 @@ func (w *writer) rest() error {
 	if !w.busy {
 		return nil
 	}
-	for len(w.groups) > 0 && w.under+w.open.bytes > w.most {
-		if err := w.readGroup(); err != nil {
-			return err
-		}
+	if err := w.makeRoom(); err != nil {
+		return err
 	}
 	if err := w.pipe.sync(); err != nil {
 		return w.fail(err)
