@@ -194,16 +194,29 @@ func TestPartialLink(t *testing.T) {
 	}
 }
 
+// partialStep is a string of statements, and tables that are carried behind it or not.
+type partialStep struct {
+	sql           string
+	with, without []string
+}
+
+func (s partialStep) play(t *testing.T, a, b *instance) {
+	t.Helper()
+	a.Exec(t, "shop", strings.Split(s.sql, "; ")...)
+	caughtUp(t, a, b)
+	carried(t, a, b, s.with, s.without)
+	if t.Failed() {
+		t.Fatalf("after %s", s.sql)
+	}
+}
+
 // TestPartialComingAndGoing has tables come into the patterns and go out of them.
 func TestPartialComingAndGoing(t *testing.T) {
 	t.Parallel()
 	a, b := partial(t, []string{`s.*`}, []string{`s.no_*`}, partialSchema, `ALTER TABLE s.secret DROP CONSTRAINT secret_id_fkey`,
 		`CREATE TABLE s.no_one (id int); CREATE TABLE s.ref (id int REFERENCES s.order_1); INSERT INTO s.ref VALUES (1)`,
 		`INSERT INTO other.keyless SELECT generate_series(10, 20000)`)
-	steps := []struct {
-		sql           string
-		with, without []string
-	}{
+	steps := []partialStep{
 		{`ALTER TABLE s.secret RENAME TO no_secret; INSERT INTO s.no_secret VALUES (8, 'not to be seen')`, nil, []string{`s.no_secret`}},
 		{`BEGIN; UPDATE s.no_secret SET v = 'still'; ALTER TABLE s.no_secret RENAME TO yes; UPDATE s.yes SET v = 'seen'; INSERT INTO s.yes VALUES (5, 'new'); COMMIT; DELETE FROM s.yes WHERE id = 8`,
 			[]string{`s.yes`}, nil},
@@ -218,12 +231,7 @@ func TestPartialComingAndGoing(t *testing.T) {
 		{`CREATE SCHEMA sub CREATE TABLE t (id int); INSERT INTO sub.t VALUES (1); DROP TABLE s.yes; CREATE TABLE s.yes (id int); INSERT INTO s.yes VALUES (1)`, []string{`s.yes`}, []string{`sub.t`}},
 	}
 	for _, step := range steps {
-		a.Exec(t, "shop", strings.Split(step.sql, "; ")...)
-		caughtUp(t, a, b)
-		carried(t, a, b, step.with, step.without)
-		if t.Failed() {
-			t.Fatalf("after %s", step.sql)
-		}
+		step.play(t, a, b)
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
 	provenPart(t, b, 6)
@@ -330,10 +338,7 @@ func TestPartialPartitions(t *testing.T) {
 	t.Parallel()
 	a, b := partial(t, []string{`s.m`, `s.mark`}, []string{`s.old_*`}, partialPartitions)
 	carried(t, a, b, []string{`s.m_1`, `public.m_2a`}, []string{`s.old_3`, `s.out_1`, `public.lone`})
-	for _, step := range []struct {
-		sql           string
-		with, without []string
-	}{
+	for _, step := range []partialStep{
 		{`ALTER TABLE s.m ATTACH PARTITION public.lone FOR VALUES FROM (30) TO (40); INSERT INTO s.m VALUES (32, 32, 'x')`, []string{`public.lone`}, []string{`s.old_3`}},
 		{`CREATE TABLE s.m_5 PARTITION OF s.m FOR VALUES FROM (50) TO (60); INSERT INTO s.m VALUES (51, 51, 'x')`, []string{`s.m_5`}, nil},
 		{`ALTER TABLE s.m DETACH PARTITION public.lone; INSERT INTO public.lone VALUES (33, 33, 'alone')`, nil, []string{`public.lone`}},
@@ -345,12 +350,7 @@ func TestPartialPartitions(t *testing.T) {
 		{`TRUNCATE s.n; INSERT INTO s.n VALUES (1, 1, 'a'); TRUNCATE s.m; INSERT INTO s.m VALUES (7, 7)`, []string{`s.out_1`}, []string{`s.m_1`}},
 		{`ALTER TABLE s.m RENAME TO n2; ALTER TABLE s.n RENAME TO m; INSERT INTO s.m VALUES (2, 12, 'a')`, []string{`s.m_1`, `public.m_2a`}, []string{`s.out_1`}},
 	} {
-		a.Exec(t, "shop", strings.Split(step.sql, "; ")...)
-		caughtUp(t, a, b)
-		carried(t, a, b, step.with, step.without)
-		if t.Failed() {
-			t.Fatalf("after %s", step.sql)
-		}
+		step.play(t, a, b)
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
 	provenPart(t, b, 4)
