@@ -13,11 +13,11 @@ demo: postgres build ## Run the whole product on this machine: two instances, a 
 	bin/hawser demo
 
 .PHONY: build
-build: ## Build bin/hawser
-	CGO_ENABLED=0 go build -ldflags "-X main.version=$(VERSION)" -o bin/hawser ./cmd/hawser
+build: compiler ## Build bin/hawser
+	CGO_ENABLED=1 go build -tags netgo,osusergo -ldflags "-X main.version=$(VERSION) -linkmode external -extldflags -static" -o bin/hawser ./cmd/hawser
 
 .PHONY: test
-test: postgres versions check ## Run all checks and tests, on real PostgreSQL clusters
+test: compiler postgres versions check ## Run all checks and tests, on real PostgreSQL clusters
 	go test -race -timeout 40m -p 2 ./...
 
 FOR ?= 1h
@@ -46,6 +46,10 @@ fuzz: ## Fuzz what parses bytes from outside, a minute each
 .PHONY: proto
 proto: ## Generate the peers' protocol (needs protoc, protoc-gen-go, protoc-gen-go-grpc)
 	protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative internal/peer/peerpb/peer.proto
+
+.PHONY: compiler
+compiler: ## Install gcc from Debian's packages, if it is missing
+	@scripts/install-compiler.sh
 
 .PHONY: postgres
 postgres: ## Install PostgreSQL from Debian's packages, if it is missing

@@ -322,9 +322,6 @@ func (l *link) stream(ctx context.Context, side role.State, seeding bool) error 
 	}
 	l.log.Info("following", "primary", l.rec.Peer, "from", from, "term", side.Term)
 
-	if !seeding { // the copy needs the CPU, and the memory, more
-		go schema.WarmParser() // it ends by itself, and nobody has to wait for it
-	}
 	g, gctx := errgroup.WithContext(ctx)
 	frames := make(chan frame.Frame, framesAhead)
 	acks := newLatest[frame.Ack]()

@@ -75,7 +75,6 @@ func (l *link) seed(ctx context.Context, a *apply.Applier) error {
 	}
 	l.log.Info("seeding is complete")
 	l.update(func() { l.seeded = true })
-	go schema.WarmParser()
 	return nil
 }
 

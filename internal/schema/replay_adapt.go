@@ -40,7 +40,7 @@ func (r *replay) adapt(ctx context.Context, st *ddlStatement) (string, error) {
 	if err != nil || len(tree.Stmts) != 1 {
 		return st.text, nil
 	}
-	scan, err := scan(st.text)
+	scan, err := pgq.Scan(st.text)
 	if err != nil {
 		return st.text, nil
 	}

@@ -253,7 +253,7 @@ func (r *replay) told(name string) (ddlTable, ddlColumn, bool) {
 
 // deparsed runs the statement's parse tree, which was changed.
 func (r *replay) deparsed(ctx context.Context, st *ddlStatement) error {
-	sql, err := deparse(&pgq.ParseResult{Stmts: []*pgq.RawStmt{{Stmt: st.node}}})
+	sql, err := deparse(st.text, st.node)
 	if err != nil {
 		return fmt.Errorf("write %s anew: %w", excerpt(st.text), err)
 	}

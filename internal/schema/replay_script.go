@@ -74,7 +74,7 @@ func split(text string) []*ddlStatement {
 
 // cut splits text at the semicolons outside of parentheses and BEGIN ATOMIC bodies.
 func cut(text string) []string {
-	scan, err := scan(text)
+	scan, err := pgq.Scan(text)
 	if err != nil {
 		return []string{text}
 	}
