@@ -62,7 +62,7 @@ func (b *bench) sustained(ctx context.Context, w *work, e *entry) (sample, error
 			if s, err = b.atRate(ctx, e, rate); err != nil {
 				return nil, err
 			}
-			b.say("%-8s          %-18s %.0f asked for, %.0f written a second, at most %.0f ms of lag", w.name, e.title, rate, s["value"], s["lag"])
+			b.say("%-8s          %-18s %.0f asked for, %.0f written a second, at most %.0f ms of lag, median %.1f; %s", w.name, e.title, rate, s["value"], s["lag"], s["lag_median"], s.cost())
 			follows, reached = s["lag"] < sustainedLag.Seconds()*1000, s["value"] >= rate*sustainedReach
 		}
 		if follows && (best == nil || s["value"] > best["value"]) {
@@ -103,6 +103,7 @@ func (b *bench) atRate(ctx context.Context, e *entry, rate float64) (sample, err
 		err error
 	}
 	done := make(chan written, 1)
+	m := startMeter(e.pair, e.c.agents())
 	go func() {
 		tps, err := b.pgbenchAtRate(ctx, e.pair.primary, rate, step)
 		if err != nil {
@@ -119,7 +120,9 @@ func (b *bench) atRate(ctx context.Context, e *entry, rate float64) (sample, err
 	if got.err != nil {
 		return nil, got.err
 	}
-	return sample{"value": got.tps, "asked": rate, "lag": slices.Max(seen), "load": loadAverage()}, nil
+	out := m.stop()
+	out["value"], out["asked"], out["lag"], out["lag_median"] = got.tps, rate, slices.Max(seen), median(seen)
+	return out, nil
 }
 
 var tpsLine = regexp.MustCompile(`(?m)^tps = ([0-9.]+)`)
