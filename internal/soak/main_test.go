@@ -4,7 +4,7 @@
 // own PostgreSQL. Agents are real processes, and the network between them leads
 // through a proxy. Clients write and readers read on both sides all the while; a
 // schedule that follows from a seed kills, stops, freezes and cuts, with planned
-// failovers in between. After each round everything is quiet for a moment, and
+// failovers in between, and forced ones whose old primary rejoins. After each round everything is quiet for a moment, and
 // package history judges what clients and readers saw. The schedule is the same for
 // the same seed; when exactly a fault meets a transaction is not.
 //

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/testpg/history"
 )
 
 // kind is a fault.
@@ -50,15 +51,30 @@ func (f fault) String() string {
 // step is a failover, or faults, or a failover with faults in its course.
 type step struct {
 	failover bool
-	asked    int // the side that is asked for the failover
+	asked    int       // the side that is asked for the failover
+	forced   *disaster // a forced failover; faults come while the old primary rejoins
 	faults   []fault
 	settle   bool // wait until all is well again before the next step
+}
+
+// disaster is how a primary is lost: the agents can't reach each other, and perhaps
+// its agent or its PostgreSQL is gone too. The clients reach both sides all the while.
+type disaster struct {
+	with          kind          // networkCut alone, agentKill or postgresKill
+	before, after time.Duration // the secondary is opened by force; the old primary comes back
+}
+
+func (d disaster) String() string {
+	return fmt.Sprintf("%s of the primary, failover by force after %s, way back after %s", d.with, d.before, d.after)
 }
 
 func (s step) String() string {
 	var parts []string
 	if s.failover {
 		parts = append(parts, fmt.Sprintf("failover, asked of %s", []string{"alpha", "beta"}[s.asked]))
+	}
+	if s.forced != nil {
+		parts = append(parts, s.forced.String())
 	}
 	for _, f := range s.faults {
 		parts = append(parts, f.String())
@@ -75,6 +91,9 @@ func plan(seed uint64, round int) []step {
 		n, within := 1+r.IntN(2), 1200
 		if s.failover {
 			n, within = r.IntN(3), 600 // a failover is soon over
+		} else if r.IntN(3) == 0 {
+			s.forced = &disaster{[]kind{networkCut, agentKill, postgresKill}[r.IntN(3)], ms(r, 2000), ms(r, 3000)}
+			n = r.IntN(3)
 		}
 		for range n {
 			f := fault{kind: kinds[r.IntN(len(kinds))], side: r.IntN(2), after: ms(r, within), hold: ms(r, 2000)}
@@ -97,12 +116,19 @@ type drill struct {
 	faults    map[kind]int
 	done      int // failovers that went through
 	undone    int // that did not, because of a fault
+	forced    int // forced failovers, each with its way back
+	lost      int // transactions that these reported
 	started   time.Time
 	firstLook func(t *testing.T, primary *side) // after a failover
+	report    func(lost ...history.Reported)    // after a forced one
 }
 
 func (d *drill) step(t *testing.T, s step) {
 	t.Helper()
+	if s.forced != nil {
+		d.force(t, s)
+		return
+	}
 	if s.failover {
 		d.w.awaitSynchronized(t)
 	}

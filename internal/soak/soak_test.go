@@ -41,7 +41,7 @@ func round(t *testing.T, d *drill, sum *total, seed uint64) {
 	t.Helper()
 	d.w.reset(t)
 	c := gather(d.w, seed+uint64(sum.rounds)<<32)
-	d.firstLook = c.firstLook
+	d.firstLook, d.report = c.firstLook, c.rec.Report
 	quiet := false
 	defer func() {
 		if !quiet { // the test ended in the middle
@@ -112,6 +112,7 @@ func report(seed uint64, d *drill, sum *total) string {
 	fmt.Fprintf(&out, "  transactions checked: %d committed, %d unknown, %d rolled back; %d looks\n",
 		sum.outcomes[history.Committed], sum.outcomes[history.Unknown], sum.outcomes[history.Aborted], sum.reads)
 	fmt.Fprintf(&out, "  planned failovers: %d done, %d not, for a fault\n", d.done, d.undone)
+	fmt.Fprintf(&out, "  forced failovers: %d, with %d transactions given up and reported\n", d.forced, d.lost)
 	for _, k := range kinds {
 		fmt.Fprintf(&out, "  %-26s %d\n", k, d.faults[k])
 	}

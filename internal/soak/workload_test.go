@@ -253,7 +253,8 @@ func (c *crowd) read(ctx context.Context, s *side) {
 		}
 		if err == nil {
 			var r history.Read
-			if r, err = c.see(ctx, conn, s); err == nil {
+			var astray bool
+			if r, astray, err = c.see(ctx, conn, s); err == nil && !astray {
 				c.rec.Read(r)
 			}
 		}
@@ -269,8 +270,9 @@ func (c *crowd) read(ctx context.Context, s *side) {
 	}
 }
 
-// see looks once.
-func (c *crowd) see(ctx context.Context, conn *pgx.Conn, s *side) (history.Read, error) {
+// see looks once. What an old primary shows on its way back is no state of the database.
+func (c *crowd) see(ctx context.Context, conn *pgx.Conn, s *side) (_ history.Read, astray bool, _ error) {
+	astray = c.w.astray.Load() == s
 	primary, change := c.w.now.get()
 	r := history.Read{Side: s.name, Began: c.rec.Now()}
 	var err error
@@ -279,7 +281,7 @@ func (c *crowd) see(ctx context.Context, conn *pgx.Conn, s *side) (history.Read,
 	if _, later := c.w.now.get(); err == nil && primary != nil && later == change {
 		r.Current, r.Replica = primary == s, primary != s
 	}
-	return r, err
+	return r, astray || c.w.astray.Load() == s, err
 }
 
 func state(ctx context.Context, conn *pgx.Conn) (life int, s history.State, err error) {
@@ -307,7 +309,8 @@ func (c *crowd) once(s *side, quiet bool) (history.Read, error) {
 	if err != nil {
 		return history.Read{}, err
 	}
-	return c.see(context.Background(), conn, s)
+	r, _, err := c.see(context.Background(), conn, s)
+	return r, err
 }
 
 // finals waits until both sides are the same, and returns what they are in any case.

@@ -39,6 +39,8 @@ type world struct {
 	sides [2]*side // the server, the managed instance
 	net   *network
 	now   roles
+	// astray is the primary that a forced failover left behind, until it follows.
+	astray atomic.Pointer[side]
 	// calm: clients write slowly, so that a replica on a busy machine catches up.
 	calm atomic.Bool
 }

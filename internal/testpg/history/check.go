@@ -48,13 +48,20 @@ const most = 20
 //   - a later look at one side contains an earlier one, unless its PostgreSQL
 //     crashed in between.
 //
+// After a forced failover, what the old primary reports as lost has to be what it
+// acknowledged and the new one has not: a transaction that is in neither is lost, one
+// that is in both a phantom, and no look at a replica may show it. Looks at the old
+// primary that show it are left out: they saw an end that was given up.
+//
 // Looks at a primary are not compared with those at a replica one by one: PostgreSQL
 // may show two concurrent commits on the primary in another order than its WAL has.
 func Check(h History) []Violation {
 	if len(h.Finals) == 0 {
 		panic("history: no end to check against")
 	}
-	c := &check{h: h, tried: map[ID]Attempt{}}
+	c := &check{tried: map[ID]Attempt{}}
+	h = c.giveUp(h)
+	c.h = h
 	for _, a := range h.Attempts {
 		if _, twice := c.tried[a.Op.ID]; twice {
 			panic(fmt.Sprintf("history: transaction %s was tried twice", a.Op.ID))
@@ -102,6 +109,50 @@ type ack struct {
 	place int // how many of the client's a look has that has this one
 }
 
+// giveUp returns the history without what is reported as lost.
+func (c *check) giveUp(h History) History {
+	if len(h.Reported) == 0 {
+		return h
+	}
+	lost := map[ID]string{}
+	for _, r := range h.Reported {
+		if _, twice := lost[r.ID]; twice {
+			c.found(Doubled, "%s is reported as lost twice", r.ID)
+		}
+		lost[r.ID] = r.Side
+	}
+	h.Attempts = slices.Clone(h.Attempts)
+	for i, a := range h.Attempts {
+		side, reported := lost[a.Op.ID]
+		delete(lost, a.Op.ID)
+		switch {
+		case !reported:
+		case a.Outcome == Aborted:
+			c.found(Phantom, "%s is reported as lost by %s, and was rolled back on %s", a.Op.ID, side, a.Side)
+		case a.Side != side:
+			c.found(Phantom, "%s is reported as lost by %s, and was tried on %s", a.Op.ID, side, a.Side)
+		default:
+			h.Attempts[i].Outcome = GivenUp
+		}
+	}
+	for id, side := range lost {
+		c.found(Phantom, "%s is reported as lost by %s, and nobody tried it", id, side)
+	}
+	h.Reads = slices.DeleteFunc(slices.Clone(h.Reads), func(r Read) bool {
+		return !r.Replica && slices.ContainsFunc(h.Reported, func(l Reported) bool { return l.Side == r.Side && r.State.has(l.ID) })
+	})
+	return h
+}
+
+// has tells whether a state's ledger names a transaction.
+func (s State) has(id ID) bool {
+	_, there := slices.BinarySearch(s.Ledger[id.Client()], id.N())
+	return there
+}
+
+// undone tells whether a transaction may be nowhere.
+func (a Attempt) undone() bool { return a.Outcome == Aborted || a.Outcome == GivenUp }
+
 func (c *check) truth() State { return c.h.Finals[0].State }
 
 func (c *check) found(k Kind, format string, args ...any) {
@@ -113,12 +164,12 @@ func (c *check) found(k Kind, format string, args ...any) {
 // acknowledged holds an end against what clients were told.
 func (c *check) acknowledged(final Read) {
 	for _, a := range c.h.Attempts {
-		_, there := slices.BinarySearch(final.State.Ledger[a.Op.ID.Client()], a.Op.ID.N())
+		there := final.State.has(a.Op.ID)
 		switch {
 		case a.Outcome == Committed && !there:
 			c.found(Lost, "%s was acknowledged by %s at %s and is not on %s at the end", a.Op.ID, a.Side, a.Ended.Round(time.Millisecond), final.Side)
-		case a.Outcome == Aborted && there:
-			c.found(Phantom, "%s was rolled back on %s at %s and is on %s at the end", a.Op.ID, a.Side, a.Ended.Round(time.Millisecond), final.Side)
+		case a.undone() && there:
+			c.found(Phantom, "%s was %s on %s at %s and is on %s at the end", a.Op.ID, a.Outcome, a.Side, a.Ended.Round(time.Millisecond), final.Side)
 		}
 	}
 }
@@ -135,8 +186,8 @@ func (c *check) whole(name string, s State) {
 			if a, ok := c.tried[id]; !ok {
 				c.found(Phantom, "%s: %s is in the ledger and nobody tried it", name, id)
 				continue
-			} else if a.Outcome == Aborted {
-				c.found(Phantom, "%s: %s is in the ledger and was rolled back", name, id)
+			} else if a.undone() {
+				c.found(Phantom, "%s: %s is in the ledger and was %s", name, id, a.Outcome)
 			}
 			want.apply(c.tried[id].Op)
 			count[id] = 0
@@ -170,8 +221,8 @@ func (c *check) listed(name string, list int, ids []ID, count map[ID]int) {
 		switch {
 		case !tried:
 			c.found(Phantom, "%s: %s is in list %d and nobody tried it", name, id, list)
-		case !known && a.Outcome == Aborted:
-			c.found(Phantom, "%s: %s is in list %d and was rolled back", name, id, list)
+		case !known && a.undone():
+			c.found(Phantom, "%s: %s is in list %d and was %s", name, id, list, a.Outcome)
 		case !known:
 			c.found(Half, "%s: %s is in list %d and not in the ledger", name, id, list)
 		case a.Op.List != list:

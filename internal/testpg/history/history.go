@@ -108,11 +108,14 @@ func (s State) Equal(o State) bool {
 // Outcome is what a client knows of its transaction.
 type Outcome string
 
-// The outcomes. A transaction whose COMMIT was sent and not answered is Unknown.
+// The outcomes. A transaction whose COMMIT was sent and not answered is Unknown. One
+// that was GivenUp was committed by a primary that a forced failover left behind, and
+// is reported there.
 const (
 	Aborted   Outcome = "aborted"
 	Committed Outcome = "committed"
 	Unknown   Outcome = "unknown"
+	GivenUp   Outcome = "given up"
 )
 
 // Attempt is one transaction as its client lived through it.
@@ -140,11 +143,18 @@ type Read struct {
 	State            State
 }
 
+// Reported is a transaction of which a side says that a forced failover lost it.
+type Reported struct {
+	Side string
+	ID   ID
+}
+
 // History is all that is known when everything is quiet.
 type History struct {
 	Workload Workload
 	Attempts []Attempt
 	Reads    []Read
+	Reported []Reported
 	// Finals is the end on each side, the primary's first.
 	Finals []Read
 }
@@ -193,6 +203,13 @@ func (r *Recorder) Read(read Read) {
 		}
 	}
 	r.h.Reads = append(r.h.Reads, read)
+}
+
+// Report adds what a side reports as lost.
+func (r *Recorder) Report(lost ...Reported) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.h.Reported = append(r.h.Reported, lost...)
 }
 
 // share returns got out of known's memory, if the one is the beginning of the other.
