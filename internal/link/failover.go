@@ -296,6 +296,7 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 		err = l.sweep(ctx)
 	})
 	if err != nil {
+		l.swaps.end()
 		return err
 	}
 	l.timed("catch up", func() {
@@ -320,21 +321,40 @@ func (l *link) patience() time.Duration {
 // installFence puts the triggers of the fence, open, on tables that lack them,
 // and refuses a failover that the fence could not complete.
 func (l *link) installFence(ctx context.Context) error {
-	conn, err := l.connect(ctx, "fence")
-	if err != nil {
+	return l.inSwap(ctx, func(conn *pgx.Conn) error {
+		var gid *string
+		err := conn.QueryRow(ctx, `SELECT min(quote_literal(gid)) FROM pg_prepared_xacts WHERE database = current_database()`).Scan(&gid)
+		if err != nil {
+			return fmt.Errorf("look for prepared transactions: %w", err)
+		}
+		if gid != nil {
+			return problem.New("prepared-transaction", "prepared transaction "+*gid,
+				"it is open and would be lost at the failover", "COMMIT PREPARED "+*gid+"; or ROLLBACK PREPARED "+*gid+";")
+		}
+		return fence.Prepare(ctx, conn, nil)
+	})
+}
+
+// swapFor is how long the session of a failover is kept for the next of its steps.
+const swapFor = time.Minute
+
+// inSwap does a step of a failover in a session that is kept for the next one: each that
+// is opened while no side takes writes makes that time longer. Whoever does the last step
+// on a side, or takes the failover back, ends it.
+func (l *link) inSwap(ctx context.Context, step func(conn *pgx.Conn) error) error {
+	conn := l.swaps.take(ctx)
+	if conn == nil {
+		var err error
+		if conn, err = l.connect(ctx, "failover"); err != nil {
+			return err
+		}
+	}
+	if err := step(conn); err != nil {
+		farewell(conn)
 		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	var gid *string
-	err = conn.QueryRow(ctx, `SELECT min(quote_literal(gid)) FROM pg_prepared_xacts WHERE database = current_database()`).Scan(&gid)
-	if err != nil {
-		return fmt.Errorf("look for prepared transactions: %w", err)
-	}
-	if gid != nil {
-		return problem.New("prepared-transaction", "prepared transaction "+*gid,
-			"it is open and would be lost at the failover", "COMMIT PREPARED "+*gid+"; or ROLLBACK PREPARED "+*gid+";")
-	}
-	return fence.Prepare(ctx, conn, nil)
+	l.swaps.keep(conn, swapFor, func() bool { return l.ctx.Err() == nil })
+	return nil
 }
 
 func (l *link) awaitCatchUp(ctx context.Context) error {
@@ -354,6 +374,7 @@ func (l *link) awaitCatchUp(ctx context.Context) error {
 // unprepareSwap is best effort: a side that is away forgets by itself when it
 // hears of the state again.
 func (l *link) unprepareSwap(ctx context.Context) {
+	l.swaps.end()
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callUnprepare, struct{}{}, nil); err != nil {
 		l.log.Warn("the other side could not be told that the failover was taken back", "error", err)
 	}
@@ -373,25 +394,25 @@ func (l *link) prepareToLead(ctx context.Context, r prepareRequest) (prepareRepl
 	if err := findings.Err(); err != nil {
 		return prepareReply{}, err
 	}
-	conn, err := l.connect(ctx, "prepare")
-	if err != nil {
-		return prepareReply{}, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
-		return prepareReply{}, err
-	}
-	if err := fence.Prepare(ctx, conn, nil); err != nil {
-		return prepareReply{}, err
-	}
-	// One from an earlier try would hold WAL from then.
-	if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
-		return prepareReply{}, err
-	}
-	if _, err = capture.CreateSlot(ctx, conn, l.rec.ID); err != nil {
-		return prepareReply{}, err
-	}
-	return l.prepareHeirs(ctx, conn, r)
+	var reply prepareReply
+	err = l.inSwap(ctx, func(conn *pgx.Conn) (err error) {
+		if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
+			return err
+		}
+		if err := fence.Prepare(ctx, conn, nil); err != nil {
+			return err
+		}
+		// One from an earlier try would hold WAL from then.
+		if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
+			return err
+		}
+		if _, err := capture.CreateSlot(ctx, conn, l.rec.ID); err != nil {
+			return err
+		}
+		reply, err = l.prepareHeirs(ctx, conn, r)
+		return err
+	})
+	return reply, err
 }
 
 // fitEvery is how often a secondary that is waited for looks whether it follows.
@@ -439,12 +460,10 @@ func (l *link) unprepareToLead(ctx context.Context) error {
 	if side.Role != role.Secondary {
 		return nil
 	}
-	conn, err := l.connect(ctx, "prepare")
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	return errors.Join(capture.DropSlot(ctx, conn, l.rec.ID), l.discardHeirs(ctx))
+	defer l.swaps.end()
+	return l.inSwap(ctx, func(conn *pgx.Conn) error {
+		return errors.Join(capture.DropSlot(ctx, conn, l.rec.ID), l.discardHeirs(ctx))
+	})
 }
 
 // handoff is the message that ends a term. Any user of the primary may write a
@@ -488,33 +507,33 @@ const handoffPrefix = "hawser.handoff"
 // hand writes the handoff behind everything that was committed here. It may be
 // written twice, after a crash; the second one meets a side that has taken over.
 func (l *link) hand(ctx context.Context, term frame.Term) error {
+	defer l.swaps.end()
 	return l.retry(ctx, "hand over", func(ctx context.Context) error {
-		conn, err := l.connect(ctx, "handoff")
-		if err != nil {
-			return err
-		}
-		defer conn.Close(context.WithoutCancel(ctx))
-		values, err := capture.Sequences(ctx, conn)
-		if err != nil {
-			return err
-		}
-		l.mu.Lock()
-		accepted := l.accepted
-		l.mu.Unlock()
-		content, err := json.Marshal(handoff{Link: l.rec.ID, Term: term, Sequences: values, To: l.rec.Peer, Heirs: accepted})
-		if err != nil {
-			return err
-		}
-		key, err := capture.DDLKey(ctx, conn)
-		if err != nil {
-			return err
-		}
-		_, err = conn.Exec(ctx, `SELECT pg_logical_emit_message(true, $1::text, $2::text)`, handoffPrefix, string(sign(content, key)))
-		if err != nil {
-			return fmt.Errorf("write the handoff: %w", err)
-		}
-		return nil
+		return l.inSwap(ctx, func(conn *pgx.Conn) error { return l.writeHandoff(ctx, conn, term) })
 	})
+}
+
+func (l *link) writeHandoff(ctx context.Context, conn *pgx.Conn, term frame.Term) error {
+	values, err := capture.Sequences(ctx, conn)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	accepted := l.accepted
+	l.mu.Unlock()
+	content, err := json.Marshal(handoff{Link: l.rec.ID, Term: term, Sequences: values, To: l.rec.Peer, Heirs: accepted})
+	if err != nil {
+		return err
+	}
+	key, err := capture.DDLKey(ctx, conn)
+	if err != nil {
+		return err
+	}
+	_, err = conn.Exec(ctx, `SELECT pg_logical_emit_message(true, $1::text, $2::text)`, handoffPrefix, string(sign(content, key)))
+	if err != nil {
+		return fmt.Errorf("write the handoff: %w", err)
+	}
+	return nil
 }
 
 // accepts tells the applier whether a handoff counts: it is of this link, and of

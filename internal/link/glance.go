@@ -12,60 +12,61 @@ import (
 // watches a link waits between two.
 const glanceFor = 2 * time.Second
 
-// glances is the session of a link's statuses. To open one costs the server more than all
-// that it is asked. It is kept for a moment, and only while the link streams, when other
-// sessions of the agent are in the database too: it stands in nobody's way.
-type glances struct {
+// keeper has one session of a link for whoever needs the next one: to open a session costs
+// the server more than most of what is asked in it.
+type keeper struct {
 	mu    sync.Mutex
-	kept  *pgx.Conn // nil: none, or a status has it
+	kept  *pgx.Conn // nil: none, or somebody has it
 	timer *time.Timer
 }
 
 // take returns the session that is kept, if it is and answers.
-func (g *glances) take(ctx context.Context) *pgx.Conn {
-	g.mu.Lock()
-	conn := g.kept
-	if g.kept = nil; conn != nil {
-		g.timer.Stop()
+func (k *keeper) take(ctx context.Context) *pgx.Conn {
+	k.mu.Lock()
+	conn := k.kept
+	if k.kept = nil; conn != nil {
+		k.timer.Stop()
 	}
-	g.mu.Unlock()
+	k.mu.Unlock()
 	if conn != nil && !answers(ctx, conn) {
-		closeGlance(conn)
+		farewell(conn)
 		return nil
 	}
 	return conn
 }
 
-// keep takes a session back. may tells whether one may be kept.
-func (g *glances) keep(conn *pgx.Conn, may func() bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.kept != nil || conn.IsClosed() || !may() {
-		closeGlance(conn)
+// keep takes a session for at most so long. may tells whether one may be kept.
+func (k *keeper) keep(conn *pgx.Conn, within time.Duration, may func() bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.kept != nil || conn.IsClosed() || !may() {
+		farewell(conn)
 		return
 	}
-	g.kept, g.timer = conn, time.AfterFunc(glanceFor, g.end)
+	k.kept, k.timer = conn, time.AfterFunc(within, k.end)
 }
 
 // end closes the session that is kept.
-func (g *glances) end() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.kept != nil {
-		g.timer.Stop()
-		closeGlance(g.kept)
-		g.kept = nil
+func (k *keeper) end() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.kept != nil {
+		k.timer.Stop()
+		farewell(k.kept)
+		k.kept = nil
 	}
 }
 
-// closeGlance says farewell without waiting for a server that does not answer.
-func closeGlance(conn *pgx.Conn) {
+// farewell closes a session without waiting for a server that does not answer.
+func farewell(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = conn.Close(ctx)
 }
 
-// glance has f ask the database what a status tells of it.
+// glance has f ask the database what a status tells of it. Its session is kept for a
+// moment, and only while the link streams, when other sessions of the agent are in the
+// database too: it stands in nobody's way.
 func (l *link) glance(ctx context.Context, f func(conn *pgx.Conn)) {
 	conn := l.glances.take(ctx)
 	if conn == nil {
@@ -75,7 +76,7 @@ func (l *link) glance(ctx context.Context, f func(conn *pgx.Conn)) {
 		}
 	}
 	f(conn)
-	l.glances.keep(conn, l.isStreaming)
+	l.glances.keep(conn, glanceFor, l.isStreaming)
 }
 
 func (l *link) isStreaming() bool {

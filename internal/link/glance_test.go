@@ -2,6 +2,7 @@ package link
 
 import (
 	"testing"
+	"time"
 
 	"github.com/hawser/hawser/internal/testpg"
 )
@@ -13,12 +14,12 @@ func no() bool  { return false }
 func TestGlancesKeepASession(t *testing.T) {
 	t.Parallel()
 	c := testpg.Shared(t)
-	var g glances
+	var g keeper
 	t.Cleanup(g.end)
 	first, second := c.Connect(t, "postgres"), c.Connect(t, "postgres")
 
-	g.keep(first, yes)
-	g.keep(second, yes) // two statuses at once
+	g.keep(first, time.Minute, yes)
+	g.keep(second, time.Minute, yes) // two statuses at once
 	if !second.IsClosed() {
 		t.Error("two sessions are kept")
 	}
@@ -26,7 +27,7 @@ func TestGlancesKeepASession(t *testing.T) {
 		t.Error("the session is not that of the status before, or given out twice")
 	}
 
-	g.keep(first, yes)
+	g.keep(first, time.Minute, yes)
 	g.end()
 	if !first.IsClosed() {
 		t.Error("a session outlives the stream")
@@ -34,7 +35,7 @@ func TestGlancesKeepASession(t *testing.T) {
 	g.end() // of a stream that no status saw
 
 	third := c.Connect(t, "postgres")
-	g.keep(third, no)
+	g.keep(third, time.Minute, no)
 	if !third.IsClosed() || g.take(t.Context()) != nil {
 		t.Error("a session is kept though nothing streams")
 	}
@@ -44,10 +45,10 @@ func TestGlancesKeepASession(t *testing.T) {
 func TestGlancesLookAtTheSession(t *testing.T) {
 	t.Parallel()
 	c := testpg.Shared(t)
-	var g glances
+	var g keeper
 	conn := c.Connect(t, "postgres")
 	testpg.Rows(t, c.Connect(t, "postgres"), `SELECT pg_terminate_backend($1, 20000)`, int32(conn.PgConn().PID()))
-	g.keep(conn, yes)
+	g.keep(conn, time.Minute, yes)
 	if g.take(t.Context()) != nil || !conn.IsClosed() {
 		t.Error("a session that ended is given out")
 	}

@@ -52,7 +52,8 @@ type link struct {
 	heirs    sync.Mutex // held while links that are to be taken up are made, taken up or discarded
 	heirless bool       // there are none
 
-	glances glances
+	glances keeper // of its statuses
+	swaps   keeper // of a failover, see swapSession
 
 	mu          sync.Mutex
 	side        role.State
@@ -136,6 +137,7 @@ func (l *link) start() {
 func (l *link) halt() {
 	l.stop()
 	l.done.Wait()
+	l.swaps.end()
 	l.mu.Lock()
 	var open []string
 	for id := range l.comparisons {
@@ -337,28 +339,28 @@ func (l *link) answer(ctx context.Context, ok role.Event, err error) {
 
 // closeFence makes the database read-only. A primary also ends what is under way.
 func (l *link) closeFence(ctx context.Context) error {
+	state, _ := l.now()
+	if state.Phase != role.Fencing {
+		defer l.swaps.end() // no step follows
+	}
 	return l.retry(ctx, "close the fence", func(ctx context.Context) error {
-		conn, err := l.connect(ctx, "fence")
-		if err != nil {
-			return err
-		}
-		defer conn.Close(context.WithoutCancel(ctx))
-		state, _ := l.now()
-		l.timed("fence", func() {
-			var release func()
-			if release, err = l.m.gate(ctx, l.rec.Database); err != nil {
-				return
+		return l.inSwap(ctx, func(conn *pgx.Conn) (err error) {
+			l.timed("fence", func() {
+				var release func()
+				if release, err = l.m.gate(ctx, l.rec.Database); err != nil {
+					return
+				}
+				defer release()
+				err = fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
+			})
+			if err != nil || state.Role == role.Secondary {
+				return err
 			}
-			defer release()
-			err = fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
-		})
-		if err != nil || state.Role == role.Secondary {
+			l.timed("drain sessions", func() {
+				_, err = fence.Drain(ctx, conn, drainGrace, l.agentBackends(ctx, conn))
+			})
 			return err
-		}
-		l.timed("drain sessions", func() {
-			_, err = fence.Drain(ctx, conn, drainGrace, l.agentBackends(ctx, conn))
 		})
-		return err
 	})
 }
 
@@ -387,25 +389,23 @@ func (l *link) agentBackends(ctx context.Context, conn *pgx.Conn) []uint32 {
 }
 
 func (l *link) openFence(ctx context.Context) error {
+	defer l.swaps.end()
 	return l.retry(ctx, "open the fence", func(ctx context.Context) error {
-		conn, err := l.connect(ctx, "fence")
-		if err != nil {
-			return err
-		}
-		defer conn.Close(context.WithoutCancel(ctx))
-		release, err := l.m.gate(ctx, l.rec.Database)
-		if err != nil {
-			return err
-		}
-		defer release()
-		if other := l.m.closes(l); other != nil {
-			l.log.Warn("the database stays read-only, since another link closes it", "other", other.rec.Name)
-			return nil
-		}
-		if err := fence.Resume(ctx, conn); err != nil {
-			return err
-		}
-		return fence.Open(ctx, conn)
+		return l.inSwap(ctx, func(conn *pgx.Conn) error {
+			release, err := l.m.gate(ctx, l.rec.Database)
+			if err != nil {
+				return err
+			}
+			defer release()
+			if other := l.m.closes(l); other != nil {
+				l.log.Warn("the database stays read-only, since another link closes it", "other", other.rec.Name)
+				return nil
+			}
+			if err := fence.Resume(ctx, conn); err != nil {
+				return err
+			}
+			return fence.Open(ctx, conn)
+		})
 	})
 }
 

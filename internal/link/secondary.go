@@ -540,24 +540,23 @@ func (l *link) takeOver(ctx context.Context, over *apply.Handoff, key []byte) er
 	if h.Link != l.rec.ID {
 		return l.standAt(ctx, h)
 	}
-	conn, err := l.connect(ctx, "takeover")
-	if err != nil {
+	var unfit []unfitSequence
+	var position frame.LSN
+	err := l.inSwap(ctx, func(conn *pgx.Conn) (err error) {
+		if unfit, err = unfitOf(ctx, conn, h.Sequences); err != nil || len(unfit) > 0 {
+			return err
+		}
+		if _, err := apply.SetSequences(ctx, conn, h.Sequences); err != nil {
+			return err
+		}
+		position, err = insertPosition(ctx, conn)
 		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	unfit, err := unfitOf(ctx, conn, h.Sequences)
+	})
 	if err != nil {
 		return err
 	}
 	if len(unfit) > 0 {
 		return l.refuseHandoff(ctx, h.Term, unfit[0])
-	}
-	if _, err := apply.SetSequences(ctx, conn, h.Sequences); err != nil {
-		return err
-	}
-	position, err := insertPosition(ctx, conn)
-	if err != nil {
-		return err
 	}
 	_, err = l.ask(ctx, role.HandoffApplied{Term: h.Term, Position: position})
 	return err
