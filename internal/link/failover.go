@@ -52,9 +52,6 @@ type FailoverResult struct {
 
 const (
 	defaultFailoverTimeout = time.Minute
-	// closeEnough is the lag in bytes of WAL below which the fence may be closed:
-	// what is left then takes far less than a second.
-	closeEnough = 4 << 20
 )
 
 // failoverRun is a failover that somebody waits for.
@@ -358,17 +355,43 @@ func (l *link) inSwap(ctx context.Context, step func(conn *pgx.Conn) error) erro
 }
 
 func (l *link) awaitCatchUp(ctx context.Context) error {
-	for {
-		lag := l.capture.Lag()
-		if !lag.At.IsZero() && lag.Bytes <= closeEnough {
-			return nil
-		}
+	for a := (approach{}); !a.near(l.capture.Lag(), time.Now()); {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(lookEvery):
 		}
 	}
+	return nil
+}
+
+// What the secondary lacks when the fence closes is time in which nobody can write. So
+// the fence waits for little lag, in bytes of WAL and in time: a busy machine may need
+// long for few bytes. A lag that does not fall any more is taken as it is.
+const (
+	closeEnough = 4 << 20 // bytes
+	soonEnough  = 50 * time.Millisecond
+	stalled     = 2 * time.Second
+	lookEvery   = 10 * time.Millisecond
+)
+
+// approach is a secondary's way to the moment at which the fence may close.
+type approach struct {
+	least float64 // seconds of lag
+	since time.Time
+}
+
+// near tells whether it may close now.
+func (a *approach) near(lag capture.Lag, now time.Time) bool {
+	switch {
+	case lag.At.IsZero() || lag.Bytes > closeEnough:
+		return false
+	case lag.Seconds <= soonEnough.Seconds():
+		return true
+	case a.since.IsZero() || lag.Seconds <= a.least-soonEnough.Seconds():
+		a.least, a.since = lag.Seconds, now
+	}
+	return now.Sub(a.since) >= stalled
 }
 
 // unprepareSwap is best effort: a side that is away forgets by itself when it
