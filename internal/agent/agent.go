@@ -134,7 +134,7 @@ func (a *agent) openPostgres(ctx context.Context) (err error) {
 func (a *agent) migrate(ctx context.Context) error {
 	for {
 		err := a.store.Migrate(ctx)
-		if p, ok := problem.As(err); !ok || !p.Retryable {
+		if p, ok := problem.As(err); !ok || !p.Retryable || p.Code == "another-agent" {
 			return err
 		}
 		a.log.Warn("PostgreSQL can't be reached yet", "error", err)

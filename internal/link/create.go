@@ -16,6 +16,7 @@ import (
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 	"github.com/hawser/hawser/internal/seed"
@@ -163,6 +164,14 @@ func (m *Manager) validatePrimary(ctx context.Context, database string, f filter
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	var template bool
+	if err := conn.QueryRow(ctx, `SELECT datistemplate FROM pg_database WHERE datname = current_database()`).Scan(&template); err != nil {
+		return nil, fmt.Errorf("look whether the database is a template: %w", err)
+	}
+	if template {
+		findings = append(findings, problem.New("template-database", "database "+database, "it is a template, which CREATE DATABASE can't copy while a link's sessions are in it",
+			"link the databases that are made from it; or, if none are: ALTER DATABASE "+postgres.QuoteIdent(database)+" IS_TEMPLATE false;"))
+	}
 	state, _, err := fence.Check(ctx, conn)
 	if err != nil {
 		return nil, err

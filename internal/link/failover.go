@@ -79,8 +79,10 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	}
 	side, _ := l.now()
 	if side.Role == role.Secondary {
+		within, cancel := context.WithTimeout(ctx, o.Timeout+answersWithin)
+		defer cancel()
 		var result FailoverResult
-		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callFailover, o, &result)
+		err := l.m.call(within, l.rec.Peer, l.rec.Name, callFailover, o, &result)
 		return result, err
 	}
 	l.mu.Lock()
@@ -94,13 +96,9 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 		return FailoverResult{}, err
 	}
 	l.update(func() { run.within = o.Timeout })
-	l.awaitPromoted(ctx, o.Timeout)
-	if side, err = l.askFailover(ctx); err == nil && side.Phase != role.Preparing {
-		err = problem.New("failover-not-now", "link "+l.rec.Name,
-			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", side.Role, side.Phase), "hawser link show "+l.rec.Name+", and run it when the link is steady")
-	}
-	if err != nil {
+	if err := l.enter(ctx, o.Timeout); err != nil {
 		l.update(func() { l.running = nil })
+		l.swaps.end()
 		return FailoverResult{}, err
 	}
 	// Whoever asked may go away; the failover and its time limit go on to the end.
@@ -108,7 +106,7 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	ended := make(chan error, 1)
 	l.done.Go(func() {
 		var err error
-		result, err = l.see(run, o.Timeout)
+		result, err = l.see(run, time.Until(run.started.Add(o.Timeout)))
 		l.update(func() { l.running = nil })
 		ended <- err
 	})
@@ -118,6 +116,41 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	case <-ctx.Done():
 		return FailoverResult{}, ctx.Err()
 	}
+}
+
+// enter begins a failover, within its time limit.
+func (l *link) enter(ctx context.Context, timeout time.Duration) error {
+	within, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := l.answering(within); err != nil {
+		return err
+	}
+	l.awaitPromoted(within, timeout)
+	side, err := l.askFailover(within)
+	switch {
+	case err != nil && within.Err() != nil && ctx.Err() == nil:
+		// It may have begun, and its state wait to be stored.
+		l.done.Go(func() { l.tell(role.TimedOut{}) })
+		return problem.New("failover-timeout", "link "+l.rec.Name, "the failover could not begin within its time limit", "hawser link show "+l.rec.Name)
+	case err != nil:
+		return err
+	case side.Phase != role.Preparing:
+		return problem.New("failover-not-now", "link "+l.rec.Name,
+			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", side.Role, side.Phase), "hawser link show "+l.rec.Name+", and run it when the link is steady")
+	}
+	return nil
+}
+
+// answering refuses a failover of a primary whose PostgreSQL is down: it can't hand over.
+func (l *link) answering(ctx context.Context) error {
+	within, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	err := l.inSwap(within, func(conn *pgx.Conn) error { return conn.Ping(within) })
+	if err == nil {
+		return nil
+	}
+	return problem.New("primary-unreachable", "link "+l.rec.Name, "PostgreSQL of instance "+l.m.cfg.Instance+", the primary, does not answer its agent, so nothing can be handed over",
+		"bring it back, or open the secondary without it, on instance "+l.rec.Peer+": hawser link failover "+l.rec.Name+" --force").Because(err)
 }
 
 // awaitPromoted lets a primary that has only just taken over come to rest.

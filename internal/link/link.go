@@ -157,9 +157,10 @@ func (l *link) tell(e role.Event) {
 	}
 }
 
-// ask queues an event and returns the state after it.
+// ask queues an event and returns the state after it. One whose ctx has ended before its
+// turn comes is dropped.
 func (l *link) ask(ctx context.Context, e role.Event) (role.State, error) {
-	h := happened{event: e, done: make(chan role.State, 1)}
+	h := happened{event: e, answer: ctx, done: make(chan role.State, 1)}
 	select {
 	case l.events <- h:
 	case <-l.ctx.Done():

@@ -198,19 +198,19 @@ func (m *Manager) Show(ctx context.Context, name string) (Status, error) {
 	return l.full(ctx), nil
 }
 
-// SetPaused pauses a link or lets it go on. Going on also ends a suspension.
+// SetPaused pauses a link or lets it go on. Going on also ends a suspension. The secondary
+// comes first: where it can't be asked, nothing changes.
 func (m *Manager) SetPaused(ctx context.Context, name string, paused bool) error {
 	l, err := m.find(name)
 	if err != nil {
 		return err
 	}
-	if err := l.setPaused(ctx, paused); err != nil {
-		return err
+	if side, _ := l.now(); side.Role == role.Primary {
+		if err := m.call(ctx, l.rec.Peer, name, callPause, pauseRequest{paused}, nil); err != nil {
+			return err
+		}
 	}
-	if side, _ := l.now(); side.Role == role.Secondary {
-		return nil
-	}
-	return m.call(ctx, l.rec.Peer, name, callPause, pauseRequest{paused}, nil)
+	return l.setPaused(ctx, paused)
 }
 
 // Failover makes the secondary the primary, with nothing lost.

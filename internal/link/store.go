@@ -2,6 +2,8 @@ package link
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
 )
 
 // Store is the instance's one connection to its maintenance database. It is made
@@ -17,6 +20,7 @@ type Store struct {
 	server *postgres.Server
 	mu     sync.Mutex
 	conn   *pgx.Conn
+	pid    uint32 // of the last session's backend
 }
 
 // NewStore returns a store that connects on first use.
@@ -33,20 +37,87 @@ func (s *Store) Do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conn == nil || s.conn.IsClosed() || !answers(ctx, s.conn) {
-		conn, err := s.server.Connect(ctx, postgres.Session{Database: s.server.Database(), Purpose: "catalog", Settings: map[string]string{
-			"default_transaction_read_only": "off",
-			"synchronous_commit":            "on",
-			"statement_timeout":             "0",
-		}})
-		if err != nil {
-			return err
-		}
 		if s.conn != nil {
 			_ = s.conn.Close(ctx)
+			s.conn = nil
+		}
+		conn, err := s.connect(ctx)
+		if err != nil {
+			return err
 		}
 		s.conn = conn
 	}
 	return f(s.conn)
+}
+
+func (s *Store) connect(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := s.server.Connect(ctx, postgres.Session{Database: s.server.Database(), Purpose: "catalog", Settings: map[string]string{
+		"default_transaction_read_only": "off",
+		"synchronous_commit":            "on",
+		"statement_timeout":             "0",
+	}})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.beAlone(ctx, conn); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	s.pid = conn.PgConn().PID()
+	return conn, nil
+}
+
+// agentLock is held, in the maintenance database, as long as an agent's connection to it:
+// two agents would each act on the same links.
+const agentLock = 0x6861777365720003
+
+const (
+	// goneWithin is how long the session of an agent that ended may need to end as well.
+	goneWithin = 10 * time.Second
+	aloneEvery = 50 * time.Millisecond
+)
+
+func (s *Store) beAlone(ctx context.Context, conn *pgx.Conn) error {
+	for deadline := time.Now().Add(goneWithin); ; {
+		var alone bool
+		if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, int64(agentLock)).Scan(&alone); err != nil {
+			return fmt.Errorf("look for another agent: %w", err)
+		}
+		if alone {
+			return nil
+		}
+		// The network may have taken the last session away without a word to the server.
+		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM (`+lockHolder+`) h WHERE pid = $2`, int64(agentLock), s.pid); err != nil {
+			return fmt.Errorf("end the last session: %w", err)
+		}
+		if time.Now().After(deadline) {
+			return s.another(ctx, conn)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(aloneEvery):
+		}
+	}
+}
+
+// lockHolder is the session that has an advisory lock of this database.
+const lockHolder = `
+	SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = $1
+	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+
+// another names the agent that has the lock.
+func (s *Store) another(ctx context.Context, conn *pgx.Conn) error {
+	var pid int32
+	var from string
+	err := conn.QueryRow(ctx, `
+		SELECT pid, coalesce(host(client_addr), 'the server''s own machine') FROM (`+lockHolder+`) h JOIN pg_stat_activity USING (pid)`, int64(agentLock)).Scan(&pid, &from)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("look for another agent: %w", err)
+	}
+	return problem.New("another-agent", "server "+s.server.String(), fmt.Sprintf("another agent keeps its catalog in database %s, from %s, in the session with pid %d; two would act on the same links",
+		s.server.Database(), from, pid),
+		fmt.Sprintf("stop the other agent; if its machine is gone: SELECT pg_terminate_backend(%d);", pid)).Retry()
 }
 
 // answersWithin is after how long a connection counts as dead: that to a host which

@@ -1,0 +1,95 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent"
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// TestFailoverOfADeadPrimary: a primary whose PostgreSQL is down, while its agent is up,
+// refuses a planned failover at once, and names the one by force. Nothing begins later by
+// itself.
+func TestFailoverOfADeadPrimary(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	a.Stop(t)
+	for _, i := range []*instance{a, b} {
+		_, err := i.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute})
+		if p, ok := problem.As(err); !ok || p.Code != "primary-unreachable" || !strings.Contains(p.Remedy, "hawser link failover shop --force") {
+			t.Errorf("asked of %s: %v", i.name, err)
+		}
+	}
+	a.Cluster.Start(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	if l, err := a.Link(ctx, "shop"); err != nil || l.Role != api.RolePrimary || l.Term != 1 {
+		t.Errorf("the link is %+v, %v", l, err)
+	}
+}
+
+// TestPauseReachesNobody: a primary that can't tell the secondary changes nothing.
+func TestPauseReachesNobody(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	b.stop()
+	if err := a.PauseLink(ctx, "shop"); err == nil {
+		t.Fatal("it was paused without the secondary")
+	}
+	if l, err := a.Link(ctx, "shop"); err != nil || l.State == api.StatePaused {
+		t.Errorf("the link is %s, %v", l.State, err)
+	}
+	b.run(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+}
+
+// TestTemplatesAreNotLinked: while a session is in template1, nobody can create a database.
+func TestTemplatesAreNotLinked(t *testing.T) {
+	t.Parallel()
+	a, _ := pair(t)
+	_, err := a.CreateLink(context.Background(), api.LinkSpec{Name: "t1", Database: "template1", Peer: "beta", Role: api.RolePrimary})
+	if err == nil || !strings.Contains(err.Error(), "it is a template") {
+		t.Errorf("linked template1: %v", err)
+	}
+}
+
+// TestTwoAgentsOfOneServer: the second is refused, and told which session is the first's.
+// An agent whose own session was cut off without a word is not kept out by it.
+func TestTwoAgentsOfOneServer(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a := newInstance(t, "alpha")
+	port, err := testpg.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := agent.DefaultConfig()
+	cfg.Name, cfg.StateDir = "second", t.TempDir()
+	cfg.Socket = filepath.Join(cfg.StateDir, "s")
+	cfg.Endpoint.Listen = fmt.Sprintf("127.0.0.1:%d", port)
+	cfg.Postgres.Connection = agent.ConnString(a.DSN("postgres"))
+	err = agent.Run(ctx, cfg, "test")
+	var p *problem.Problem
+	if !errors.As(err, &p) || p.Code != "another-agent" || !strings.Contains(p.Remedy, "pg_terminate_backend(") {
+		t.Fatalf("the second agent: %v", err)
+	}
+	if _, err := os.Stat(cfg.Socket); err == nil {
+		t.Error("the second agent listened")
+	}
+	testpg.Rows(t, a.Connect(t, "postgres"), p.Remedy[strings.Index(p.Remedy, "SELECT"):])
+	testpg.Eventually(t, time.Minute, "the first agent has its catalog again", func() (bool, error) {
+		_, err := a.Links(ctx)
+		return err == nil, err
+	})
+}
