@@ -112,7 +112,7 @@ func same(t *testing.T, primary, secondary *instance, database string) {
 // replication rest there.
 func following(state []string) []string {
 	return slices.DeleteFunc(state, func(line string) bool {
-		return strings.Contains(line, "ENABLE ALWAYS ") || strings.Contains(line, "ENABLE REPLICA ") || strings.Contains(line, "DISABLE TRIGGER replica") ||
+		return strings.Contains(line, "ENABLE ALWAYS ") || strings.Contains(line, "ENABLE REPLICA ") || strings.HasPrefix(line, "ALTER EVENT TRIGGER") || strings.Contains(line, "DISABLE TRIGGER replica") ||
 			strings.HasPrefix(line, "CREATE RULE also")
 	})
 }

@@ -81,6 +81,10 @@ type Config struct {
 	Hold     int    // bytes of changes that may be gathered before they are written; 0: 8 MB
 	SpoolDir string // for transactions that arrive before their commit; emptied by Start
 	Replayer Replayer
+	// MakeWay takes away what would refuse rows that the primary has, in the transaction
+	// in which the copy of a table begins, and reports whether there was anything. It is
+	// put back, by whoever copies, before DDL is replayed. Nil: nothing is in the way.
+	MakeWay func(ctx context.Context, tx pgx.Tx) (bool, error)
 	// Accept is asked whether a handoff counts; one that does not is passed over.
 	// complete is false while tables or rows are still to be copied.
 	Accept func(content []byte, complete bool) bool

@@ -355,8 +355,11 @@ func TestDrainConfirmsWhatIsStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	table.Snapshot, table.LSN = frame.Snapshot{Xmin: 993, Xmax: 993}, 1020
-	if err := errors.Join(a.SnapshotTaken(ctx, table), a.Loaded(ctx, 5000), a.SeedingDone(ctx)); err != nil {
+	if err := errors.Join(a.SnapshotTaken(ctx, table), a.Loaded(ctx, 5000)); err != nil {
 		t.Fatal(err)
+	}
+	if done, err := a.SeedingDone(ctx); err != nil || !done {
+		t.Fatal(done, err)
 	}
 	time.Sleep(4 * flushEvery)
 	_ = end()

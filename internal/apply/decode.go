@@ -171,7 +171,7 @@ func (a *Applier) ddl(ctx context.Context, content []byte) error {
 	if a.seeds.blocksDDL() {
 		return ErrTablesFirst
 	}
-	a.txn.ddl = true
+	a.txn.ddl, a.seeds.wayMade = true, false
 	if err := a.ensureBatch(ctx); err != nil {
 		return err
 	}

@@ -45,6 +45,8 @@ type seeding struct {
 	active  bool           // the copy is not known to be complete
 	schema  frame.Snapshot // of the schema's dump; zero when that is passed
 	tables  map[uint32]*seedTable
+	unbuilt bool // a part of the schema is not there yet
+	wayMade bool // Config.MakeWay was called since the last DDL
 	skipped map[uint64]bool
 	changed bool           // skipped is not stored as it is
 	now     frame.Snapshot // the latest one seen, for the epoch of transaction ids
@@ -53,7 +55,6 @@ type seeding struct {
 
 type seedTable struct {
 	catalog.SeedTable
-	built   bool // it has its indexes and constraints, though no rows
 	asked   bool
 	defined *relation // as last stored in hawser.deferred
 }
@@ -75,12 +76,11 @@ func (s *seeding) load(ctx context.Context, db catalog.DB, link string) error {
 	if err != nil {
 		return err
 	}
-	unbuilt, err := catalog.UnbuiltTables(ctx, db, link)
-	if err != nil {
+	if s.unbuilt, err = catalog.Unbuilt(ctx, db, link); err != nil {
 		return err
 	}
 	for _, t := range tables {
-		s.tables[t.OID] = &seedTable{SeedTable: t, built: !slices.Contains(unbuilt, t.OID)}
+		s.tables[t.OID] = &seedTable{SeedTable: t}
 	}
 	return nil
 }
@@ -114,26 +114,21 @@ func (s *seeding) skip(xid uint32) {
 // schemaSees tells whether the restored schema has the effect of xid's DDL.
 func (s *seeding) schemaSees(xid uint32) bool { return s.schema.Xmax > 0 && s.schema.Sees(xid) }
 
-// blocksDDL tells whether DDL has to wait for tables. It may not come between the
-// rows of a table and their deferred changes. While no row is there it may pass, if
-// nothing of the table is still to be built by statements older than the DDL; the
-// rows that follow are taken from a snapshot that the stream has passed (package seed
-// sees to that), so they have its effect.
+// blocksDDL tells whether DDL has to wait. It may speak of anything in the schema that
+// was restored, so all of that must be there. And it may not come between the rows of a
+// table and their deferred changes. While no row is there it may pass: the rows that
+// follow are taken from a snapshot that the stream has passed (package seed sees to
+// that), so they have its effect.
 func (s *seeding) blocksDDL() bool {
 	if !s.active {
 		return false
 	}
 	for _, t := range s.tables {
-		switch t.State {
-		case catalog.Copying, catalog.Loaded:
+		if t.State == catalog.Copying || t.State == catalog.Loaded {
 			return true
-		case catalog.Pending:
-			if !t.built {
-				return true
-			}
 		}
 	}
-	return false
+	return s.unbuilt
 }
 
 // passed forgets the snapshots whose every transaction the stream has passed.
@@ -251,6 +246,9 @@ func (a *Applier) SnapshotTaken(ctx context.Context, taken catalog.SeedTable) er
 			a.seeds.asked--
 		}
 		err := pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
+			if err := a.makeWay(ctx, tx); err != nil {
+				return err
+			}
 			if err := catalog.Retake(ctx, tx, a.cfg.ID, taken.OID, taken.Snapshot); err != nil {
 				return err
 			}
@@ -263,6 +261,15 @@ func (a *Applier) SnapshotTaken(ctx context.Context, taken catalog.SeedTable) er
 		t.SeedTable, t.defined = taken, nil
 		return nil
 	})
+}
+
+func (a *Applier) makeWay(ctx context.Context, tx pgx.Tx) error {
+	if a.seeds.wayMade || a.cfg.MakeWay == nil {
+		return nil
+	}
+	any, err := a.cfg.MakeWay(ctx, tx)
+	a.seeds.wayMade, a.seeds.unbuilt = err == nil, a.seeds.unbuilt || any
+	return err
 }
 
 // lost marks the connection as unusable after a failed command.
@@ -304,18 +311,30 @@ func (a *Applier) Gone(ctx context.Context, oid uint32) error {
 	})
 }
 
-// SeedingDone says that the copy is complete and recorded as such.
-func (a *Applier) SeedingDone(ctx context.Context) error {
-	return a.do(ctx, func(ctx context.Context) error {
+// SeedingDone records that the copy is complete. It is not if the stream has brought DDL
+// since that left something to do.
+func (a *Applier) SeedingDone(ctx context.Context) (done bool, err error) {
+	err = a.do(ctx, func(ctx context.Context) error {
+		err := pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) (err error) {
+			done, err = catalog.FinishSeeding(ctx, tx, a.cfg.ID)
+			return err
+		})
+		if err != nil {
+			return a.lost(err)
+		}
+		if !done {
+			return nil
+		}
 		a.seeds.active, a.seeds.schema, a.seeds.skipped = false, frame.Snapshot{}, map[uint64]bool{}
 		return a.forgetTargets(ctx) // the tables have got their last constraints
 	})
+	return done, err
 }
 
 // again takes a table back to the start of its copy.
 func (s *seeding) again(t catalog.SeedTable) {
 	s.active = true
-	s.tables[t.OID] = &seedTable{SeedTable: t, built: true}
+	s.tables[t.OID] = &seedTable{SeedTable: t}
 }
 
 // drainRows is how many deferred changes are applied by one transaction.

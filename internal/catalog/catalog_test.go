@@ -431,11 +431,42 @@ func TestSchemaEntries(t *testing.T) {
 	want(t, "late", list("late", 0), []string{"3 late 0 c"})
 	do(t, SetEntryDone(ctx, conn, "1", 2))
 	want(t, "one is built", list("early", 0), []string{"1 early 4294967295 a", "4 early 0 " + strange[3]})
-	want(t, "tables to be built", get[[]uint32](t)(UnbuiltTables(ctx, conn, "1")), []uint32{1<<32 - 1})
+	want(t, "it is not built", get[bool](t)(Unbuilt(ctx, conn, "1")), true)
 	do(t, StartSeeding(ctx, conn, "1"))
 	do(t, SetSeedingDone(ctx, conn, "1"))
 	want(t, "when all is done", list("early", 0), nil)
-	want(t, "the other link's", get[[]uint32](t)(UnbuiltTables(ctx, conn, "2")), []uint32{8})
+	want(t, "nor is the other link's", get[bool](t)(Unbuilt(ctx, conn, "2")), true)
+}
+
+func TestFollowKeys(t *testing.T) {
+	t.Parallel()
+	ctx, conn := t.Context(), fresh(t, "database")
+	run := func(sql string, added ...string) {
+		t.Helper()
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+		do(t, FollowKeys(ctx, conn, "1", added))
+	}
+	do(t, Join(ctx, conn, "1", "l"))
+	run(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int)`)
+	for _, k := range []string{"kept", "retyped", "replaced", "dropped", "valid"} {
+		run(fmt.Sprintf(`ALTER TABLE b ADD CONSTRAINT %s FOREIGN KEY (id) REFERENCES a NOT VALID`, k))
+		var p Place
+		do(t, conn.QueryRow(ctx, `SELECT oid, conrelid, conname FROM pg_constraint WHERE conname = $1`, k).Scan(&p.Here, &p.Relation, &p.Name))
+		do(t, AddRowsEntry(ctx, conn, "1", []byte(`{}`), p))
+	}
+	run(`ALTER TABLE b RENAME CONSTRAINT kept TO renamed`)
+	run(`ALTER TABLE b RENAME TO c`)
+	run(`ALTER TABLE c ALTER id TYPE bigint, DROP CONSTRAINT replaced, ADD CONSTRAINT replaced FOREIGN KEY (id) REFERENCES a ON DELETE CASCADE NOT VALID`, "replaced")
+	run(`ALTER TABLE c DROP CONSTRAINT dropped`)
+	run(`ALTER TABLE c ADD CONSTRAINT dropped FOREIGN KEY (id) REFERENCES a NOT VALID`)
+	run(`ALTER TABLE c VALIDATE CONSTRAINT valid`)
+	var left []string
+	for _, e := range get[[]RowsEntry](t)(RowsEntries(ctx, conn, "1")) {
+		left = append(left, e.SQL)
+	}
+	want(t, "to be validated", left, []string{"ALTER TABLE public.c VALIDATE CONSTRAINT renamed", "ALTER TABLE public.c VALIDATE CONSTRAINT retyped", ""})
 }
 
 func TestPositions(t *testing.T) {

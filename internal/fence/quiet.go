@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Triggers and rules that are ENABLE ALWAYS or ENABLE REPLICA fire in the sessions of
+// Triggers, event triggers and rules that are ENABLE ALWAYS or ENABLE REPLICA fire in the sessions of
 // replication too. On a secondary their effects arrive with the stream, so they would
 // happen twice: there they are kept quiet, and their states in hawser.quiet. The
 // stream's own session has session_replication_role = replica, in which an ordinary
@@ -28,10 +28,18 @@ func Quiet(ctx context.Context, db DB) error {
 				SELECT 'RULE', u.ev_class, u.rulename, u.ev_enabled, c.oid::regclass
 				FROM pg_rewrite u JOIN pg_class c ON c.oid = u.ev_class
 				WHERE u.ev_enabled IN ('A', 'R') AND c.relnamespace <> 'pg_catalog'::regnamespace
+				UNION ALL
+				SELECT 'EVENT TRIGGER', e.oid, e.evtname, e.evtenabled, NULL
+				FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
+				WHERE e.evtenabled IN ('A', 'R') AND p.pronamespace <> 'hawser'::regnamespace
 			LOOP
 				INSERT INTO hawser.quiet (kind, tbl, name, enabled) VALUES (r.kind, r.tbl, r.name, r.enabled)
 				ON CONFLICT (kind, tbl, name) DO UPDATE SET enabled = excluded.enabled;
-				EXECUTE format('ALTER TABLE %s %s %s %I', r.rel, CASE r.enabled WHEN 'A' THEN 'ENABLE' ELSE 'DISABLE' END, r.kind, r.name);
+				IF r.kind = 'EVENT TRIGGER' THEN
+					EXECUTE format('ALTER EVENT TRIGGER %I %s', r.name, CASE r.enabled WHEN 'A' THEN 'ENABLE' ELSE 'DISABLE' END);
+				ELSE
+					EXECUTE format('ALTER TABLE %s %s %s %I', r.rel, CASE r.enabled WHEN 'A' THEN 'ENABLE' ELSE 'DISABLE' END, r.kind, r.name);
+				END IF;
 			END LOOP;
 		END $$`)
 	if err != nil {
@@ -50,12 +58,18 @@ func Resume(ctx context.Context, conn *pgx.Conn) error {
 			BEGIN
 				FOR r IN
 					SELECT q.kind, q.enabled, q.name, c.oid::regclass AS rel
-					FROM hawser.quiet q JOIN pg_class c ON c.oid = q.tbl
+					FROM hawser.quiet q JOIN pg_class c ON c.oid = q.tbl AND q.kind <> 'EVENT TRIGGER'
 					LEFT JOIN pg_trigger t ON q.kind = 'TRIGGER' AND t.tgrelid = q.tbl AND t.tgname = q.name
 					LEFT JOIN pg_rewrite u ON q.kind = 'RULE' AND u.ev_class = q.tbl AND u.rulename = q.name
 					WHERE coalesce(t.tgenabled, u.ev_enabled) = CASE q.enabled WHEN 'A' THEN 'O' ELSE 'D' END::"char"
 				LOOP
 					EXECUTE format('ALTER TABLE %s ENABLE %s %s %I', r.rel, CASE r.enabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END, r.kind, r.name);
+				END LOOP;
+				FOR r IN
+					SELECT q.enabled, e.evtname AS name FROM hawser.quiet q JOIN pg_event_trigger e ON e.oid = q.tbl
+					WHERE q.kind = 'EVENT TRIGGER' AND e.evtenabled = CASE q.enabled WHEN 'A' THEN 'O' ELSE 'D' END::"char"
+				LOOP
+					EXECUTE format('ALTER EVENT TRIGGER %I ENABLE %s', r.name, CASE r.enabled WHEN 'A' THEN 'ALWAYS' ELSE 'REPLICA' END);
 				END LOOP;
 				DELETE FROM hawser.quiet;
 			END $$`)

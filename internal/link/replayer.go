@@ -32,6 +32,7 @@ func newReplayer(l *link, key []byte) replayer {
 		Maker:   l.askMaker,
 		Link:    l.rec.ID,
 		Partial: !l.filter().All(),
+		Copying: l.copying,
 	})}
 }
 
@@ -40,10 +41,13 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 	if err != nil {
 		return apply.Effect{}, err
 	}
-	if strings.HasPrefix(result.Tag, "ALTER TABLE") || strings.HasSuffix(result.Tag, "TRIGGER") || strings.HasSuffix(result.Tag, "RULE") {
+	if mayFire(result) {
 		if err := fence.Quiet(ctx, conn); err != nil {
 			return apply.Effect{}, err
 		}
+	}
+	if err := catalog.FollowKeys(ctx, conn, r.l.rec.ID, result.Keys); err != nil {
+		return apply.Effect{}, err
 	}
 	for _, t := range result.Created {
 		if err := fence.PrepareTable(ctx, conn, t.Schema, t.Name); err != nil {
@@ -59,15 +63,18 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 		effect.Reseed = append(effect.Reseed, s)
 		r.l.log.Info("table is copied: its rows can't be computed on the replica, or the link did not carry them", "table", t.Schema+"."+t.Name, "because", result.Tag)
 	}
-	refresh, err := r.refreshAgain(ctx, conn, result.Refreshed)
-	if err != nil {
-		return apply.Effect{}, err
-	}
-	if err := r.later(ctx, conn, append(result.Later, refresh...)); err != nil {
+	if err := r.later(ctx, conn, result); err != nil {
 		return apply.Effect{}, err
 	}
 	r.l.note(result)
 	return effect, nil
+}
+
+// mayFire reports whether a command may have made a trigger or rule that fires for
+// replication. Changes without a command have no tag; event triggers are among them.
+func mayFire(result schema.Result) bool {
+	return strings.HasPrefix(result.Tag, "ALTER TABLE") || strings.HasSuffix(result.Tag, "TRIGGER") || strings.HasSuffix(result.Tag, "RULE") ||
+		result.Tag == "" && len(result.Statements) > 0
 }
 
 func (r replayer) Provide(ctx context.Context, conn *pgx.Conn, xid uint32, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error {
@@ -111,47 +118,61 @@ func (l *link) maker(ctx context.Context, q makerRequest) (maker schema.Maker, e
 	return maker, nil
 }
 
-// laterDDL is the kind of a statement that was replayed in part.
-const laterDDL = "DDL"
-
-// refreshAgain returns what fills materialized views again when all tables are there.
-// While tables are copied each is at the time of its own snapshot, so a view that is
-// filled meanwhile holds what never was together on the primary, and stays as it is.
-func (r replayer) refreshAgain(ctx context.Context, conn *pgx.Conn, views []string) (statements []string, err error) {
-	if len(views) == 0 {
-		return nil, nil
+// later keeps what needs the rows of all tables until they are there.
+func (r replayer) later(ctx context.Context, conn *pgx.Conn, result schema.Result) error {
+	for _, k := range result.Later {
+		if err := r.keep(ctx, conn, laterDDL, k); err != nil {
+			return err
+		}
 	}
-	state, copied, err := catalog.LoadSeeding(ctx, conn, r.l.rec.ID)
-	if err != nil || !copied || state.Done {
-		return nil, err
+	copying, err := r.l.copying(ctx, conn)
+	if err != nil || !copying {
+		return err
 	}
-	for _, view := range views {
-		// It may be dropped, or emptied, before that.
-		statements = append(statements, fmt.Sprintf(`DO $hawser$ BEGIN
-			IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = 'm' AND relispopulated) THEN
-				REFRESH MATERIALIZED VIEW %s;
-			END IF;
-		END $hawser$`, literal(view), view))
-	}
-	return statements, nil
-}
-
-// literal quotes a string where backslashes are what they are, as they are when later
-// statements run.
-func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
-
-// later keeps statements that need the rows of all tables until they are there.
-func (r replayer) later(ctx context.Context, conn *pgx.Conn, statements []string) error {
-	for _, sql := range statements {
-		data, err := json.Marshal(schema.Entry{Kind: laterDDL, Name: "replayed later", Phase: schema.PhaseFinal, SQL: sql})
+	// A view that was filled meanwhile holds what never was together on the primary.
+	for _, view := range result.Refreshed {
+		here, err := relation(ctx, conn, view)
+		if err == nil {
+			err = r.keep(ctx, conn, schema.KindRefresh, schema.Place{Here: here})
+		}
 		if err != nil {
 			return err
 		}
-		if err := catalog.AddSchemaEntry(ctx, conn, r.l.rec.ID, string(schema.PhaseFinal), data); err != nil {
+	}
+	for _, view := range result.Emptied {
+		here, err := relation(ctx, conn, view)
+		if err == nil {
+			err = catalog.DropRowsEntries(ctx, conn, r.l.rec.ID, here)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// laterDDL is the kind of an entry that is left of replayed DDL.
+const laterDDL = "DDL"
+
+func (r replayer) keep(ctx context.Context, conn *pgx.Conn, kind string, p schema.Place) error {
+	data, err := json.Marshal(schema.Entry{Kind: kind, Name: "left of replayed DDL", Phase: schema.PhaseRows})
+	if err != nil {
+		return err
+	}
+	return catalog.AddRowsEntry(ctx, conn, r.l.rec.ID, data, catalog.Place(p))
+}
+
+func relation(ctx context.Context, conn *pgx.Conn, quoted string) (oid uint32, err error) {
+	if err := conn.QueryRow(ctx, `SELECT to_regclass($1)::oid`, quoted).Scan(&oid); err != nil {
+		return 0, fmt.Errorf("look for %s: %w", quoted, err)
+	}
+	return oid, nil
+}
+
+// copying reports whether tables are being copied, so that they are of different times.
+func (l *link) copying(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	state, copied, err := catalog.LoadSeeding(ctx, conn, l.rec.ID)
+	return copied && !state.Done, err
 }
 
 // maxNotes bounds what a link says of replayed DDL.

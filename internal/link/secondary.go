@@ -275,7 +275,7 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 			if err != nil {
 				return err
 			}
-			later = append(later, catalog.SchemaEntry{ID: e.ID, Phase: string(e.Phase), Table: e.Table, Entry: data})
+			later = append(later, catalog.SchemaEntry{ID: e.ID, Phase: string(e.When()), Table: e.Table, Entry: data})
 		}
 		if err := schema.Apply(ctx, tx, now); err != nil {
 			return err
@@ -367,6 +367,7 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 		Hold:     l.m.share(),
 		SpoolDir: filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID),
 		Replayer: newReplayer(l, key),
+		MakeWay:  l.makeWay,
 		Accept:   func(content []byte, complete bool) bool { return l.accepts(content, key, complete) },
 		Log:      l.log,
 	})

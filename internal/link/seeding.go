@@ -34,9 +34,25 @@ func (g gate) SnapshotTaken(ctx context.Context, t catalog.SeedTable) error {
 // seed copies every table that is not live, builds what needs all tables, and
 // records the end.
 func (l *link) seed(ctx context.Context, a *apply.Applier) error {
-	if err := l.copyTables(ctx, a, false); err != nil {
-		return err
+	for done := false; !done; {
+		if err := l.copyTables(ctx, a, false); err != nil {
+			return err
+		}
+		err := l.settleSeeded(ctx, a)
+		if err != nil {
+			return err
+		}
+		if done, err = a.SeedingDone(ctx); err != nil {
+			return err
+		}
 	}
+	l.log.Info("seeding is complete")
+	l.update(func() { l.seeded = true })
+	return nil
+}
+
+// settleSeeded gives the replica, whose tables have their rows, all else.
+func (l *link) settleSeeded(ctx context.Context, a *apply.Applier) error {
 	conn, err := l.connect(ctx, "build")
 	if err != nil {
 		return err
@@ -51,10 +67,10 @@ func (l *link) seed(ctx context.Context, a *apply.Applier) error {
 	if err := a.Await(ctx, ready); err != nil {
 		return err
 	}
-	if err := l.build(ctx, conn, schema.PhaseTable, 0); err != nil {
+	if err := l.complete(ctx, conn); err != nil {
 		return err
 	}
-	if err := l.build(ctx, conn, schema.PhaseFinal, 0); err != nil {
+	if err := l.buildOnRows(ctx, conn); err != nil {
 		return err
 	}
 	if err := fence.Prepare(ctx, conn, nil); err != nil {
@@ -64,18 +80,7 @@ func (l *link) seed(ctx context.Context, a *apply.Applier) error {
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callIdentities, struct{}{}, &identities); err != nil {
 		return err
 	}
-	if err := capture.AdoptReplicaIdentity(ctx, conn, identities); err != nil {
-		return err
-	}
-	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return catalog.SetSeedingDone(ctx, tx, l.rec.ID) }); err != nil {
-		return err
-	}
-	if err := a.SeedingDone(ctx); err != nil {
-		return err
-	}
-	l.log.Info("seeding is complete")
-	l.update(func() { l.seeded = true })
-	return nil
+	return capture.AdoptReplicaIdentity(ctx, conn, identities)
 }
 
 func readyAt(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, error) {
@@ -125,7 +130,7 @@ func (l *link) build(ctx context.Context, conn *pgx.Conn, phase schema.Phase, ta
 			if err := l.buildEntry(ctx, tx, e); err != nil {
 				return err
 			}
-			if e.Kind == "TRIGGER" || e.Kind == "RULE" {
+			if e.Kind == "TRIGGER" || e.Kind == "RULE" || e.Kind == "EVENT TRIGGER" {
 				if err := fence.Quiet(ctx, tx); err != nil {
 					return err
 				}
@@ -141,7 +146,8 @@ func (l *link) build(ctx context.Context, conn *pgx.Conn, phase schema.Phase, ta
 
 // tablesFirst copies the tables while the stream stands before a DDL command. Those
 // that have that command in their rows already are left: they are built without rows,
-// so that the command may pass them, and copied when it has.
+// so that the command may pass them, and copied when it has. Then the command finds the
+// whole schema as it was on the primary before it.
 func (l *link) tablesFirst(ctx context.Context, side role.State, key []byte) error {
 	l.log.Info("DDL on the primary waits until the tables being copied are complete")
 	a := l.newApplier(side, key)
@@ -157,25 +163,27 @@ func (l *link) tablesFirst(ctx context.Context, side role.State, key []byte) err
 		}
 		return errTablesDone
 	})
-	switch err := g.Wait(); {
-	case errors.Is(err, errTablesDone):
-		return nil
-	case errors.Is(err, seed.ErrDDLFirst):
-		return l.buildEmpty(ctx)
-	default:
+	err := g.Wait()
+	if !errors.Is(err, errTablesDone) && !errors.Is(err, seed.ErrDDLFirst) {
 		return err
 	}
+	conn, connErr := l.connect(ctx, "build")
+	if connErr != nil {
+		return connErr
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if errors.Is(err, seed.ErrDDLFirst) {
+		if err := l.buildEmpty(ctx, conn); err != nil {
+			return err
+		}
+	}
+	return l.complete(ctx, conn)
 }
 
 var errTablesDone = errors.New("all tables are live")
 
 // buildEmpty builds the tables that have no rows yet, or not all of them.
-func (l *link) buildEmpty(ctx context.Context) error {
-	conn, err := l.connect(ctx, "build")
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
+func (l *link) buildEmpty(ctx context.Context, conn *pgx.Conn) error {
 	tables, err := catalog.SeedTables(ctx, conn, l.rec.ID)
 	if err != nil {
 		return err

@@ -11,15 +11,20 @@
 //
 //   - Pre, once, before any row arrives, one after the other: schemas, types,
 //     functions, tables with their defaults, comments, privileges and row
-//     security, and the indexes of partitioned tables, which hold no rows.
+//     security, and the indexes and foreign keys of partitioned tables, which hold no
+//     rows, with the keys that those refer to.
 //   - Table, for each ordinary table when its rows are there: its primary key,
 //     unique and exclusion constraints, indexes with their attachment to those of
 //     its partitioned parent, its replica identity, cluster mark and statistics. The
 //     entries of one table follow each other; tables are independent and may be
 //     built at the same time. Every table needs it, one without rows too.
-//   - Final, one after the other, when all tables have theirs: the upper levels of
-//     partitioned indexes, rules, triggers, foreign keys, publications, the contents
-//     of materialized views, the settings of the database and, last, event triggers.
+//   - Final, one after the other, when all tables have theirs, with rows or without: the
+//     upper levels of partitioned indexes, rules, triggers, foreign keys, publications,
+//     the settings of the database and, last, event triggers.
+//
+// Of the final phase a secondary may leave for later what Entry.When calls PhaseRows: it
+// makes nothing, and needs the rows of all tables. DDL may come before it, so its object
+// is then known by its OID (Place).
 //
 // An entry depends on no entry of a later phase, nor on one of another table in
 // the table phase; an entry that would is moved to a later phase. In the final

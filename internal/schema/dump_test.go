@@ -235,8 +235,9 @@ func TestPhases(t *testing.T) {
 		{"INDEX", "event_region", PhasePre, "event"},                        // of a partitioned table
 		{"INDEX ATTACH", "event_2025_region_idx", PhaseFinal, "event_2025"}, // above the leaves
 		{"CONSTRAINT", "event event_pk", PhasePre, "event"},
-		{"CONSTRAINT", "event_2024 event_2024_pkey", PhaseTable, "event_2024"},
-		{"INDEX ATTACH", "event_2024_pkey", PhaseTable, "event_2024"},
+		{"CONSTRAINT", "event_2024 event_2024_pkey", PhasePre, "event_2024"}, // foreign keys refer to it and to its parent
+		{"INDEX ATTACH", "event_2024_pkey", PhasePre, "event_2024"},
+		{"FK CONSTRAINT", "note note_event_at_region_fkey", PhasePre, "note"},
 		{"COMMENT", `INDEX "event_2024_region_idx"`, PhaseTable, "event_2024"},
 		{"STATISTICS", "stats", PhaseTable, "account"},
 		{"STATISTICS", "event_stats", PhasePre, "event"},

@@ -16,6 +16,8 @@ const (
 	PhasePre   Phase = "pre"
 	PhaseTable Phase = "table"
 	PhaseFinal Phase = "final"
+	// PhaseRows is the part of PhaseFinal that needs the rows: see Entry.When.
+	PhaseRows Phase = "rows"
 )
 
 // Kinds of entries that pg_dump does not write, or not in a dump of definitions.
@@ -63,6 +65,7 @@ const (
 // node is an entry on its way.
 type node struct {
 	Entry
+	toc   *tocEntry
 	rank  rank
 	left  bool // not carried, and nothing that depends on it
 	makes bool // creates an object that default privileges apply to
@@ -102,7 +105,7 @@ func (a *assembly) add(t *tocEntry) error {
 	if err != nil {
 		return err
 	}
-	n := &node{Entry: Entry{Kind: t.kind, Schema: t.schema, Name: t.name, Owner: t.owner, OID: t.oid, SQL: sql}}
+	n := &node{toc: t, Entry: Entry{Kind: t.kind, Schema: t.schema, Name: t.name, Owner: t.owner, OID: t.oid, SQL: sql}}
 	a.byTOC[t.id] = n
 	n.left = !carried(t.kind) || t.schema == "hawser" || a.facts.ours[object{t.class, t.oid}]
 	n.Table = a.facts.owners[object{t.class, t.oid}]
@@ -127,10 +130,28 @@ func (a *assembly) add(t *tocEntry) error {
 		n.SQL = "SET default_table_access_method = " + t.method + ";\n" + n.SQL + "\nSET default_table_access_method = heap;"
 	}
 	a.nodes = append(a.nodes, n)
-	if k, ok := a.facts.keys[t.oid]; ok && t.kind == "FK CONSTRAINT" && k.validated && !k.ofPartitions {
-		a.splitKey(n, k)
+	if k, ok := a.facts.keys[t.oid]; ok && t.kind == "FK CONSTRAINT" {
+		switch {
+		case k.validated && k.ofPartitions:
+			a.hasten(t)
+		case k.validated:
+			a.splitKey(n, k)
+		}
 	}
 	return nil
+}
+
+// hasten puts an entry, and what it needs, before the rows. The foreign key of a
+// partitioned table can't be made first and be validated later, as splitKey does, and DDL,
+// which may speak of the key, can't wait for the rows of all tables.
+func (a *assembly) hasten(t *tocEntry) {
+	n := a.byTOC[t.id]
+	n.Phase, n.rank = PhasePre, rankMain
+	for _, id := range t.deps {
+		if on := a.byTOC[id]; on != nil && on != n && on.Phase != PhasePre {
+			a.hasten(on.toc)
+		}
+	}
 }
 
 // columnVersion is the option in which the minor releases of November 2026 keep the

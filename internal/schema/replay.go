@@ -30,6 +30,9 @@ type ReplayOptions struct {
 	// Partial says that the link carries the rows of some tables alone, so a foreign key
 	// may refer to rows that are not here.
 	Partial bool
+	// Copying reports whether tables are still being copied, so that each is at a time of
+	// its own, or empty. Nil: none is.
+	Copying func(ctx context.Context, conn *pgx.Conn) (bool, error)
 }
 
 // A Replayer runs the primary's DDL on the secondary. It is for one link's applier,
@@ -79,10 +82,14 @@ type Result struct {
 	// Reseed are tables, empty now, whose rows only the primary knows.
 	Reseed []Table
 	// Refreshed are the quoted names of materialized views that were filled from this
-	// side's rows; while tables are still being seeded they need it again at the end.
-	Refreshed []string
-	// Later are statements that need the rows of all tables: to be run when seeding is done.
-	Later []string
+	// side's rows, or could not be since tables are still being seeded: then they need it
+	// again at the end. Emptied are those that are to have no rows.
+	Refreshed, Emptied []string
+	// Later are foreign keys that need the rows of all tables: to be validated when
+	// seeding is done.
+	Later []Place
+	// Keys are the names of the foreign keys that the statement gave to new ones.
+	Keys []string
 	// CommitAfter forbids to join the transaction with later ones of the primary: a new
 	// enum value can't be used before its transaction is committed.
 	CommitAfter bool
@@ -328,12 +335,13 @@ func (r *replay) describe(st *ddlStatement) {
 	case "ALTER TYPE":
 		r.result.CommitAfter = st.node == nil || st.node.GetAlterEnumStmt() != nil
 	case "CREATE MATERIALIZED VIEW", "REFRESH MATERIALIZED VIEW":
+		list := &r.result.Refreshed
 		if as := st.node.GetCreateTableAsStmt(); as.GetInto().GetSkipData() || st.node.GetRefreshMatViewStmt().GetSkipData() {
-			break
+			list = &r.result.Emptied
 		}
 		for _, o := range m.Objects {
 			if o.Type == "materialized view" {
-				r.result.Refreshed = append(r.result.Refreshed, pgx.Identifier{o.TableSchema, o.Table}.Sanitize())
+				*list = append(*list, pgx.Identifier{o.TableSchema, o.Table}.Sanitize())
 			}
 		}
 	case "ALTER SCHEMA", "DROP OWNED", "ALTER EXTENSION":
@@ -354,7 +362,9 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 		return err
 	}
 	run := func() error { return r.run(ctx, order{sql: text, node: st.node}) }
-	if r.options.Carries == nil {
+	if fills(st.node) {
+		err = r.fill(ctx, st, run)
+	} else if r.options.Carries == nil {
 		err = run()
 	} else if err = r.attempt(ctx, run); sqlState(err) == "42P01" { // undefined_table
 		r.note("ddl-left-out", "it needs a table that the link leaves out")

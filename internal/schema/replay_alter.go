@@ -30,6 +30,7 @@ func (r *replay) alterTable(ctx context.Context, st *ddlStatement) error {
 	if err := r.reseed(ctx, len(inventing) > 0); err != nil {
 		return err
 	}
+	r.result.Keys = newKeys(alter)
 	fixed, defaults := r.withValues(alter, inventing)
 	if !fixed {
 		err = r.orNotValid(ctx, st)
@@ -264,70 +265,12 @@ func (r *replay) deparsed(ctx context.Context, st *ddlStatement) error {
 	return r.run(ctx, order{sql: text, node: st.node})
 }
 
-// orNotValid runs the statement. Where a new foreign key does not hold since the
-// rows of its other table are still being seeded, it is added without a check of the
-// rows, which is left for the end.
-func (r *replay) orNotValid(ctx context.Context, st *ddlStatement) error {
-	text, err := r.adapt(ctx, st)
-	if err != nil || text == "" {
-		return err
-	}
-	err = r.attempt(ctx, func() error { return r.run(ctx, order{sql: text, node: st.node}) })
-	if sqlState(err) != "23503" { // foreign_key_violation
-		return err
-	}
-	if r.options.Partial && validates(st.node) {
-		r.note("foreign-key-not-valid", "it refers to rows that the link does not carry, so on the replica it stays NOT VALID")
-		return nil
-	}
-	if !notValid(st.node) {
-		return err
-	}
-	if err := r.deparsed(ctx, st); err != nil {
-		return err
-	}
-	if r.options.Partial {
-		r.note("foreign-key-not-valid", "it may refer to rows that the link does not carry; on the replica it is NOT VALID until all rows that it refers to are here")
-	}
-	return r.validateLater(ctx)
-}
-
-// notValid marks the statement's new foreign keys, and reports whether there are any.
-func notValid(node *pgq.Node) (any bool) {
-	for _, c := range node.GetAlterTableStmt().GetCmds() {
-		k := c.GetAlterTableCmd().GetDef().GetConstraint()
-		if k != nil && k.Contype == pgq.ConstrType_CONSTR_FOREIGN {
-			k.SkipValidation, k.InitiallyValid, any = true, false, true
-		}
-	}
-	return any
-}
-
 // validates reports whether all that the statement does is to validate constraints.
 func validates(node *pgq.Node) bool {
 	cmds := node.GetAlterTableStmt().GetCmds()
 	return len(cmds) > 0 && !slices.ContainsFunc(cmds, func(c *pgq.Node) bool {
 		return c.GetAlterTableCmd().GetSubtype() != pgq.AlterTableType_AT_ValidateConstraint
 	})
-}
-
-func (r *replay) validateLater(ctx context.Context) error {
-	rows, err := r.conn.Query(ctx, `SELECT n.nspname, c.relname, k.conname FROM pg_constraint k
-		JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE k.contype = 'f' AND NOT k.convalidated AND k.xmin = pg_current_xact_id()::xid`)
-	if err != nil {
-		return fmt.Errorf("look for foreign keys: %w", err)
-	}
-	var schema, table, name string
-	_, err = pgx.ForEachRow(rows, []any{&schema, &table, &name}, func() error {
-		r.result.Later = append(r.result.Later, "ALTER TABLE "+pgx.Identifier{schema, table}.Sanitize()+
-			" VALIDATE CONSTRAINT "+pgx.Identifier{name}.Sanitize())
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("look for foreign keys: %w", err)
-	}
-	return nil
 }
 
 // keepFence enables again the trigger that keeps a secondary read-only, which

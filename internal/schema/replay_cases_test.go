@@ -189,11 +189,123 @@ func TestReplayLeavesForeignKeysForLater(t *testing.T) {
 	p.play(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int)`)
 	p.exec(p.secondary, `INSERT INTO public.b VALUES (1)`) // as if a were still being seeded
 	p.play(`ALTER TABLE b ADD FOREIGN KEY (id) REFERENCES a`)
-	if got := p.results[len(p.results)-1].Later; len(got) != 1 {
-		t.Fatalf("later: %q, want one statement", got)
+	if got := p.results[len(p.results)-1].Later; len(got) != 1 || got[0].Name != "b_id_fkey" {
+		t.Fatalf("later: %+v, want the foreign key", got)
 	}
-	p.exec(p.secondary, `DELETE FROM public.b; `+p.results[len(p.results)-1].Later[0])
+	p.exec(p.secondary, `DELETE FROM public.b; ALTER TABLE public.b VALIDATE CONSTRAINT b_id_fkey`)
 	p.equal()
+}
+
+// TestReplayWhileCopying gives commands that need rows which are still being copied.
+func TestReplayWhileCopying(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	copying := func(t *testing.T) *pair {
+		p := newPair(t, c, c)
+		p.replayer = schema.NewReplayer(schema.ReplayOptions{
+			Key:     func(ctx context.Context) ([]byte, error) { return capture.DDLKey(ctx, p.primary) },
+			Copying: func(context.Context, *pgx.Conn) (bool, error) { return true, nil }})
+		return p
+	}
+	later := func(p *pair) (names []string) {
+		for _, r := range p.results {
+			for _, k := range r.Later {
+				names = append(names, k.Name)
+			}
+		}
+		return names
+	}
+	t.Run("foreign keys that are validated", func(t *testing.T) {
+		t.Parallel()
+		p := copying(t)
+		p.play(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int); ALTER TABLE b ADD CONSTRAINT k FOREIGN KEY (id) REFERENCES a NOT VALID`)
+		p.exec(p.secondary, `INSERT INTO public.b VALUES (1)`)
+		p.play(`ALTER TABLE b VALIDATE CONSTRAINT k`, `ALTER TABLE b ADD CONSTRAINT open FOREIGN KEY (id) REFERENCES a NOT VALID, ADD CONSTRAINT l FOREIGN KEY (id) REFERENCES a, ADD c int, VALIDATE CONSTRAINT k`)
+		if got := later(p); !slices.Equal(got, []string{"k", "k", "l"}) {
+			t.Errorf("later: %q", got)
+		}
+		if got := p.results[len(p.results)-1].Keys; !slices.Equal(got, []string{"open", "l"}) {
+			t.Errorf("new: %q", got)
+		}
+		p.exec(p.secondary, `DELETE FROM public.b; ALTER TABLE public.b VALIDATE CONSTRAINT k, VALIDATE CONSTRAINT l`)
+		p.equal()
+	})
+	t.Run("foreign keys of partitioned tables", func(t *testing.T) {
+		t.Parallel()
+		p := copying(t)
+		p.play(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int, at int GENERATED ALWAYS AS IDENTITY, twice int GENERATED ALWAYS AS (id * 2) STORED) PARTITION BY LIST (id); CREATE TABLE b1 PARTITION OF b FOR VALUES IN (1); CREATE TABLE b2 PARTITION OF b FOR VALUES IN (2);
+			CREATE TABLE b3 (id int NOT NULL, at int NOT NULL, twice int GENERATED ALWAYS AS (id * 2) STORED)`)
+		p.exec(p.secondary, `INSERT INTO public.b (id) VALUES (1), (1), (2); INSERT INTO public.b3 VALUES (3, 0)`)
+		p.play(`ALTER TABLE b ADD CONSTRAINT k FOREIGN KEY (id) REFERENCES a, ADD c int DEFAULT 7`, `ALTER TABLE b3 ADD c int; ALTER TABLE b ATTACH PARTITION b3 FOR VALUES IN (3)`)
+		if got := column(t, p.secondary, `SELECT b::text FROM public.b ORDER BY 1`); !slices.Equal(got, []string{"(1,1,2,7)", "(1,2,2,7)", "(2,3,4,7)", "(3,0,6,)"}) {
+			t.Errorf("the rows are %q", got)
+		}
+		p.exec(p.secondary, `DELETE FROM public.b`)
+		p.equal()
+	})
+	t.Run("a rewrite under a foreign key", func(t *testing.T) {
+		t.Parallel()
+		p := copying(t)
+		p.play(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int, v int CONSTRAINT k REFERENCES a) PARTITION BY LIST (id); CREATE TABLE b1 PARTITION OF b FOR VALUES IN (1)`)
+		p.exec(p.secondary, `INSERT INTO public.b VALUES (1, 5)`)
+		p.play(`ALTER TABLE b ALTER v TYPE bigint USING v + 1`, `ALTER TABLE a ALTER id TYPE bigint`)
+		if got := p.results[len(p.results)-2].Reseed; len(got) != 1 || got[0].Name != "b1" {
+			t.Errorf("to be copied again: %+v", got)
+		}
+		p.equal()
+	})
+	t.Run("materialized views", func(t *testing.T) {
+		t.Parallel()
+		p := copying(t)
+		p.exec(p.primary, `CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1); CREATE MATERIALIZED VIEW m AS SELECT 1 / count(*) AS x FROM a; CREATE UNIQUE INDEX ON m (x)`)
+		p.exec(p.primary, `SELECT pg_replication_slot_advance('`+p.source+`', pg_current_wal_lsn())`)
+		p.exec(p.secondary, `CREATE TABLE public.a (id int PRIMARY KEY); CREATE MATERIALIZED VIEW public.m AS SELECT 1 / count(*) AS x FROM public.a WITH NO DATA; CREATE UNIQUE INDEX ON public.m (x)`)
+		p.play(`REFRESH MATERIALIZED VIEW m`, `REFRESH MATERIALIZED VIEW CONCURRENTLY m`, `CREATE MATERIALIZED VIEW on_m AS SELECT * FROM m`, `CREATE MATERIALIZED VIEW empty AS SELECT 1 AS x`, `REFRESH MATERIALIZED VIEW empty WITH NO DATA`)
+		var refreshed []string
+		for _, r := range p.results {
+			refreshed = append(refreshed, r.Refreshed...)
+		}
+		if want := []string{`"public"."m"`, `"public"."m"`, `"public"."on_m"`, `"public"."empty"`}; !slices.Equal(refreshed, want) {
+			t.Errorf("refreshed: %q", refreshed)
+		}
+		if got := p.results[len(p.results)-1].Emptied; !slices.Equal(got, []string{`"public"."empty"`}) {
+			t.Errorf("emptied: %q", got)
+		}
+		p.exec(p.secondary, `INSERT INTO public.a VALUES (1); REFRESH MATERIALIZED VIEW public.m; REFRESH MATERIALIZED VIEW public.on_m`)
+		p.equal()
+	})
+}
+
+// TestMakeWay takes checks that rows need not meet away, and makes them again.
+func TestMakeWay(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	db := c.CreateDatabase(t)
+	c.Exec(t, db, `CREATE SCHEMA "S"; CREATE DOMAIN "S"."D" AS int; CREATE TABLE p (id int, d "S"."D") PARTITION BY LIST (id); CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
+		CREATE TABLE a (id int CHECK (id > 0), d int); CREATE TABLE heir () INHERITS (a); INSERT INTO p VALUES (1, -1); INSERT INTO heir VALUES (1);
+		ALTER TABLE p ADD CONSTRAINT "C 1" CHECK (d > 0) NOT VALID; ALTER TABLE a ADD CONSTRAINT c CHECK (d IS NOT NULL) NOT VALID; ALTER TABLE heir ADD CONSTRAINT c CHECK (d IS NOT NULL) NOT VALID, ADD CONSTRAINT own CHECK (d > 5) NOT VALID;
+		ALTER TABLE a ADD CONSTRAINT alone CHECK (d > 7) NO INHERIT NOT VALID; ALTER DOMAIN "S"."D" ADD CONSTRAINT "C" CHECK (VALUE > 0) NOT VALID; COMMENT ON CONSTRAINT "C" ON DOMAIN "S"."D" IS 'o''n \domain'; COMMENT ON CONSTRAINT "C 1" ON p IS 'on p'`)
+	conn := c.Connect(t, db)
+	const all = `SELECT coalesce(conrelid::regclass::text, contypid::regtype::text) || ' ' || conname || ' ' || pg_get_constraintdef(oid) || ' ' || conislocal || ' ' || coninhcount || ' ' || coalesce(obj_description(oid, 'pg_constraint'), '')
+		FROM pg_constraint WHERE contype = 'c' AND connamespace IN ('public'::regnamespace, '"S"'::regnamespace) ORDER BY 1`
+	before := column(t, conn, all)
+	var entries []schema.Entry
+	err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) (err error) {
+		entries, err = schema.MakeWay(t.Context(), tx)
+		return err
+	})
+	if err != nil || len(entries) != 6 {
+		t.Fatalf("%d constraints: %+v, %v", len(entries), entries, err)
+	}
+	if _, err := conn.Exec(t.Context(), `INSERT INTO p VALUES (1, -2); INSERT INTO heir VALUES (1); INSERT INTO a VALUES (2)`); err != nil {
+		t.Error(err)
+	}
+	if err := schema.Apply(t.Context(), conn, entries); err != nil {
+		t.Fatal(err)
+	}
+	if got := column(t, conn, all); !slices.Equal(got, before) {
+		t.Errorf("there are\n%s\nand there were\n%s", strings.Join(got, "\n"), strings.Join(before, "\n"))
+	}
 }
 
 func TestReplayKeepsTheFence(t *testing.T) {

@@ -140,7 +140,7 @@ UNION ALL
 SELECT 'trigger', rel.name || '.' || quote_ident(t.tgname), pg_get_triggerdef(t.oid) || CASE WHEN t.tgenabled IN ('O', 'A') THEN '' ELSE ', disabled' END, t.tgqual IS NOT NULL
 FROM pg_trigger t JOIN rel ON rel.oid = t.tgrelid WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND t.oid NOT IN (SELECT objid FROM own WHERE classid = 'pg_trigger'::regclass)
 UNION ALL
-SELECT 'event trigger', quote_ident(evtname), concat_ws(', ', evtevent, array_to_string(evttags, ' '), evtfoid::regproc, 'enabled ' || evtenabled::text), false
+SELECT 'event trigger', quote_ident(evtname), concat_ws(', ', evtevent, array_to_string(evttags, ' '), evtfoid::regproc, CASE WHEN evtenabled NOT IN ('O', 'A') THEN 'disabled' END), false
 FROM pg_event_trigger WHERE ('pg_event_trigger'::regclass, oid) NOT IN (SELECT classid, objid FROM member UNION ALL SELECT classid, objid FROM own)
 
 UNION ALL

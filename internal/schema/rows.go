@@ -1,0 +1,117 @@
+package schema
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// When is the phase in which a secondary runs the entry. In the final phase all is made
+// that DDL in the stream may speak of; what needs the rows of all tables, and makes
+// nothing, comes when they are there.
+func (e Entry) When() Phase {
+	if e.Kind == KindValidate || e.Kind == KindRefresh {
+		return PhaseRows
+	}
+	return e.Phase
+}
+
+// Place is the object, on this side, that waits for the rows of all tables.
+type Place struct {
+	Here     uint32 // the foreign key or materialized view
+	Relation uint32 // the table of a foreign key; 0: it is a view
+	Name     string // of a foreign key
+}
+
+// Place finds what an entry of PhaseRows is about, before any DDL may have renamed it.
+func (e Entry) Place(ctx context.Context, db querier) (p Place, found bool, err error) {
+	if e.Kind == KindRefresh {
+		err = db.QueryRow(ctx, `SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind = 'm'`, e.Schema, e.Name).Scan(&p.Here)
+	} else {
+		var table, key string
+		if table, key, err = e.validates(); err != nil {
+			return p, false, err
+		}
+		err = db.QueryRow(ctx, `SELECT k.oid, k.conrelid, k.conname FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE n.nspname = $1 AND c.relname = $2 AND k.conname = $3 AND k.contype = 'f'`, e.Schema, table, key).Scan(&p.Here, &p.Relation, &p.Name)
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return p, false, nil
+	}
+	if err != nil {
+		return p, false, fmt.Errorf("look for %s: %w", e.object(), err)
+	}
+	return p, true, nil
+}
+
+// validates returns the table and the foreign key of splitKey's statement:
+// ALTER TABLE ONLY schema.table VALIDATE CONSTRAINT key;
+func (e Entry) validates() (table, key string, err error) {
+	stmts, err := statements(e.SQL)
+	if err != nil || len(stmts) != 1 || stmts[0].word(6) != "validate" {
+		return "", "", fmt.Errorf("unexpected statement of %s: %s", e.object(), e.SQL)
+	}
+	return stmts[0].word(5), stmts[0].word(8), nil
+}
+
+// MakeWay drops the constraints that rows need not meet, since they were there before:
+// they would refuse rows that are copied now. What makes them again is returned, of
+// PhaseFinal. Those that only an inherited table has of its own come to light when the
+// parent's are gone.
+func MakeWay(ctx context.Context, tx pgx.Tx) ([]Entry, error) {
+	if _, err := tx.Exec(ctx, `SET LOCAL search_path = ''`); err != nil {
+		return nil, err
+	}
+	var all []Entry
+	for {
+		found, err := notValidated(ctx, tx)
+		if err != nil {
+			return nil, fmt.Errorf("look for constraints that rows need not meet: %w", err)
+		}
+		if len(found) == 0 {
+			return all, nil
+		}
+		for _, c := range found {
+			if _, err := tx.Exec(ctx, "ALTER "+c.of+" DROP CONSTRAINT "+c.name); err != nil {
+				return nil, fmt.Errorf("drop constraint %s of %s for the copy: %w", c.name, c.of, err)
+			}
+			all = append(all, c.entry())
+		}
+	}
+}
+
+// openCheck is a constraint that old rows need not meet.
+type openCheck struct {
+	schema, constraint string
+	name               string // quoted
+	of                 string // the table or domain, as ALTER takes it
+	ofComment          string // as COMMENT takes it
+	def                string
+	comment            *string
+}
+
+func notValidated(ctx context.Context, tx pgx.Tx) (found []openCheck, err error) {
+	var c openCheck
+	err = forEach(ctx, tx, `
+		SELECT CASE WHEN t.oid IS NULL THEN CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE ' ELSE 'TABLE ' END ELSE 'DOMAIN ' END || o.name,
+			quote_ident(k.conname), pg_get_constraintdef(k.oid), obj_description(k.oid, 'pg_constraint'),
+			n.nspname, k.conname, CASE WHEN t.oid IS NULL THEN '' ELSE 'DOMAIN ' END || o.name
+		FROM pg_constraint k LEFT JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_type t ON t.oid = k.contypid
+			JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, t.typnamespace),
+			LATERAL (SELECT format('%I.%I', n.nspname, coalesce(c.relname, t.typname))) o(name)
+		WHERE k.contype IN ('c', 'n') AND NOT k.convalidated AND k.coninhcount = 0 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'hawser')
+		ORDER BY k.oid`,
+		[]any{&c.of, &c.name, &c.def, &c.comment, &c.schema, &c.constraint, &c.ofComment}, func() { found = append(found, c) })
+	return found, err
+}
+
+func (c openCheck) entry() Entry {
+	sql := "ALTER " + c.of + " ADD CONSTRAINT " + c.name + " " + c.def + ";"
+	if c.comment != nil {
+		sql += " COMMENT ON CONSTRAINT " + c.name + " ON " + c.ofComment + " IS " + quoteLiteral(*c.comment) + ";"
+	}
+	return Entry{Kind: "CHECK CONSTRAINT", Schema: c.schema, Name: c.constraint, Phase: PhaseFinal, SQL: sql}
+}
