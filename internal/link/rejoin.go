@@ -303,7 +303,11 @@ func (l *link) layDownTable(ctx context.Context, tx pgx.Tx, oid uint32, t *repai
 		for _, v := range key {
 			args = append(args, v)
 		}
-		if _, err := tx.Exec(ctx, sql, args...); err != nil {
+		err := postgres.InUserPath(ctx, tx, func() error {
+			_, err := tx.Exec(ctx, sql, args...)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 		record.Keys = append(record.Keys, key)
@@ -374,7 +378,7 @@ func (l *link) repairOnce(ctx context.Context, a *apply.Applier) error {
 			return err
 		}
 		r.Export = opened.Export
-		n, err := seed.FetchRows(ctx, s, tx.Conn().PgConn(), r)
+		n, err := seed.FetchRows(ctx, s, tx, r)
 		rows += n
 		return err
 	})

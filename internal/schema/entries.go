@@ -65,6 +65,7 @@ type node struct {
 	Entry
 	rank  rank
 	left  bool // not carried, and nothing that depends on it
+	path  bool // sets the database's search_path
 	makes bool // creates an object that default privileges apply to
 }
 
@@ -86,6 +87,7 @@ func assemble(toc []tocEntry, f *facts) ([]Entry, error) {
 	}
 	a.refresh()
 	a.settleDefaults()
+	a.pathFirst()
 	return a.entries(), nil
 }
 
@@ -370,9 +372,38 @@ func (a *assembly) addDatabase(n *node) error {
 		}
 		piece := &node{Entry: n.Entry, rank: n.rank}
 		piece.SQL = onCurrentDatabase(s)
+		piece.path = s.word(1) == "database" && s.setsPath()
 		a.nodes = append(a.nodes, piece)
 	}
 	return nil
+}
+
+func (s statement) setsPath() bool {
+	for i := range s.tokens {
+		if s.word(i) == "set" {
+			return s.word(i+1) == "search_path"
+		}
+	}
+	return false
+}
+
+// pathFirst has the database's search_path set, in addition, before a function is called:
+// Apply looks there for what it names without a schema. The scripts of extensions, which
+// may add to the path as they find it, come first.
+func (a *assembly) pathFirst() {
+	i := slices.IndexFunc(a.nodes, func(n *node) bool { return n.path })
+	if i < 0 {
+		return
+	}
+	early := *a.nodes[i]
+	early.Phase, early.rank = PhasePre, rankMain
+	behind := 0
+	for i, n := range a.nodes {
+		if n.Kind == "EXTENSION" {
+			behind = i + 1
+		}
+	}
+	a.nodes = slices.Insert(a.nodes, behind, &early)
 }
 
 // carriedDatabase leaves out the creation, which has its own way, and what fences

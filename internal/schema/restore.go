@@ -159,6 +159,8 @@ func (s *session) applyGroup(ctx context.Context, db DB, group []Entry) error {
 		return nil
 	case !errors.As(err, &pgErr):
 		return fmt.Errorf("restore the schema from %s on: %w", group[0].object(), err)
+	case len(group) == 1 && postgres.Unqualified(err) && s.inUserPath(ctx, db, group[0]) == nil:
+		return nil
 	case len(group) == 1 && pgErr.Code == "42501" && s.handOver(ctx, db, group[0]) == nil: // insufficient_privilege
 		return nil
 	case len(group) == 1:
@@ -170,6 +172,16 @@ func (s *session) applyGroup(ctx context.Context, db DB, group []Entry) error {
 		}
 	}
 	return nil
+}
+
+// inUserPath runs an entry that calls a function which names things without their schema.
+func (s *session) inUserPath(ctx context.Context, db DB, e Entry) error {
+	return inTx(ctx, db, func(tx pgx.Tx) error {
+		return postgres.InUserPath(ctx, tx, func() error {
+			_, err := tx.Exec(ctx, e.SQL)
+			return err
+		})
+	})
 }
 
 // handOver runs an entry that gives its object to a superuser of the primary, who is none
