@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
@@ -221,7 +222,7 @@ func (t *repairPlan) key(rel *pgoutput.Relation, row []pgoutput.Column) ([]strin
 	key := make([]string, len(t.names))
 	for i, name := range t.names {
 		at := slices.IndexFunc(rel.Columns, func(c pgoutput.RelationColumn) bool { return c.Name == name })
-		if at < 0 || row[at].Kind == pgoutput.Null || row[at].Kind == pgoutput.Unchanged {
+		if at < 0 || row[at].Kind == pgoutput.Null || row[at].Kind == pgoutput.Unchanged || !utf8.Valid(row[at].Data) { // JSON would change such bytes
 			return nil, false
 		}
 		key[i] = string(row[at].Data)

@@ -211,8 +211,8 @@ func (r *Requirements) findOnPrimary(ctx context.Context, tx pgx.Tx) error {
 	}
 	if r.Database.Encoding == "SQL_ASCII" {
 		r.add(problem.Warn("encoding-unchecked", "database "+postgres.QuoteIdent(r.Database.Name),
-			"its encoding SQL_ASCII lets any bytes in; rows and definitions with bytes that are not UTF-8 can't be carried, and one written later suspends the link",
-			"rewrite rows, functions and comments, and rename objects, that hold such bytes; keep them out, or move to a database in UTF8"))
+			"its encoding SQL_ASCII lets any bytes in; rows are carried with them, but definitions with bytes that are not UTF-8 can't be, and one made later suspends the link",
+			"rewrite functions and comments, and rename objects, that hold such bytes"))
 	}
 	for _, check := range []func(context.Context, pgx.Tx) error{
 		r.findUnreadable, r.findLargeObjects, r.findTablespaces, r.findUserMappings, r.findUnfilled, r.findLocks,

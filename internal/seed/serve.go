@@ -347,6 +347,10 @@ func (v *server) end(ctx context.Context) error {
 // open, find or copy.
 func (v *server) problem(ctx context.Context, doing string, t frame.SeedStart, err error) error {
 	object := "table " + quoted(t)
+	if postgres.TooLarge(err) {
+		return problem.New("row-too-large", object, "PostgreSQL can't send one of its rows, whose text would be larger than 1 GB (that of a bytea has two characters a byte)",
+			"on the primary make that row's values smaller, then hawser link resume LINK").Because(err)
+	}
 	if passes(err) {
 		return lost("the primary's PostgreSQL could not "+doing+" "+object, err)
 	}

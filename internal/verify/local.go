@@ -411,7 +411,7 @@ func tableProblem(t Table, m Method, err error) *problem.Problem {
 	switch {
 	case postgres.Unqualified(pg) && !m.UserPath:
 		return problem.New(codeUserPath, name, "a function of one of its indexes names things without their schema; "+says, "none: it is read under the database's search_path")
-	case tooWide(pg) && !m.Wide:
+	case (postgres.TooLarge(pg) || pg.Code == "53200") && !m.Wide:
 		return problem.New(codeTooWide, name, "the text of one of its rows is larger than PostgreSQL can build; "+says, "none: the table is hashed by column")
 	case pg.Code == "55P03":
 		return problem.New("table-locked", name, "another session holds it locked", "run the comparison again when the lock is gone").Retry()
@@ -424,11 +424,6 @@ func tableProblem(t Table, m Method, err error) *problem.Problem {
 // severed: the session ended, or somebody ended the statement.
 func severed(pg *pgconn.PgError) bool {
 	return pg.Severity == "FATAL" || strings.HasPrefix(pg.Code, "57")
-}
-
-// tooWide: program_limit_exceeded, out_of_memory, or the allocator's own words.
-func tooWide(pg *pgconn.PgError) bool {
-	return pg.Code == "54000" || pg.Code == "53200" || pg.Code == "XX000" && strings.Contains(pg.Message, "invalid memory alloc request size")
 }
 
 func tableError(t Table, m Method, err error) error {
