@@ -79,7 +79,7 @@ type assembly struct {
 // assemble sorts the archive's entries into phases.
 func assemble(toc []tocEntry, f *facts) ([]Entry, error) {
 	a := &assembly{facts: f, byTOC: make(map[int]*node, len(toc))}
-	a.dropPublic()
+	a.public()
 	for i := range toc {
 		if err := a.add(&toc[i]); err != nil {
 			return nil, err
@@ -91,12 +91,18 @@ func assemble(toc []tocEntry, f *facts) ([]Entry, error) {
 	return a.entries(), nil
 }
 
-// dropPublic makes the target's database, which is born with schema public, like
-// one whose owner dropped it.
-func (a *assembly) dropPublic() {
-	if a.facts.noPublic {
-		a.nodes = append(a.nodes, &node{Entry: Entry{Kind: "SCHEMA", Name: "public", Phase: PhasePre, SQL: `DROP SCHEMA IF EXISTS "public";`}})
+// public makes schema public, with which the target's database is born, what it was at
+// first on the primary, or nothing where its owner dropped it. The archive has what was
+// changed since. Before 15 everybody might create objects in it.
+func (a *assembly) public() {
+	sql := `ALTER SCHEMA "public" OWNER TO "pg_database_owner"; REVOKE CREATE ON SCHEMA "public" FROM PUBLIC;`
+	switch {
+	case a.facts.noPublic:
+		sql = `DROP SCHEMA IF EXISTS "public";`
+	case a.facts.version < 150000:
+		return // the archive of a newer pg_dump has it
 	}
+	a.nodes = append(a.nodes, &node{Entry: Entry{Kind: "SCHEMA", Name: "public", Phase: PhasePre, SQL: sql}})
 }
 
 func (a *assembly) add(t *tocEntry) error {
