@@ -34,7 +34,7 @@ func TestSubtransactions(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, a, b, "shop")
-	if got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT count(*) FROM parts`)[0]; got != "8570" {
+	if got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT count(*) FROM parts`)[0]; got != "8566" {
 		t.Errorf("%s rows arrived", got)
 	}
 }

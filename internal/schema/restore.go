@@ -277,6 +277,9 @@ func (s *session) failed(e Entry, err *pgconn.PgError) error {
 			installExtension(e.Name, s.version/10000)).Because(err)
 	}
 	f, ok := failures[err.Code]
+	if postgres.Unqualified(err) {
+		f, ok = pathless, true
+	}
 	if !ok {
 		f, ok = failures[err.Code[:2]]
 	}
@@ -320,6 +323,8 @@ var failures = map[string]failure{
 }
 
 var (
+	pathless = failure{code: "function-without-path", cause: "it calls a function that names things without their schema, which are not found by the database's search_path; PostgreSQL 17 and later use none for indexes and materialized views",
+		remedy: "ALTER FUNCTION … SET search_path = …; on the primary, for the function that PostgreSQL names; then hawser link drop NAME --remove-replica, and create the link again"}
 	alreadyThere = failure{code: "already-there", cause: "an object of this name exists in the target database",
 		remedy: "drop the object that PostgreSQL names from the target database"}
 	lockHeld = failure{code: "lock-held", cause: "another session holds a lock that it needs", remedy: "wait: it is tried again", retry: true}
