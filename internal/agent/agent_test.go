@@ -33,10 +33,11 @@ type instance struct {
 	*api.Client
 	name, dir string
 	port      int
-	maxWAL    int64  // of the next run
-	process   bool   // the next run is a process of its own, and stop kills it
-	pid       int    // of that process
-	connect   string // connection string of the next run; "" is the cluster's own
+	maxWAL    int64    // of the next run
+	process   bool     // the next run is a process of its own, and stop kills it
+	pid       int      // of that process
+	env       []string // of that process
+	connect   string   // connection string of the next run; "" is the cluster's own
 	stop      func()
 }
 
@@ -124,8 +125,13 @@ func introduce(t *testing.T, a, b *instance) {
 
 func (i *instance) awaitState(t *testing.T, link string, want api.State) {
 	t.Helper()
+	i.awaitStateWithin(t, link, want, 60*time.Second)
+}
+
+func (i *instance) awaitStateWithin(t *testing.T, link string, want api.State, within time.Duration) {
+	t.Helper()
 	var last api.Link
-	testpg.Eventually(t, 60*time.Second, "link "+link+" is "+string(want)+" on "+i.name, func() (bool, error) {
+	testpg.Eventually(t, within, "link "+link+" is "+string(want)+" on "+i.name, func() (bool, error) {
 		l, err := i.Link(context.Background(), link)
 		last = l
 		if err == nil && l.State != want {

@@ -14,18 +14,13 @@ import (
 
 // TestMajorVersions has the database of everything go from one major version to
 // another and back, with changes and DDL on either side: each version is a target, and
-// a source. (A copy from 16 on needs a pg_dump that Debian's packages for 15 lack.)
+// a source.
 func TestMajorVersions(t *testing.T) {
 	t.Parallel()
-	for _, version := range []struct{ from, to int }{{14, 15}, {15, 16}, {15, 17}, {15, 18}, {16, 15}, {17, 18}, {18, 15}} {
+	for _, version := range []struct{ from, to int }{{14, 15}, {15, 14}, {15, 16}, {15, 17}, {15, 18}, {16, 15}, {17, 18}, {18, 15}, {18, 14}} {
 		t.Run(fmt.Sprintf("%d to %d", version.from, version.to), func(t *testing.T) {
 			t.Parallel()
-			from, to := testpg.Version(t, version.from), testpg.Version(t, version.to)
-			if _, err := postgres.Tool("pg_dump", version.from); err != nil {
-				t.Skip(err)
-			}
-			a, b := newInstanceOn(t, "alpha", testpg.StartVersion(t, from, nil)), newInstanceOn(t, "beta", testpg.StartVersion(t, to, nil))
-			introduce(t, a, b)
+			a, b := versionPair(t, version.from, version.to)
 			a.Exec(t, "postgres", `CREATE DATABASE zoo`)
 			a.Exec(t, "zoo", everyType(t, a, "zoo")...)
 			a.Exec(t, "zoo", everything...)
@@ -50,6 +45,75 @@ func TestMajorVersions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// versionPair returns instances of two versions that know each other; both agents have a
+// pg_dump that reads the first one's.
+func versionPair(t *testing.T, from, to int) (a, b *instance) {
+	t.Helper()
+	client := testpg.Client(t, from)
+	a, b = newInstanceOn(t, "alpha", testpg.StartVersion(t, testpg.Version(t, from), nil)), newInstanceOn(t, "beta", testpg.StartVersion(t, testpg.Version(t, to), nil))
+	for _, i := range []*instance{a, b} {
+		if _, err := postgres.Tool("pg_dump", from); err != nil {
+			i.stop()
+			i.process, i.env = true, []string{"HAWSER_PG_BIN=" + client}
+			i.run(t)
+		}
+	}
+	introduce(t, a, b)
+	return a, b
+}
+
+// TestNewestFeatures links databases of version 18 with what came with 16, 17 and 18, in
+// both directions.
+func TestNewestFeatures(t *testing.T) {
+	t.Parallel()
+	a, b := versionPair(t, 18, 18)
+	link(t, a, b, `CREATE EXTENSION btree_gist`, `CREATE TABLE parent (id int PRIMARY KEY, v text); INSERT INTO parent SELECT i, 'v' || i FROM generate_series(1, 100) i`, newest("0"))
+	b.awaitState(t, "shop", api.StateSynchronized)
+	for round, side := range []struct{ primary, secondary *instance }{{a, b}, {b, a}} {
+		if round > 0 {
+			if _, err := side.primary.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+				t.Fatal(err)
+			}
+			side.secondary.awaitState(t, "shop", api.StateSynchronized)
+		}
+		n := fmt.Sprint(round)
+		side.primary.Exec(t, "shop", strings.Split(newest(fmt.Sprint(round+1)), ";\n")...)
+		side.primary.Exec(t, "shop", strings.Split(strings.ReplaceAll(`INSERT INTO derived:n (id, a) SELECT 1000 + i, i FROM generate_series(1, 50) i; UPDATE derived:n SET a = a + 1 RETURNING OLD.a, NEW.v;
+			ALTER TABLE derived:n ADD w int GENERATED ALWAYS AS (a * 3) VIRTUAL, ALTER v SET EXPRESSION AS (a * 5);
+			ALTER TABLE loosely:n ALTER CONSTRAINT unenforced:n ENFORCED;
+			ALTER TABLE loosely:n VALIDATE CONSTRAINT later:n;
+			UPDATE booking:n SET during = '[2024-02-01,2024-02-20)' WHERE room = 2;
+			DELETE FROM stay:n WHERE room = 1;
+			MERGE INTO parent p USING (VALUES (1, 'merged'), (1000:n, 'new')) s (id, v) ON p.id = s.id WHEN MATCHED THEN UPDATE SET v = s.v WHEN NOT MATCHED THEN INSERT VALUES (s.id, s.v)`, ":n", n), ";\n")...)
+		alike(t, side.primary, side.secondary, "shop")
+		for _, sql := range []string{
+			`SELECT conrelid::regclass, conname, pg_get_constraintdef(oid), convalidated, conenforced, connoinherit FROM pg_constraint WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2`,
+			`SELECT id, a, v, s FROM derived` + n + ` ORDER BY 1`, `SELECT attrelid::regclass, attname, attgenerated FROM pg_attribute WHERE attgenerated <> '' ORDER BY 1, 2`,
+		} {
+			if d := difference(testpg.Rows(t, side.primary.Connect(t, "shop"), sql), testpg.Rows(t, side.secondary.Connect(t, "shop"), sql)); d != "" {
+				t.Errorf("%s:\n%s", sql, d)
+			}
+		}
+	}
+}
+
+// newest makes tables of what came with 16, 17 and 18.
+func newest(n string) string {
+	return strings.ReplaceAll(`CREATE TABLE derived:n (id int PRIMARY KEY, a int, v int GENERATED ALWAYS AS (a * 2) VIRTUAL, s int GENERATED ALWAYS AS (a + 1) STORED, u uuid DEFAULT uuidv7(), j jsonb STORAGE EXTERNAL);
+		INSERT INTO derived:n (id, a) SELECT i, i FROM generate_series(1, 100) i;
+		CREATE TABLE loosely:n (id int PRIMARY KEY, p int CONSTRAINT unenforced:n REFERENCES parent NOT ENFORCED, c int CONSTRAINT unchecked:n CHECK (c > 0) NOT ENFORCED, d int CONSTRAINT named:n NOT NULL, e int);
+		INSERT INTO loosely:n VALUES (1, 1, -1, 1, NULL), (2, 2, 2, 2, 2);
+		ALTER TABLE loosely:n ADD CONSTRAINT lazy:n NOT NULL e NOT VALID, ADD CONSTRAINT later:n CHECK (d > 0) NOT VALID;
+		CREATE TABLE booking:n (room int, during daterange, PRIMARY KEY (room, during WITHOUT OVERLAPS));
+		CREATE TABLE stay:n (room int, during daterange, guest text, FOREIGN KEY (room, PERIOD during) REFERENCES booking:n (room, PERIOD during));
+		INSERT INTO booking:n VALUES (1, '[2024-01-01,2024-02-01)'), (2, '[2024-02-01,2024-03-01)');
+		INSERT INTO stay:n VALUES (1, '[2024-01-05,2024-01-06)', 'a');
+		CREATE TABLE split:n (id int GENERATED ALWAYS AS IDENTITY, v text) PARTITION BY RANGE (id);
+		CREATE TABLE split:n_1 PARTITION OF split:n FOR VALUES FROM (1) TO (1000);
+		INSERT INTO split:n (v) SELECT 'v' FROM generate_series(1, 20);
+		GRANT MAINTAIN ON split:n TO PUBLIC`, ":n", n)
 }
 
 // anyVersion is DDL that every version knows.

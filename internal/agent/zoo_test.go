@@ -32,15 +32,19 @@ func contents(t *testing.T, i *instance, database string) (out []string) {
 	t.Helper()
 	conn := i.Connect(t, database)
 	defer conn.Close(context.Background())
-	testpg.Rows(t, conn, `SELECT set_config('search_path', '', false)`)
-	for _, table := range testpg.Rows(t, conn, `
+	named := func(sql string) []string {
+		testpg.Rows(t, conn, `SELECT set_config('search_path', '', false)`)
+		defer testpg.Rows(t, conn, `SELECT set_config('search_path', reset_val, false) FROM pg_settings WHERE name = 'search_path'`)
+		return testpg.Rows(t, conn, sql)
+	}
+	for _, table := range named(`
 		SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' AND c.relispopulated
 		AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'hawser')`) {
 		out = append(out, "rows of "+table+": "+testpg.Rows(t, conn,
 			`SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM ONLY `+table+` t`)[0])
 	}
-	for _, sequence := range testpg.Rows(t, conn, `
+	for _, sequence := range named(`
 		SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind = 'S' AND c.relpersistence = 'p' AND n.nspname <> 'hawser'`) {
 		out = append(out, "sequence "+sequence+": "+testpg.Rows(t, conn, `SELECT last_value, is_called FROM `+sequence)[0])

@@ -36,6 +36,7 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -259,7 +260,7 @@ func (a *Applier) start(ctx context.Context) error {
 		a.out.most = a.cfg.Hold
 	}
 	if a.cfg.UserPath {
-		a.out.path, err = userPath(ctx, a.conn)
+		a.out.path, err = postgres.UserPath(ctx, a.conn)
 	}
 	return err
 }

@@ -643,7 +643,8 @@ func (a *Applier) truncate(ctx context.Context, m *pgoutput.Truncate, payload []
 		return err
 	}
 	a.batch.changes++
-	if err := emptyTables(ctx, a.conn, names); err != nil {
+	err := postgres.InUserPath(ctx, a.conn, func() error { return emptyTables(ctx, a.conn, names) })
+	if err != nil {
 		return failed(nil, err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -101,7 +102,11 @@ func (a *Applier) withhold(ctx context.Context, r *relation, t *repairTable, key
 		where = append(where, fmt.Sprintf("%s::text = $%d", r.columnOf(n).name, i+1))
 		args[i] = key[i]
 	}
-	if _, err := a.conn.Exec(ctx, "DELETE FROM "+r.quoted+" WHERE "+strings.Join(where, " AND "), args...); err != nil {
+	err := postgres.InUserPath(ctx, a.conn, func() error {
+		_, err := a.conn.Exec(ctx, "DELETE FROM "+r.quoted+" WHERE "+strings.Join(where, " AND "), args...)
+		return err
+	})
+	if err != nil {
 		return failed(nil, err)
 	}
 	row := catalog.RepairTable{OID: r.target.oid, Columns: t.columns, Keys: [][]string{key}}

@@ -85,6 +85,9 @@ func (c *Capture) Run(ctx context.Context, start frame.Start, acks <-chan frame.
 		return fmt.Errorf("open the replication connection: %w", err)
 	}
 	defer closeSoon(conn)
+	if err := postgres.KeepBytes(ctx, conn); err != nil {
+		return err
+	}
 	beats := session(c.cfg.Database, c.cfg.Link+":heartbeat")
 	beats.Settings["lock_timeout"] = "100ms"
 	sql, err := c.cfg.Server.Connect(ctx, beats)
@@ -180,18 +183,13 @@ func slotProblem(name string, err error) error {
 		return problem.New("slot-invalidated", object,
 			"PostgreSQL invalidated it, most likely since max_slot_wal_keep_size was exceeded, so changes are missing from the stream",
 			"hawser link resync NAME, which compares the tables and copies those that differ").Because(err)
-	case "22021": // character_not_in_repertoire
-		return bytesProblem(pg)
+	}
+	if postgres.TooLarge(err) {
+		return problem.New("row-too-large", "a change of the database ("+pg.Where+")",
+			"PostgreSQL can't send the row, whose text would be larger than 1 GB (that of a bytea has two characters a byte): "+pg.Message,
+			"on the primary make the row's values smaller, and SELECT pg_drop_replication_slot('"+name+"'); then hawser link resync NAME, which compares the tables and copies those that differ").Because(err)
 	}
 	return fmt.Errorf("start replication from %s: %w", object, err)
-}
-
-// bytesProblem is of a change that the server can't send: a database in SQL_ASCII takes
-// any bytes. Which change that was, the error's context says.
-func bytesProblem(pg *pgconn.PgError) error {
-	return problem.New("bytes-not-utf8", "a change of the database ("+pg.Where+")",
-		"it holds text that is not UTF-8, which a database in encoding SQL_ASCII takes, and no link can carry; nothing was skipped",
-		"on the primary rewrite the rows that hold such text, then hawser link drop NAME, and create the link again").Because(pg)
 }
 
 // receive reads the replication connection and fills the batch. It blocks when

@@ -76,6 +76,14 @@ BEGIN
 	RETURN (SELECT CASE strpos(context, chr(10)) WHEN 0 THEN '' ELSE substr(context, strpos(context, chr(10)) + 1) END);
 END $f$;
 
+-- hawser.ddl_bytes is a text in UTF-8. A database in SQL_ASCII has text that is in no
+-- encoding, and lets nobody convert it: it travels as it is.
+CREATE OR REPLACE FUNCTION hawser.ddl_bytes(words text) RETURNS bytea
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN convert_to(words, CASE current_setting('server_encoding') WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END);
+END $f$;
+
 -- The state between the events of one command and between the commands of one
 -- transaction, kept in a setting so that it is rolled back with them:
 --   ext      depth of CREATE and ALTER EXTENSION; what their scripts do is not the user's DDL
@@ -88,7 +96,7 @@ END $f$;
 CREATE OR REPLACE FUNCTION hawser.ddl_signature(kept text) RETURNS text
 LANGUAGE plpgsql STABLE AS $f$
 BEGIN
-	RETURN (SELECT encode(sha256(k.key || sha256(k.key || convert_to(kept, 'UTF8'))), 'hex')
+	RETURN (SELECT encode(sha256(k.key || sha256(k.key || hawser.ddl_bytes(kept))), 'hex')
 		FROM (SELECT sha256(c.key || convert_to('setting', 'UTF8')) AS key FROM hawser.ddl_capture c) k); -- not that of messages
 END $f$;
 
@@ -152,7 +160,7 @@ END $f$;
 CREATE OR REPLACE FUNCTION hawser.ddl_write(message json) RETURNS void
 LANGUAGE plpgsql AS $f$
 DECLARE
-	body bytea := convert_to(json_strip_nulls(message)::text, 'UTF8');
+	body bytea := hawser.ddl_bytes(json_strip_nulls(message)::text);
 	mac  bytea;
 BEGIN
 	SELECT sha256(c.opad || sha256(c.ipad || body)) INTO STRICT mac FROM hawser.ddl_capture c;
@@ -488,9 +496,12 @@ BEGIN
 			AND d.refclassid = 'pg_authid'::regclass AND d.refobjid >= 16384
 			AND (d.dbid = b.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid)
 			UNION SELECT s.setrole FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase WHERE b.datname = current_database() AND s.setrole >= 16384)
-		SELECT 'role', 'pg_authid'::regclass::oid, 0::oid, r.rolname::text, (
-			SELECT json_agg(DISTINCT g.rolname::text)::text FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
-			WHERE m.member = r.oid AND m.roleid IN (SELECT n.oid FROM named n))
+		SELECT 'role', 'pg_authid'::regclass::oid, 0::oid, r.rolname::text, json_build_object('inherit', r.rolinherit, 'member_of', (
+			SELECT json_agg(json_build_object('role', g.name, 'admin', g.admin, 'inherit', g.inherit, 'set', g.set) ORDER BY g.name) FROM (
+				SELECT g.rolname AS name, bool_or(m.admin_option) AS admin, -- a version before 16 knows no more of a membership
+					bool_or(coalesce((to_jsonb(m) ->> 'inherit_option')::boolean, r.rolinherit)) AS inherit, bool_or(coalesce((to_jsonb(m) ->> 'set_option')::boolean, true)) AS set
+				FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+				WHERE m.member = r.oid AND m.roleid IN (SELECT n.oid FROM named n) GROUP BY 1) g))::text
 		FROM named JOIN pg_roles r ON r.oid = named.oid;
 	RETURN QUERY SELECT CASE WHEN i.indisclustered THEN 'clustered' ELSE 'unfinished' END, 'pg_class'::regclass::oid,
 			CASE WHEN i.indisclustered THEN i.indrelid ELSE i.indexrelid END, '', quote_ident(x.relname)
@@ -549,6 +560,7 @@ BEGIN
 		UNION ALL SELECT * FROM changed c WHERE c.kind <> 'unfinished'
 	)
 	SELECT json_agg(json_build_object('kind', t.kind, 'name', nullif(t.name, ''), 'value', t.value,
+			'was', CASE t.kind WHEN 'role' THEN (SELECT s.value FROM hawser.ddl_seen s WHERE s.kind = t.kind AND s.class = t.class AND s.id = t.id AND s.name = t.name) END,
 			'role', CASE t.kind WHEN 'setting' THEN (SELECT u.rolname FROM pg_roles u WHERE u.oid = t.id) END,
 			'type', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).type END,
 			'identity', CASE WHEN t.kind IN ('owner', 'clustered') THEN (pg_identify_object(t.class, t.id, 0)).identity END))

@@ -529,6 +529,19 @@ func (m *Manager) open(ctx context.Context, session postgres.Session) (*pgx.Conn
 	return conn, nil
 }
 
+// openValues opens a session through which rows travel.
+func (m *Manager) openValues(ctx context.Context, session postgres.Session) (*pgx.Conn, error) {
+	conn, err := m.open(ctx, session)
+	if err != nil {
+		return nil, err
+	}
+	if err := postgres.KeepBytes(ctx, conn.PgConn()); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	return conn, nil
+}
+
 // keptOut marks what keeps the agent out of its own PostgreSQL, as a password that was
 // changed there, as passing. A person has to mend it, but not by a command of Hawser's:
 // the link goes on when the agent is let in again.

@@ -256,7 +256,7 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 func (l *link) sameSchema(r verify.Report) error {
 	var differ []string
 	for _, d := range r.Schema {
-		if !d.Uncertain {
+		if !d.Uncertain && d.Kind != verify.KindMembership {
 			differ = append(differ, d.Kind+" "+d.Object)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
@@ -221,7 +222,7 @@ func (t *repairPlan) key(rel *pgoutput.Relation, row []pgoutput.Column) ([]strin
 	key := make([]string, len(t.names))
 	for i, name := range t.names {
 		at := slices.IndexFunc(rel.Columns, func(c pgoutput.RelationColumn) bool { return c.Name == name })
-		if at < 0 || row[at].Kind == pgoutput.Null || row[at].Kind == pgoutput.Unchanged {
+		if at < 0 || row[at].Kind == pgoutput.Null || row[at].Kind == pgoutput.Unchanged || !utf8.Valid(row[at].Data) { // JSON would change such bytes
 			return nil, false
 		}
 		key[i] = string(row[at].Data)
@@ -303,7 +304,11 @@ func (l *link) layDownTable(ctx context.Context, tx pgx.Tx, oid uint32, t *repai
 		for _, v := range key {
 			args = append(args, v)
 		}
-		if _, err := tx.Exec(ctx, sql, args...); err != nil {
+		err := postgres.InUserPath(ctx, tx, func() error {
+			_, err := tx.Exec(ctx, sql, args...)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 		record.Keys = append(record.Keys, key)
@@ -374,7 +379,7 @@ func (l *link) repairOnce(ctx context.Context, a *apply.Applier) error {
 			return err
 		}
 		r.Export = opened.Export
-		n, err := seed.FetchRows(ctx, s, tx.Conn().PgConn(), r)
+		n, err := seed.FetchRows(ctx, s, tx, r)
 		rows += n
 		return err
 	})

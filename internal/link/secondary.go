@@ -257,10 +257,11 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		created, err := schema.RestoreRoles(ctx, tx, reply.Dump.Roles)
+		created, notes, err := schema.RestoreRoles(ctx, tx, reply.Dump.Roles)
 		if err != nil {
 			return err
 		}
+		l.note(schema.Result{Notes: notes})
 		if len(created) > 0 {
 			l.log.Warn("roles were missing and were created without login", "roles", created)
 		}
@@ -377,7 +378,7 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 func (l *link) connectApplier(ctx context.Context) (*pgx.Conn, error) {
 	settings := postgres.ValueSettings()
 	maps.Copy(settings, apply.Settings())
-	return l.m.open(ctx, postgres.Session{Database: l.rec.Database, Purpose: l.rec.Name + ":apply", Settings: settings, Ahead: l.m.share()})
+	return l.m.openValues(ctx, postgres.Session{Database: l.rec.Database, Purpose: l.rec.Name + ":apply", Settings: settings, Ahead: l.m.share()})
 }
 
 // receive passes frames from the network to the applier.

@@ -42,7 +42,7 @@ type tailChange struct {
 // readTail visits every change behind since, in commit order. A message is valid
 // during the visit alone.
 func (l *link) readTail(ctx context.Context, since frame.LSN, visit func(tailChange) error) error {
-	conn, err := l.m.connect(ctx, l.rec.Database, l.rec.Name+":tail", postgres.ValueSettings())
+	conn, err := l.m.openValues(ctx, postgres.Session{Database: l.rec.Database, Purpose: l.rec.Name + ":tail", Settings: postgres.ValueSettings()})
 	if err != nil {
 		return err
 	}

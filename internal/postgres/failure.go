@@ -184,3 +184,11 @@ func (r *refusal) tooMany(object, role, database string) *problem.Problem {
 	return problem.New(code, object, "all its connections are taken",
 		"end some that pg_stat_activity shows, or ALTER SYSTEM SET max_connections = 500; then restart PostgreSQL")
 }
+
+// TooLarge reports whether the server could not build a text or a row: none may have 1 GB.
+// The code is program_limit_exceeded; the allocator has words alone.
+func TooLarge(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) &&
+		(pg.Code == "54000" || pg.Code == "XX000" && strings.Contains(pg.Message, "invalid memory alloc request size"))
+}

@@ -1,5 +1,12 @@
 package postgres
 
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
 // AgentSetting is a parameter that is on in the agents' sessions. The event triggers
 // that capture DDL fire in every session, those with session_replication_role = replica
 // included, and by this one know Hawser's own. (Anybody may set it; it counts together
@@ -19,4 +26,16 @@ func ValueSettings() map[string]string {
 		"lc_monetary":        "C",
 		"xmloption":          "content",
 	}
+}
+
+// KeepBytes lets text of a database in SQL_ASCII, which takes any bytes, out and in as it
+// is. To a session in UTF-8 the server refuses what is not that.
+func KeepBytes(ctx context.Context, conn *pgconn.PgConn) error {
+	if conn.ParameterStatus("server_encoding") != "SQL_ASCII" {
+		return nil
+	}
+	if _, err := conn.Exec(ctx, `SET client_encoding = 'SQL_ASCII'`).ReadAll(); err != nil {
+		return fmt.Errorf("have text sent as it is stored: %w", err)
+	}
+	return nil
 }

@@ -87,6 +87,12 @@ func (c *checker) checkVersions() {
 		c.add(problem.New("version-too-old", "the target's server", fmt.Sprintf("it runs PostgreSQL %d; Hawser links versions %d and later", to, oldest),
 			fmt.Sprintf("upgrade it to PostgreSQL %d or later", oldest)))
 	}
+	if to >= 17 {
+		for _, f := range c.Pathless {
+			c.add(problem.New("function-without-path", "function "+f.Function, fmt.Sprintf("%s calls it, and it names things without their schema, which PostgreSQL %d does not find there: %s", f.For, to, f.Error),
+				"on the primary, ALTER FUNCTION "+f.Function+" SET search_path = "+f.Path+";"))
+		}
+	}
 	if to >= from {
 		return
 	}

@@ -206,3 +206,34 @@ func TestManyTables(t *testing.T) {
 	t.Logf("%d entries, dumped in %s, restored in %s", len(d.Entries), dumped.Sub(start), time.Since(dumped))
 	diff(t, text(t, c, from), text(t, c, to))
 }
+
+// From version 17 on the server fills indexes and materialized views under a search_path
+// of its own, which a function may rely on to be another.
+func TestCheckOfFunctionsWithoutPath(t *testing.T) {
+	t.Parallel()
+	ctx, c := t.Context(), testpg.Shared(t)
+	newer := testpg.StartVersion(t, testpg.Version(t, 18), nil)
+	db := c.CreateDatabase(t)
+	c.Exec(t, db, `CREATE TABLE t (a int, b text); CREATE FUNCTION inside(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1'; CREATE FUNCTION outside(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT inside($1)';
+		CREATE FUNCTION named(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT public.inside($1)'; CREATE FUNCTION reads() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM t'; CREATE FUNCTION elsewhere() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM t';
+		CREATE INDEX i ON t (outside(a)); CREATE INDEX j ON t (named(a)); CREATE INDEX k ON t (inside(a)); CREATE MATERIALIZED VIEW m AS SELECT reads(); CREATE VIEW v AS SELECT elsewhere()`)
+	want := []string{"function-without-path function public.outside(integer)", "function-without-path function public.reads()"}
+	for range 2 {
+		found, err := Check(ctx, c.Server(), newer.Server(), db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := codes(found.Blocking()); !slices.Equal(got, want) {
+			t.Errorf("blocked by %q, want %q", got, want)
+		}
+		for _, p := range found {
+			if p.Code == "function-without-path" {
+				c.Exec(t, db, strings.TrimPrefix(p.Remedy, "on the primary, "))
+			}
+		}
+		want = nil
+	}
+	if found, err := Check(ctx, c.Server(), c.Server(), db); err != nil || slices.ContainsFunc(found, func(p *problem.Problem) bool { return p.Code == "function-without-path" }) {
+		t.Errorf("the same version: %v %v", codes(found), err)
+	}
+}

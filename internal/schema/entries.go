@@ -68,6 +68,7 @@ type node struct {
 	toc   *tocEntry
 	rank  rank
 	left  bool // not carried, and nothing that depends on it
+	path  bool // sets the database's search_path
 	makes bool // creates an object that default privileges apply to
 }
 
@@ -81,7 +82,7 @@ type assembly struct {
 // assemble sorts the archive's entries into phases.
 func assemble(toc []tocEntry, f *facts) ([]Entry, error) {
 	a := &assembly{facts: f, byTOC: make(map[int]*node, len(toc))}
-	a.dropPublic()
+	a.public()
 	for i := range toc {
 		if err := a.add(&toc[i]); err != nil {
 			return nil, err
@@ -89,15 +90,22 @@ func assemble(toc []tocEntry, f *facts) ([]Entry, error) {
 	}
 	a.refresh()
 	a.settleDefaults()
+	a.pathFirst()
 	return a.entries(), nil
 }
 
-// dropPublic makes the target's database, which is born with schema public, like
-// one whose owner dropped it.
-func (a *assembly) dropPublic() {
-	if a.facts.noPublic {
-		a.nodes = append(a.nodes, &node{Entry: Entry{Kind: "SCHEMA", Name: "public", Phase: PhasePre, SQL: `DROP SCHEMA IF EXISTS "public";`}})
+// public makes schema public, with which the target's database is born, what it was at
+// first on the primary, or nothing where its owner dropped it. The archive has what was
+// changed since. Before 15 everybody might create objects in it.
+func (a *assembly) public() {
+	sql := `ALTER SCHEMA "public" OWNER TO "pg_database_owner"; REVOKE CREATE ON SCHEMA "public" FROM PUBLIC;`
+	switch {
+	case a.facts.noPublic:
+		sql = `DROP SCHEMA IF EXISTS "public";`
+	case a.facts.version < 150000:
+		return // the archive of a newer pg_dump has it
 	}
+	a.nodes = append(a.nodes, &node{Entry: Entry{Kind: "SCHEMA", Name: "public", Phase: PhasePre, SQL: sql}})
 }
 
 func (a *assembly) add(t *tocEntry) error {
@@ -391,9 +399,38 @@ func (a *assembly) addDatabase(n *node) error {
 		}
 		piece := &node{Entry: n.Entry, rank: n.rank}
 		piece.SQL = onCurrentDatabase(s)
+		piece.path = s.word(1) == "database" && s.setsPath()
 		a.nodes = append(a.nodes, piece)
 	}
 	return nil
+}
+
+func (s statement) setsPath() bool {
+	for i := range s.tokens {
+		if s.word(i) == "set" {
+			return s.word(i+1) == "search_path"
+		}
+	}
+	return false
+}
+
+// pathFirst has the database's search_path set, in addition, before a function is called:
+// Apply looks there for what it names without a schema. The scripts of extensions, which
+// may add to the path as they find it, come first.
+func (a *assembly) pathFirst() {
+	i := slices.IndexFunc(a.nodes, func(n *node) bool { return n.path })
+	if i < 0 {
+		return
+	}
+	early := *a.nodes[i]
+	early.Phase, early.rank = PhasePre, rankMain
+	behind := 0
+	for i, n := range a.nodes {
+		if n.Kind == "EXTENSION" {
+			behind = i + 1
+		}
+	}
+	a.nodes = slices.Insert(a.nodes, behind, &early)
 }
 
 // carriedDatabase leaves out the creation, which has its own way, and what fences

@@ -22,6 +22,7 @@ type facts struct {
 	roles      []Role                // all that the database may name
 	extensions []Extension
 	settings   DatabaseSettings
+	version    int  // of the server
 	noPublic   bool // schema public was dropped
 }
 
@@ -188,7 +189,8 @@ func (f *facts) readDatabase(ctx context.Context, tx pgx.Tx) error {
 	if f.settings, err = readSettings(ctx, tx, ""); err != nil {
 		return err
 	}
-	return tx.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'public')`).Scan(&f.noPublic)
+	return tx.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'public')`).
+		Scan(&f.version, &f.noPublic)
 }
 
 // forEach calls each for every row of the query, with its columns in into.

@@ -35,6 +35,8 @@ type Requirements struct {
 	Labellers []string `json:"labellers,omitempty"`
 	// Superusers own what only a superuser can own.
 	Superusers []Ownership `json:"superusers,omitempty"`
+	// Pathless are functions that PostgreSQL 17 and later can't call where they are needed.
+	Pathless []Pathless `json:"pathless,omitempty"`
 	// Relations is how many tables, indexes, views and sequences there are.
 	Relations int `json:"relations"`
 	// Features are used and unknown to some version that Hawser supports.
@@ -62,6 +64,16 @@ type Feature struct {
 	What   string `json:"what"`
 }
 
+// Pathless is a function that names things without their schema, and what calls it. From
+// version 17 on the server fills indexes and materialized views under a search_path of its
+// own.
+type Pathless struct {
+	Function string `json:"function"`
+	For      string `json:"for"`
+	Error    string `json:"error"`
+	Path     string `json:"path"` // where the database's sessions find what it names
+}
+
 // Inspect reads on the primary what Requirements.Check compares with a target.
 func Inspect(ctx context.Context, src *postgres.Server, database string) (*Requirements, error) {
 	conn, err := src.Connect(ctx, reading(database, "validate"))
@@ -86,6 +98,7 @@ func Inspect(ctx context.Context, src *postgres.Server, database string) (*Requi
 		{"the names that it uses", r.readNames},
 		{"what needs a superuser", r.readSuperusers},
 		{"the features that it uses", r.readFeatures},
+		{"the functions of its indexes", r.readPathless},
 		{"what can't be carried", r.findOnPrimary},
 	} {
 		if err := step.read(ctx, tx); err != nil {
@@ -211,8 +224,8 @@ func (r *Requirements) findOnPrimary(ctx context.Context, tx pgx.Tx) error {
 	}
 	if r.Database.Encoding == "SQL_ASCII" {
 		r.add(problem.Warn("encoding-unchecked", "database "+postgres.QuoteIdent(r.Database.Name),
-			"its encoding SQL_ASCII lets any bytes in; rows and definitions with bytes that are not UTF-8 can't be carried, and one written later suspends the link",
-			"rewrite rows, functions and comments, and rename objects, that hold such bytes; keep them out, or move to a database in UTF8"))
+			"its encoding SQL_ASCII lets any bytes in; rows are carried with them, but definitions with bytes that are not UTF-8 can't be, and one made later suspends the link",
+			"rewrite functions and comments, and rename objects, that hold such bytes"))
 	}
 	for _, check := range []func(context.Context, pgx.Tx) error{
 		r.findUnreadable, r.findLargeObjects, r.findTablespaces, r.findUserMappings, r.findUnfilled, r.findLocks,
@@ -222,6 +235,47 @@ func (r *Requirements) findOnPrimary(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	return nil
+}
+
+// readPathless has the server read the functions in SQL as a newer one would.
+func (r *Requirements) readPathless(ctx context.Context, tx pgx.Tx) error {
+	rows, err := tx.Query(ctx, `
+		SELECT p.oid, format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)), min(pg_describe_object(x.classid, x.objid, 0))
+		FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l ON l.oid = p.prolang
+		JOIN (SELECT d.classid, d.objid, d.refobjid FROM pg_depend d JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind IN ('i', 'I')
+			WHERE d.refclassid = 'pg_proc'::regclass
+			UNION ALL SELECT 'pg_class'::regclass, w.ev_class, d.refobjid FROM pg_depend d JOIN pg_rewrite w ON d.classid = 'pg_rewrite'::regclass AND w.oid = d.objid
+			JOIN pg_class c ON c.oid = w.ev_class AND c.relkind = 'm' WHERE d.refclassid = 'pg_proc'::regclass) x ON x.refobjid = p.oid
+		WHERE l.lanname = 'sql' AND p.prosqlbody IS NULL AND NOT EXISTS (SELECT FROM unnest(p.proconfig) c WHERE c LIKE 'search_path=%')
+		GROUP BY 1, 2 ORDER BY 2`)
+	if err != nil {
+		return err
+	}
+	var oids []uint32
+	var oid uint32
+	var f Pathless
+	var all []Pathless
+	if _, err := pgx.ForEachRow(rows, []any{&oid, &f.Function, &f.For}, func() error {
+		oids, all = append(oids, oid), append(all, f)
+		return nil
+	}); err != nil {
+		return err
+	}
+	path, err := postgres.UserPath(ctx, tx)
+	for i, f := range all {
+		if err != nil {
+			return err
+		}
+		err = inTx(ctx, tx, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL check_function_bodies = on; SELECT fmgr_sql_validator(%d)`, oids[i]))
+			return err
+		})
+		if sqlState(err) != "" {
+			f.Error, f.Path, err = err.Error(), strings.TrimPrefix(path, "pg_catalog, "), nil
+			r.Pathless = append(r.Pathless, f)
+		}
+	}
+	return err
 }
 
 func (r *Requirements) add(p *problem.Problem) { r.Findings = append(r.Findings, p) }

@@ -120,7 +120,7 @@ func diff(t *testing.T, want, got string) {
 func restore(ctx context.Context, t *testing.T, c *testpg.Cluster, database string, d *Dump, fill func(*pgx.Conn)) {
 	t.Helper()
 	conn := c.Connect(t, database)
-	if _, err := RestoreRoles(ctx, conn, d.Roles); err != nil {
+	if _, _, err := RestoreRoles(ctx, conn, d.Roles); err != nil {
 		t.Fatal(err)
 	}
 	if err := Apply(ctx, conn, d.Of(PhasePre, 0)); err != nil {

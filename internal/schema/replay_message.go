@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -173,6 +174,11 @@ func decodeDDL(body []byte) (*ddlMessage, error) {
 	var m ddlMessage
 	if err := json.Unmarshal(body, &m); err != nil {
 		return nil, fmt.Errorf("read a DDL message: %w", err)
+	}
+	if !utf8.Valid(body) {
+		return nil, problem.New("ddl-not-utf8", m.object(),
+			"its text holds bytes that are not UTF-8, which a database in encoding SQL_ASCII takes: rows are carried with them, definitions are not",
+			"on the primary, undo the command, or rename what it made; then hawser link drop NAME --remove-replica, and create the link again")
 	}
 	if m.Version > ddlMessageVersion {
 		return nil, problem.New("ddl-version", m.object(),

@@ -69,7 +69,7 @@ func (r *replay) prepareRoles(ctx context.Context, node *pgq.Node) (role, error)
 			made = append(made, name)
 		}
 	}
-	// As in RestoreRoles: no role that was here before is opened to others.
+	// A role that was just made has no rights yet. The others are opened as membership has it.
 	for _, group := range r.m.User.MemberOf {
 		if slices.Contains(made, group) {
 			if err := r.exec(ctx, "GRANT "+pgx.Identifier{group}.Sanitize()+" TO "+pgx.Identifier{r.m.User.Name}.Sanitize()); err != nil {

@@ -18,6 +18,7 @@ type ddlChange struct {
 	Kind     string  `json:"kind"`
 	Name     string  `json:"name"`
 	Value    *string `json:"value"`
+	Was      *string `json:"was"` // of a role
 	Role     string  `json:"role"`
 	Type     string  `json:"type"`
 	Identity string  `json:"identity"`
@@ -216,36 +217,56 @@ func (r *replay) databasePrivileges(ctx context.Context, database string, value 
 	return statements, nil
 }
 
-// roleChange makes a role that the database names and this side lacks. As elsewhere, a
-// role that was here before is not opened to others: that a person does.
+// roleChange makes a role that the database names and this side lacks, and follows its
+// memberships in others.
 func (r *replay) roleChange(ctx context.Context, c ddlChange) error {
-	if err := r.makeRole(ctx, c.Name); err != nil || c.Value == nil {
-		return err
-	}
-	var groups []string
-	if err := json.Unmarshal([]byte(*c.Value), &groups); err != nil {
-		return fmt.Errorf("read the groups of role %q: %w", c.Name, err)
-	}
-	for _, group := range groups {
-		if err := r.makeRole(ctx, group); err != nil {
-			return err
-		}
-		grant := "GRANT " + pgx.Identifier{group}.Sanitize() + " TO " + pgx.Identifier{c.Name}.Sanitize()
-		if slices.Contains(r.result.Roles, group) {
-			if err := r.exec(ctx, grant); err != nil {
-				return roleProblem(group, "grant it", err)
-			}
+	now, was := Role{Inherit: true}, Role{}
+	for text, into := range map[*string]*Role{c.Value: &now, c.Was: &was} {
+		if text == nil {
 			continue
 		}
-		var member bool
-		err := r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles u ON u.oid = m.member
-			WHERE g.rolname = $1 AND u.rolname = $2)`, group, c.Name).Scan(&member)
-		if err != nil {
-			return fmt.Errorf("look for the groups of role %q: %w", c.Name, err)
+		if err := json.Unmarshal([]byte(*text), into); err != nil {
+			return fmt.Errorf("read role %q: %w", c.Name, err)
 		}
-		if !member {
-			r.result.Notes = append(r.result.Notes, problem.Warn("role-membership", "role "+c.Name,
-				"on the primary it is a member of role "+group+", which was here before the link and is not opened by it", grant+";"))
+	}
+	if err := r.makeRole(ctx, c.Name); err != nil {
+		return err
+	}
+	if !now.Inherit && slices.Contains(r.result.Roles, c.Name) {
+		if err := r.exec(ctx, "ALTER ROLE "+pgx.Identifier{c.Name}.Sanitize()+" NOINHERIT"); err != nil {
+			return err
+		}
+	}
+	version, err := serverVersion(ctx, r.conn)
+	if err != nil {
+		return err
+	}
+	exec := func(sql string) error {
+		return r.attempt(ctx, func() error { return r.exec(ctx, sql) })
+	}
+	note := func(p *problem.Problem, err error) error {
+		if p != nil {
+			r.result.Notes = append(r.result.Notes, p)
+		}
+		return err
+	}
+	for _, m := range now.MemberOf {
+		if slices.Contains(was.MemberOf, m) {
+			continue
+		}
+		if err := r.makeRole(ctx, m.Role); err != nil {
+			return err
+		}
+		if err := note(membership{c.Name, m, version}.give(ctx, r.conn, exec)); err != nil {
+			return err
+		}
+	}
+	for _, m := range was.MemberOf {
+		if slices.ContainsFunc(now.MemberOf, func(n Membership) bool { return n.Role == m.Role }) {
+			continue
+		}
+		if err := note(membership{c.Name, m, version}.end(ctx, r.conn, exec)); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -159,6 +159,8 @@ func (s *session) applyGroup(ctx context.Context, db DB, group []Entry) error {
 		return nil
 	case !errors.As(err, &pgErr):
 		return fmt.Errorf("restore the schema from %s on: %w", group[0].object(), err)
+	case len(group) == 1 && postgres.Unqualified(err) && s.inUserPath(ctx, db, group[0]) == nil:
+		return nil
 	case len(group) == 1 && pgErr.Code == "42501" && s.handOver(ctx, db, group[0]) == nil: // insufficient_privilege
 		return nil
 	case len(group) == 1:
@@ -170,6 +172,16 @@ func (s *session) applyGroup(ctx context.Context, db DB, group []Entry) error {
 		}
 	}
 	return nil
+}
+
+// inUserPath runs an entry that calls a function which names things without their schema.
+func (s *session) inUserPath(ctx context.Context, db DB, e Entry) error {
+	return inTx(ctx, db, func(tx pgx.Tx) error {
+		return postgres.InUserPath(ctx, tx, func() error {
+			_, err := tx.Exec(ctx, e.SQL)
+			return err
+		})
+	})
 }
 
 // handOver runs an entry that gives its object to a superuser of the primary, who is none
@@ -265,6 +277,9 @@ func (s *session) failed(e Entry, err *pgconn.PgError) error {
 			installExtension(e.Name, s.version/10000)).Because(err)
 	}
 	f, ok := failures[err.Code]
+	if postgres.Unqualified(err) {
+		f, ok = pathless, true
+	}
 	if !ok {
 		f, ok = failures[err.Code[:2]]
 	}
@@ -308,6 +323,8 @@ var failures = map[string]failure{
 }
 
 var (
+	pathless = failure{code: "function-without-path", cause: "it calls a function that names things without their schema, which are not found by the database's search_path; PostgreSQL 17 and later use none for indexes and materialized views",
+		remedy: "ALTER FUNCTION … SET search_path = …; on the primary, for the function that PostgreSQL names; then hawser link drop NAME --remove-replica, and create the link again"}
 	alreadyThere = failure{code: "already-there", cause: "an object of this name exists in the target database",
 		remedy: "drop the object that PostgreSQL names from the target database"}
 	lockHeld = failure{code: "lock-held", cause: "another session holds a lock that it needs", remedy: "wait: it is tried again", retry: true}

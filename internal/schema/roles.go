@@ -33,7 +33,8 @@ type Role struct {
 }
 
 // Membership is a role's place in another one. Inherit and Set are as in
-// PostgreSQL 16 and later, and true where the primary is older.
+// PostgreSQL 16 and later. Where the primary is older the member says whether it
+// inherits, and Set is true.
 type Membership struct {
 	Role    string `json:"role"`
 	Admin   bool   `json:"admin,omitempty"`
@@ -75,7 +76,7 @@ func readMemberships(ctx context.Context, db querier, roles []Role) error {
 	var m Membership
 	return forEach(ctx, db, `
 		SELECT member.rolname, role.rolname, bool_or(m.admin_option),
-			bool_or(coalesce((to_jsonb(m)->>'inherit_option')::bool, true)),
+			bool_or(coalesce((to_jsonb(m)->>'inherit_option')::bool, member.rolinherit)),
 			bool_or(coalesce((to_jsonb(m)->>'set_option')::bool, true))
 		FROM pg_auth_members m JOIN pg_roles member ON member.oid = m.member JOIN pg_roles role ON role.oid = m.roleid
 		GROUP BY 1, 2 ORDER BY 1, 2`,
@@ -125,33 +126,39 @@ func (r Role) predefined() bool { return strings.HasPrefix(r.Name, "pg_") }
 
 // RestoreRoles creates the roles that the target lacks, without login and
 // without a password, and returns their names. A role that is there stays as it
-// is. A membership is restored when the role that it opens was created here, so
-// no role gains a right over anything but the link's database.
-func RestoreRoles(ctx context.Context, db DB, roles []Role) (created []string, err error) {
+// is. Notes say which memberships were not restored (see membership).
+func RestoreRoles(ctx context.Context, db DB, roles []Role) (created []string, notes problem.Findings, err error) {
 	version, err := serverVersion(ctx, db)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, r := range roles {
 		made, err := createRole(ctx, db, r)
 		if err != nil {
-			return created, err
+			return created, nil, err
 		}
 		if made {
 			created = append(created, r.Name)
 		}
 	}
+	exec := func(sql string) error {
+		return inTx(ctx, db, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, sql)
+			return err
+		})
+	}
 	for _, r := range roles {
 		for _, m := range r.MemberOf {
-			if !slices.Contains(created, m.Role) {
-				continue
+			note, err := membership{r.Name, m, version}.give(ctx, db, exec)
+			if err != nil {
+				return created, nil, err
 			}
-			if _, err := db.Exec(ctx, m.grant(r.Name, version)); err != nil {
-				return created, roleProblem(m.Role, "grant it to role "+postgres.QuoteIdent(r.Name), err)
+			if note != nil {
+				notes = append(notes, note)
 			}
 		}
 	}
-	return created, nil
+	return created, notes, nil
 }
 
 // createRole creates a role unless it is there. Another link may create it at
@@ -183,19 +190,6 @@ func createRole(ctx context.Context, db DB, r Role) (made bool, err error) {
 		return false, roleProblem(r.Name, "create it", err)
 	}
 	return true, nil
-}
-
-// grant returns the statement that makes member one of m.Role. The options of
-// each membership can be told apart from PostgreSQL 16 on.
-func (m Membership) grant(member string, version int) string {
-	sql := "GRANT " + postgres.QuoteIdent(m.Role) + " TO " + postgres.QuoteIdent(member)
-	switch {
-	case version >= 160000:
-		sql += fmt.Sprintf(" WITH ADMIN %t, INHERIT %t, SET %t", m.Admin, m.Inherit, m.Set)
-	case m.Admin:
-		sql += " WITH ADMIN OPTION"
-	}
-	return sql
 }
 
 func roleProblem(role, what string, err error) error {

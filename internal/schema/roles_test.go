@@ -22,7 +22,7 @@ func TestRestoreRoles(t *testing.T) {
 		{Name: all[3]},
 	}
 	conn := c.Connect(t, "postgres")
-	created, err := RestoreRoles(ctx, conn, roles)
+	created, _, err := RestoreRoles(ctx, conn, roles)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestRestoreRoles(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("memberships are %q, want %q", got, want)
 	}
-	if created, err = RestoreRoles(ctx, conn, roles); err != nil || len(created) != 0 {
+	if created, _, err = RestoreRoles(ctx, conn, roles); err != nil || len(created) != 0 {
 		t.Errorf("the second time it created %q, %v", created, err)
 	}
 }
@@ -63,7 +63,7 @@ func TestRestoreRolesBesideAnother(t *testing.T) {
 	for range 4 {
 		conn := c.Connect(t, "postgres")
 		group.Go(func() {
-			created, err := RestoreRoles(ctx, conn, roles)
+			created, _, err := RestoreRoles(ctx, conn, roles)
 			if err != nil {
 				t.Error(err)
 			}
@@ -81,10 +81,10 @@ func TestRestoreRolesBesideAnother(t *testing.T) {
 func TestMembershipOptions(t *testing.T) {
 	t.Parallel()
 	m := Membership{Role: "g", Admin: true, Set: true}
-	if got, want := m.grant("m", 150000), `GRANT "g" TO "m" WITH ADMIN OPTION`; got != want {
+	if got, want := (membership{"m", m, 150000}).grant(), `GRANT "g" TO "m" WITH ADMIN OPTION`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if got, want := m.grant("m", 160000), `GRANT "g" TO "m" WITH ADMIN true, INHERIT false, SET true`; got != want {
+	if got, want := (membership{"m", m, 160000}).grant(), `GRANT "g" TO "m" WITH ADMIN true, INHERIT false, SET true`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/postgres"
 )
 
 // haul is a small table with all its rows.
@@ -141,11 +142,17 @@ func (w *worker) store(ctx context.Context, hauls []*haul) error {
 func (w *worker) commit(ctx context.Context, hauls []*haul) (bad int, err error) {
 	bad = -1
 	err = pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error {
-		for i, h := range hauls {
-			if err := w.copyHaul(ctx, h); err != nil {
-				bad = i
-				return err
+		err := postgres.InUserPath(ctx, tx, func() error {
+			for i, h := range hauls {
+				if err := w.copyHaul(ctx, h); err != nil {
+					bad = i
+					return err
+				}
 			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		for _, h := range hauls {
 			if err := catalog.SetTableDone(ctx, tx, w.cfg.Link, h.start.OID, h.start.Bytes, h.rows); err != nil {

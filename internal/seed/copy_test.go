@@ -117,6 +117,25 @@ func TestToastHeavyTableInParts(t *testing.T) {
 	}
 }
 
+// Functions of indexes, checks and generated columns find what they name without a
+// schema: when rows are read in parts, when they are written, and when the table is
+// emptied to be copied again.
+func TestFunctionsWithoutSchema(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, `
+		CREATE FUNCTION inside(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 + 1'; CREATE FUNCTION outside(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT inside($1)';
+		CREATE TABLE parts (id int CHECK (outside(id) > 0), g int GENERATED ALWAYS AS (outside(id)) STORED, class regclass, v text); CREATE INDEX ON parts (outside(id)); CREATE TABLE whole (LIKE parts INCLUDING ALL)`)
+	p.from.Exec(t, p.src, `INSERT INTO parts (id, class, v) SELECT i, CASE i % 2 WHEN 0 THEN 'parts'::regclass ELSE 'pg_class' END, repeat('x', 100) FROM generate_series(1, 20000) i`,
+		`INSERT INTO whole (id) SELECT id FROM parts`)
+	for _, sizes := range []sizes{defaultSizes, {split: 1 << 20, part: 1 << 20}} {
+		p.to.Exec(t, p.dst, `DELETE FROM hawser.seed_table`)
+		p.sizes = sizes
+		p.list()
+		p.mustRun()
+		p.same("SELECT count(*), sum(id), sum(g), min(class::text), max(class::text) FROM parts", "SELECT count(*), sum(g) FROM whole")
+	}
+}
+
 // A thousand tables neither cost a connection each nor go lost.
 func TestThousandTinyTables(t *testing.T) {
 	t.Parallel()

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/postgres"
@@ -84,10 +83,7 @@ func ServeRows(ctx context.Context, connect func(ctx context.Context) (*pgx.Conn
 		if err != nil {
 			return err
 		}
-		tag, err := conn.PgConn().CopyTo(ctx, &out, sql)
-		if err == nil {
-			err = out.flush()
-		}
+		tag, err := copyOut(ctx, conn, &out, sql)
 		if err != nil {
 			return lost("the rows to repair could not be read", err)
 		}
@@ -114,7 +110,7 @@ func receiveRequest(s Stream) (r RowsRequest, err error) {
 
 // FetchRows asks for rows and copies those that exist into the table of the same
 // name.
-func FetchRows(ctx context.Context, s ClientStream, conn *pgconn.PgConn, r RowsRequest) (rows int64, err error) {
+func FetchRows(ctx context.Context, s ClientStream, tx pgx.Tx, r RowsRequest) (rows int64, err error) {
 	keys := r.Keys
 	for len(keys) > 0 {
 		n, size := 0, 0
@@ -125,7 +121,7 @@ func FetchRows(ctx context.Context, s ClientStream, conn *pgconn.PgConn, r RowsR
 			n++
 		}
 		r.Keys, keys = keys[:n], keys[n:]
-		got, err := fetch(ctx, s, conn, r)
+		got, err := fetch(ctx, s, tx, r)
 		if err != nil {
 			return rows, err
 		}
@@ -134,7 +130,7 @@ func FetchRows(ctx context.Context, s ClientStream, conn *pgconn.PgConn, r RowsR
 	return rows, nil
 }
 
-func fetch(ctx context.Context, s ClientStream, conn *pgconn.PgConn, r RowsRequest) (int64, error) {
+func fetch(ctx context.Context, s ClientStream, tx pgx.Tx, r RowsRequest) (int64, error) {
 	data, err := json.Marshal(r)
 	if err != nil {
 		return 0, err
@@ -143,7 +139,10 @@ func fetch(ctx context.Context, s ClientStream, conn *pgconn.PgConn, r RowsReque
 		return 0, err
 	}
 	in := &incoming{stream: s}
-	_, err = conn.CopyFrom(ctx, in, "COPY "+postgres.QuoteIdent(r.Schema, r.Name)+" ("+columnList(r.Columns)+") FROM STDIN")
+	err = postgres.InUserPath(ctx, tx, func() error {
+		_, err := tx.Conn().PgConn().CopyFrom(ctx, in, "COPY "+postgres.QuoteIdent(r.Schema, r.Name)+" ("+columnList(r.Columns)+") FROM STDIN")
+		return err
+	})
 	if err != nil {
 		_ = s.Close() // what is still to come belongs to nobody
 		if cause := in.stop(); cause != nil {

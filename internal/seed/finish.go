@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/postgres"
 )
 
 // finish builds what belongs to tables that have their rows, analyzes them, and
@@ -25,7 +26,11 @@ func (w *worker) finish(ctx context.Context, tables []*table) error {
 		}
 	}
 	err := pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on; ANALYZE `+strings.Join(names, ", ")); err != nil {
+		err := postgres.InUserPath(ctx, tx, func() error {
+			_, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = on; ANALYZE `+strings.Join(names, ", "))
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("analyze what was copied: %w", err)
 		}
 		for _, t := range tables {

@@ -85,7 +85,10 @@ func session(ctx context.Context, connect func(context.Context) (*pgx.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.Exec(ctx, textSettings+settings); err != nil {
+	if _, err = conn.Exec(ctx, textSettings+settings); err == nil {
+		err = postgres.KeepBytes(ctx, conn.PgConn())
+	}
+	if err != nil {
 		closeSession(conn)
 		return nil, lost("a PostgreSQL was lost while a session of the copy was set up", err)
 	}

@@ -8,8 +8,10 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -296,10 +298,7 @@ func (v *server) sendLast(ctx context.Context, t frame.SeedStart, sql string) er
 }
 
 func (v *server) send(ctx context.Context, t frame.SeedStart, sql string) (rows int64, err error) {
-	tag, err := v.conn.PgConn().CopyTo(ctx, &v.out, sql)
-	if err == nil {
-		err = v.out.flush()
-	}
+	tag, err := copyOut(ctx, v.conn, &v.out, sql)
 	switch {
 	case v.out.err != nil:
 		return 0, v.out.err
@@ -307,6 +306,29 @@ func (v *server) send(ctx context.Context, t frame.SeedStart, sql string) (rows 
 		return 0, v.problem(ctx, "copy", t, err)
 	}
 	return tag.RowsAffected(), nil
+}
+
+// copyOut runs a COPY of rows to the stream, in the transaction at hand. To plan one of a
+// query the server may call functions of the table's indexes. Only where they need it is
+// the user's search_path in force: names among the rows would be written by it.
+func copyOut(ctx context.Context, conn *pgx.Conn, out *chunks, sql string) (tag pgconn.CommandTag, err error) {
+	if _, err := conn.Exec(ctx, `SAVEPOINT hawser_copy`); err != nil {
+		return tag, err
+	}
+	run := func() (err error) {
+		tag, err = conn.PgConn().CopyTo(ctx, out, sql)
+		return err
+	}
+	if err = run(); postgres.Unqualified(err) {
+		if _, err := conn.Exec(ctx, `ROLLBACK TO hawser_copy`); err != nil {
+			return tag, err
+		}
+		err = postgres.InUserPath(ctx, conn, run)
+	}
+	if err == nil {
+		err = out.flush()
+	}
+	return tag, err
 }
 
 // end ends the transaction at hand, and its snapshot.
@@ -325,6 +347,10 @@ func (v *server) end(ctx context.Context) error {
 // open, find or copy.
 func (v *server) problem(ctx context.Context, doing string, t frame.SeedStart, err error) error {
 	object := "table " + quoted(t)
+	if postgres.TooLarge(err) {
+		return problem.New("row-too-large", object, "PostgreSQL can't send one of its rows, whose text would be larger than 1 GB (that of a bytea has two characters a byte)",
+			"on the primary make that row's values smaller, then hawser link resume LINK").Because(err)
+	}
 	if passes(err) {
 		return lost("the primary's PostgreSQL could not "+doing+" "+object, err)
 	}

@@ -3,15 +3,22 @@ package seed
 import (
 	"context"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/postgres"
 )
 
 // copyParts splits a table over the workers. This one's stream holds the snapshot,
 // and copies parts too. When it returns, no part is under way.
 func (w *worker) copyParts(ctx context.Context, start frame.SeedStart, to target) error {
 	if to.hasRows {
-		if _, err := w.conn.Exec(ctx, to.empty(start)); err != nil {
+		err := w.inPath(ctx, func() error {
+			_, err := w.conn.Exec(ctx, to.empty(start))
+			return err
+		})
+		if err != nil {
 			return w.replicaError(err)
 		}
 	}
@@ -64,11 +71,20 @@ func (w *worker) copyPart(ctx context.Context, p *part) error {
 	if err := w.request(p.SeedRequest); err != nil {
 		return err
 	}
-	rows, err := w.receive(ctx, p.start, p.share, "")
+	var rows int64
+	err := w.inPath(ctx, func() (err error) {
+		rows, err = w.receive(ctx, p.start, p.share, "")
+		return err
+	})
 	if err != nil {
 		return w.replicaError(err)
 	}
 	p.of.rows.Add(rows)
 	p.share.done()
 	return nil
+}
+
+// inPath runs f in a transaction, with functions of the tables finding what they name.
+func (w *worker) inPath(ctx context.Context, f func() error) error {
+	return pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error { return postgres.InUserPath(ctx, tx, f) })
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -375,27 +376,35 @@ func (t target) empty(start frame.SeedStart) string {
 // copyWhole copies a table in one transaction, which also empties it. Its pages are
 // written frozen, which spares the replica a later vacuum.
 func (w *worker) copyWhole(ctx context.Context, start frame.SeedStart, to target) error {
-	if start.Export != "" { // else the rows come by themselves
-		if err := w.request(frame.SeedRequest{OID: start.OID, Export: start.Export, EndPage: endOfTable}); err != nil {
-			return err
-		}
-	}
-	share := w.meter.share(start.OID, start.Bytes)
 	err := pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, to.empty(start)); err != nil {
+		var rows int64
+		err := postgres.InUserPath(ctx, tx, func() (err error) {
+			rows, err = w.refill(ctx, tx, start, to)
 			return err
-		}
-		options := " WITH (FREEZE)"
-		if to.referenced {
-			options = ""
-		}
-		rows, err := w.receive(ctx, start, share, options)
+		})
 		if err != nil {
 			return err
 		}
 		return catalog.SetTableDone(ctx, tx, w.cfg.Link, start.OID, start.Bytes, rows)
 	})
 	return w.replicaError(err)
+}
+
+// refill empties the table before it asks for its rows: who asks has to take them.
+func (w *worker) refill(ctx context.Context, tx pgx.Tx, start frame.SeedStart, to target) (rows int64, err error) {
+	if _, err := tx.Exec(ctx, to.empty(start)); err != nil {
+		return 0, err
+	}
+	if start.Export != "" { // else they come by themselves
+		if err := w.request(frame.SeedRequest{OID: start.OID, Export: start.Export, EndPage: endOfTable}); err != nil {
+			return 0, err
+		}
+	}
+	options := " WITH (FREEZE)"
+	if to.referenced {
+		options = ""
+	}
+	return w.receive(ctx, start, w.meter.share(start.OID, start.Bytes), options)
 }
 
 // replicaError makes a problem of what the replica's PostgreSQL said.

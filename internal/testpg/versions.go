@@ -38,6 +38,20 @@ func Version(t testing.TB, major int) (binDir string) {
 	return ""
 }
 
+// Client returns a directory with a pg_dump that reads a major version. The test is
+// skipped, and says why, when there is none on this machine.
+func Client(t testing.TB, major int) (binDir string) {
+	t.Helper()
+	if tool, err := postgres.Tool("pg_dump", major); err == nil {
+		return filepath.Dir(tool)
+	}
+	dir := filepath.Join(repository(t), ".versions/client/bin")
+	if _, err := os.Stat(filepath.Join(dir, "pg_dump")); err != nil {
+		t.Skipf("no pg_dump of PostgreSQL %d on this machine, which make versions installs: %v", major, err)
+	}
+	return dir
+}
+
 // repository is the directory with go.mod: tests run in their package's.
 func repository(t testing.TB) string {
 	t.Helper()

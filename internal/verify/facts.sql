@@ -36,6 +36,11 @@ own AS MATERIALIZED ( -- what Hawser put outside its schema
 	UNION ALL SELECT 'pg_event_trigger'::regclass, e.oid FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE p.pronamespace = to_regnamespace('hawser')
 	UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication WHERE pubname ~ '^hawser_'
 ),
+named AS MATERIALIZED ( -- roles that the database names
+	SELECT d.refobjid AS oid FROM pg_shdepend d JOIN pg_database b ON b.datname = current_database()
+	WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid >= 16384 AND (d.dbid = b.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid)
+	UNION SELECT s.setrole FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase WHERE b.datname = current_database() AND s.setrole >= 16384
+),
 acl AS (
 	SELECT 'schema ' || name AS object, coalesce(nspacl, acldefault('n', nspowner)) AS acl FROM ns
 	UNION ALL
@@ -206,3 +211,11 @@ SELECT 'default privileges', quote_ident(pg_get_userbyid(d.defaclrole)) || coale
 FROM pg_default_acl d LEFT JOIN ns ON ns.oid = d.defaclnamespace CROSS JOIN aclexplode(d.defaclacl) a
 WHERE d.defaclnamespace = 0 OR ns.oid IS NOT NULL
 GROUP BY d.defaclrole, ns.name, d.defaclobjtype, a.grantee
+
+-- Memberships of roles that the database names, as the commands that make them.
+UNION ALL
+SELECT 'role membership', quote_ident(u.rolname) || ' in ' || quote_ident(g.rolname),
+	'GRANT ' || quote_ident(g.rolname) || ' TO ' || quote_ident(u.rolname) || CASE WHEN bool_or(m.admin_option) THEN ' WITH ADMIN OPTION' ELSE '' END, false
+FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles u ON u.oid = m.member
+WHERE m.roleid IN (SELECT oid FROM named) AND m.member IN (SELECT oid FROM named)
+GROUP BY g.rolname, u.rolname

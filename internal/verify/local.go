@@ -165,7 +165,7 @@ func (p *pool) run(ctx context.Context, s scan) error {
 		}
 		e := expressions{table: s.table, m: s.m, kinds: kinds}
 		if len(parts) == 1 {
-			return p.slot(ctx, func() error { return read(ctx, tx, s.sql(e, parts[0]), s.args, s.row) })
+			return p.slot(ctx, func() error { return s.read(ctx, tx, e, parts[0], s.row) })
 		}
 		var mu sync.Mutex
 		row := func(r pgx.Rows) error {
@@ -178,7 +178,7 @@ func (p *pool) run(ctx context.Context, s scan) error {
 		for _, part := range parts {
 			g.Go(func() error {
 				return p.slot(ctx, func() error {
-					return p.tx(ctx, func(tx pgx.Tx) error { return read(ctx, tx, s.sql(e, part), s.args, row) })
+					return p.tx(ctx, func(tx pgx.Tx) error { return s.read(ctx, tx, e, part, row) })
 				})
 			})
 		}
@@ -195,6 +195,15 @@ func (p *pool) slot(ctx context.Context, f func() error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// read passes over a part.
+func (s scan) read(ctx context.Context, tx pgx.Tx, e expressions, part string, row func(pgx.Rows) error) error {
+	read := func() error { return read(ctx, tx, s.sql(e, part), s.args, row) }
+	if s.m.UserPath {
+		return postgres.InUserPath(ctx, tx, read)
+	}
+	return read()
 }
 
 func read(ctx context.Context, tx pgx.Tx, sql string, args []any, row func(pgx.Rows) error) error {
@@ -380,6 +389,12 @@ func (l *Local) Rows(ctx context.Context, r RowsRequest) ([]Row, error) {
 	return out, tableError(r.Table, r.Method, err)
 }
 
+// Codes of the problems that end with another Method.
+const (
+	codeUserPath = "search-path"
+	codeTooWide  = "row-too-wide"
+)
+
 // tableProblem is the reason why one table can't be read while others can; nil
 // when there is none, or when err is no such reason.
 func tableProblem(t Table, m Method, err error) *problem.Problem {
@@ -394,8 +409,10 @@ func tableProblem(t Table, m Method, err error) *problem.Problem {
 	// Err does not travel between the sides, so the server's words go into the cause.
 	says := "the server says: " + pg.Message + " (SQLSTATE " + pg.Code + ")"
 	switch {
-	case tooWide(pg) && !m.Wide:
-		return problem.New("row-too-wide", name, "the text of one of its rows is larger than PostgreSQL can build; "+says, "none: the table is hashed by column")
+	case postgres.Unqualified(pg) && !m.UserPath:
+		return problem.New(codeUserPath, name, "a function of one of its indexes names things without their schema; "+says, "none: it is read under the database's search_path")
+	case (postgres.TooLarge(pg) || pg.Code == "53200") && !m.Wide:
+		return problem.New(codeTooWide, name, "the text of one of its rows is larger than PostgreSQL can build; "+says, "none: the table is hashed by column")
 	case pg.Code == "55P03":
 		return problem.New("table-locked", name, "another session holds it locked", "run the comparison again when the lock is gone").Retry()
 	case pg.Code == "42P01", pg.Code == "42703", pg.Code == "3F000":
@@ -407,11 +424,6 @@ func tableProblem(t Table, m Method, err error) *problem.Problem {
 // severed: the session ended, or somebody ended the statement.
 func severed(pg *pgconn.PgError) bool {
 	return pg.Severity == "FATAL" || strings.HasPrefix(pg.Code, "57")
-}
-
-// tooWide: program_limit_exceeded, out_of_memory, or the allocator's own words.
-func tooWide(pg *pgconn.PgError) bool {
-	return pg.Code == "54000" || pg.Code == "53200" || pg.Code == "XX000" && strings.Contains(pg.Message, "invalid memory alloc request size")
 }
 
 func tableError(t Table, m Method, err error) error {

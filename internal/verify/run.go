@@ -213,8 +213,7 @@ func (c *comparison) group(ctx context.Context, pairs []pair) ([]TableReport, er
 	}
 	for i, t := range tables {
 		m := c.method
-		if t.Problem != nil && t.Problem.Code == "row-too-wide" {
-			m.Wide = true
+		for m.mends(t.Problem) {
 			again, err := c.digestBy(ctx, pairs[i:i+1], m)
 			if err != nil {
 				return nil, err
@@ -232,6 +231,20 @@ func (c *comparison) group(ctx context.Context, pairs []pair) ([]TableReport, er
 		tables[i] = t
 	}
 	return tables, nil
+}
+
+// mends changes the method to one that can do with a table what this one can't.
+func (m *Method) mends(p *problem.Problem) bool {
+	switch {
+	case p == nil:
+	case p.Code == codeTooWide && !m.Wide:
+		m.Wide = true
+		return true
+	case p.Code == codeUserPath && !m.UserPath:
+		m.UserPath = true
+		return true
+	}
+	return false
 }
 
 func (c *comparison) digestBy(ctx context.Context, pairs []pair, m Method) ([]TableReport, error) {

@@ -14,6 +14,10 @@ import (
 //go:embed facts.sql
 var factsSQL string
 
+// KindMembership is the Kind of memberships of roles, whose facts are the commands that
+// make them. A link follows those alone that open nothing but its database.
+const KindMembership = "role membership"
+
 func describe(ctx context.Context, conn db) ([]Fact, error) {
 	rows, err := conn.Query(ctx, factsSQL)
 	if err != nil {

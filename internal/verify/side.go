@@ -46,6 +46,9 @@ type Table struct {
 type Method struct {
 	Portable bool `json:"portable,omitempty"` // for sides of different encoding or byte order
 	Wide     bool `json:"wide,omitempty"`     // for rows whose text is too large to be built
+	// UserPath is for tables with an index whose functions name things without their
+	// schema: the server calls them to plan the scan.
+	UserPath bool `json:"user_path,omitempty"`
 }
 
 // DigestRequest asks for the hashes of tables. Columns says which columns count.
