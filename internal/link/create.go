@@ -567,16 +567,16 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 	if err := capture.Uninstall(ctx, conn, l.rec.ID, left == 0); err != nil || left > 0 {
 		return err
 	}
+	if side, _ := l.now(); side.Role == role.Secondary { // before anybody else can write
+		if err := apply.AdvanceSequences(ctx, conn); err != nil {
+			return err
+		}
+	}
 	if err := fence.Resume(ctx, conn); err != nil {
 		return err
 	}
 	if err := fence.Remove(ctx, conn); err != nil {
 		return err
-	}
-	if side, _ := l.now(); side.Role == role.Secondary {
-		if err := apply.AdvanceSequences(ctx, conn); err != nil {
-			return err
-		}
 	}
 	return catalog.DropSchema(ctx, conn)
 }
