@@ -316,12 +316,7 @@ func TestDropOpensLast(t *testing.T) {
 	a, b := pair(t)
 	link(t, a, b, `CREATE TABLE t (id serial PRIMARY KEY)`)
 	b.awaitState(t, "shop", api.StateSynchronized)
-	conn := b.Connect(t, "shop")
-	for _, sql := range []string{`SET session_replication_role = replica`, `SET default_transaction_read_only = off`, `BEGIN`, `LOCK TABLE t`} {
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
+	release := lock(t, b, "shop", "t")
 	done := make(chan error, 1)
 	go func() {
 		_, err := a.DropLink(context.Background(), "shop", api.DropOptions{})
@@ -334,9 +329,7 @@ func TestDropOpensLast(t *testing.T) {
 	if err := try(t, b, `CREATE TABLE too_early ()`); err == nil {
 		t.Error("the replica took a write before the link was gone")
 	}
-	if _, err := conn.Exec(t.Context(), `ROLLBACK`); err != nil {
-		t.Fatal(err)
-	}
+	release()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}

@@ -65,6 +65,9 @@ func (l *link) guard() {
 				l.log.Warn("can't see how much WAL the link holds back", "error", err)
 			}
 		}
+		if err := l.seeRenewal(l.ctx); err != nil {
+			l.log.Debug("can't see whether a new slot is used", "error", err)
+		}
 		if err := l.tend(l.ctx, side); err != nil {
 			l.log.Debug("can't hand the database's links over yet", "error", err)
 		}

@@ -107,7 +107,7 @@ func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 	}
 	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Listed: !l.filter().All()})
 	if err == nil && report.Equal {
-		l.update(func() { l.holes = nil })
+		err = l.forgetHoles(ctx)
 	}
 	return VerifyReport{Report: report, Position: opened.Until, At: time.Now()}, err
 }
