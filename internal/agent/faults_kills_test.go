@@ -436,7 +436,7 @@ func (d *duel) play(k kill) (within bool) {
 		victim = d.p
 	}
 	tap := d.taps[victim]
-	held := tap.arm(k.at, k.fault == serverDidIt, c.deaf...)
+	held := tap.arm(k.at, k.fault == serverDidIt, but(c.deaf...))
 	done := make(chan error, 1)
 	go func() { done <- c.run() }()
 	var err error
@@ -449,11 +449,15 @@ func (d *duel) play(k kill) (within bool) {
 	case <-time.After(20 * time.Second): // it waits for more than one question can tell
 		within = true
 	}
-	d.strike(victim, k.fault)
+	asked := d.strike(victim, k.fault)
 	if !ended {
 		err = <-done
 	}
-	d.t.Logf("%s: %v (within it: %v)", k, err, within)
+	if within {
+		d.t.Logf("%s: %v", k, err)
+	} else {
+		d.t.Logf("%s, after all %d: %v", k, asked, err)
+	}
 	if err != nil {
 		d.again(k.command, c.run)
 	}
@@ -470,17 +474,19 @@ func (d *duel) play(k kill) (within bool) {
 	return within
 }
 
-func (d *duel) strike(victim *instance, fault string) {
+// strike carries the fault out, and returns how many questions were asked before.
+func (d *duel) strike(victim *instance, fault string) (asked int) {
 	d.t.Helper()
 	if fault == agentDies {
 		victim.stop()
-		d.taps[victim].release()
+		asked = d.taps[victim].release()
 		victim.run(d.t)
-		return
+		return asked
 	}
 	victim.Kill(d.t)
-	d.taps[victim].release()
+	asked = d.taps[victim].release()
 	victim.Cluster.Start(d.t)
+	return asked
 }
 
 // moreEntries waits until the primary's client has written some more.
@@ -548,4 +554,41 @@ func seedOf(t *testing.T) uint64 {
 	}
 	t.Logf("HAWSER_TEST_SEED=%d repeats this choice", seed)
 	return seed
+}
+
+// TestCreateTakenBackLater: PostgreSQL goes away while a link is made on that side, so
+// that what is there can't be taken back at once. It is when PostgreSQL is there again.
+func TestCreateTakenBackLater(t *testing.T) {
+	t.Parallel()
+	for _, side := range []string{"primary", "secondary"} {
+		t.Run(side, func(t *testing.T) {
+			t.Parallel()
+			a, b := pair(t)
+			a.Exec(t, "postgres", `CREATE DATABASE shop`)
+			a.Exec(t, "shop", `CREATE TABLE t (id int PRIMARY KEY)`)
+			victim := map[string]*instance{"primary": a, "secondary": b}[side]
+			victim.stop()
+			tap := newTap(t, victim)
+			victim.run(t)
+			held := tap.arm(3, true, func(purpose string) bool { return strings.HasSuffix(purpose, ":create") })
+			create := func() error {
+				_, err := a.CreateLink(context.Background(), api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})
+				return err
+			}
+			done := make(chan error, 1)
+			go func() { done <- create() }()
+			<-held
+			victim.Kill(t)
+			tap.release()
+			if err := <-done; err == nil {
+				t.Error("the link was made without PostgreSQL")
+			}
+			victim.Cluster.Start(t)
+			testpg.Eventually(t, 60*time.Second, "the link is made", func() (bool, error) {
+				err := create()
+				return err == nil, err
+			})
+			b.awaitState(t, "shop", api.StateSynchronized)
+		})
+	}
 }

@@ -16,12 +16,12 @@ type tap struct {
 	to string
 
 	mu       sync.Mutex
-	deaf     []string      // purposes of sessions whose questions do not count
-	count    int           // questions since arm
-	at       int           // the one to hold; 0: none
-	late     bool          // hold when the server has done it, not before it hears of it
-	held     chan struct{} // closed when it is held
-	released chan struct{} // closed when what is held is to be given up
+	hears    func(purpose string) bool // of the sessions whose questions count
+	count    int                       // questions since arm
+	at       int                       // the one to hold; 0: none
+	late     bool                      // hold when the server has done it, not before it hears of it
+	held     chan struct{}             // closed when it is held
+	released chan struct{}             // closed when what is held is to be given up
 }
 
 // newTap has the next run of an agent reach its PostgreSQL through a tap.
@@ -50,10 +50,10 @@ func newTap(t *testing.T, i *instance) *tap {
 }
 
 // arm begins to count, and holds the question of that number; 0 holds none.
-func (p *tap) arm(at int, late bool, deaf ...string) (held <-chan struct{}) {
+func (p *tap) arm(at int, late bool, hears func(purpose string) bool) (held <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.count, p.at, p.late, p.deaf = 0, at, late, deaf
+	p.count, p.at, p.late, p.hears = 0, at, late, hears
 	p.held, p.released = make(chan struct{}), make(chan struct{})
 	return p.held
 }
@@ -83,9 +83,9 @@ const (
 
 // ask counts a question.
 func (p *tap) ask(purpose string) (fate, <-chan struct{}) {
-	counts := p.hears(purpose)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	counts := p.hears != nil && p.hears(purpose)
 	if p.at > 0 && p.count >= p.at {
 		return standing, p.released
 	}
@@ -122,15 +122,16 @@ func purpose(startup []byte) string {
 	return string(name)
 }
 
-func (p *tap) hears(purpose string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, suffix := range append(p.deaf, unheard...) {
-		if strings.HasSuffix(purpose, suffix) {
-			return false
+// but hears all sessions except for those, and those that are at it all the time.
+func but(deaf ...string) func(purpose string) bool {
+	return func(purpose string) bool {
+		for _, suffix := range append(deaf, unheard...) {
+			if strings.HasSuffix(purpose, suffix) {
+				return false
+			}
 		}
+		return strings.HasPrefix(purpose, "hawser:")
 	}
-	return strings.HasPrefix(purpose, "hawser:")
 }
 
 func (p *tap) serve(client net.Conn) {

@@ -136,6 +136,17 @@ func InsertLink(ctx context.Context, db DB, l Link) error {
 	return nil
 }
 
+// StoreNewLink stores a link of which the instance has none. What is there under its name
+// is a record that an earlier try stored without hearing of it.
+func StoreNewLink(ctx context.Context, conn *pgx.Conn, l Link) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := DeleteLink(ctx, tx, l.Name); err != nil {
+			return err
+		}
+		return InsertLink(ctx, tx, l)
+	})
+}
+
 // SetProgress stores how far the link's existence is.
 func SetProgress(ctx context.Context, db DB, name string, p Progress) error {
 	return update(ctx, db, name, `UPDATE hawser.link SET progress = $2 WHERE name = $1`, p)
