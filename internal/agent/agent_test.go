@@ -123,8 +123,14 @@ func introduce(t *testing.T, a, b *instance) {
 			t.Fatal(err)
 		}
 	}
+	b.awaitPeer(t)
+}
+
+// awaitPeer waits until the only peer is connected.
+func (i *instance) awaitPeer(t *testing.T) {
+	t.Helper()
 	testpg.Eventually(t, 20*time.Second, "the peers are connected", func() (bool, error) {
-		list, err := b.Peers(ctx)
+		list, err := i.Peers(context.Background())
 		return err == nil && len(list.Peers) == 1 && list.Peers[0].Connected, err
 	})
 }

@@ -212,7 +212,7 @@ type command struct {
 func (d *duel) commands() []command {
 	busy := []string{":apply"} // the clients keep it asking
 	return []command{
-		{name: "create", run: d.create, before: d.dropped, deaf: busy, asks: 60},
+		{name: "create", run: d.create, before: d.dropped, deaf: busy, asks: 100},
 		{name: "seeding", run: d.synchronized, before: func() { d.dropped(); d.again("create", d.create) }, asks: 60},
 		{name: "follow", run: d.change, asks: 60},
 		{name: "failover", run: d.failover, deaf: busy, asks: 50},
@@ -570,6 +570,8 @@ func TestCreateTakenBackLater(t *testing.T) {
 			victim.stop()
 			tap := newTap(t, victim)
 			victim.run(t)
+			a.awaitPeer(t)
+			b.awaitPeer(t)
 			held := tap.arm(3, true, func(purpose string) bool { return strings.HasSuffix(purpose, ":create") })
 			create := func() error {
 				_, err := a.CreateLink(context.Background(), api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})

@@ -310,7 +310,7 @@ func (m *Manager) undo(ctx context.Context, s Spec, id string) error {
 		err = m.dropSide(ctx, l, true)
 	}
 	if err != nil {
-		m.work.Go(func() { m.finishDrop(l) })
+		m.finishSoon(l)
 	}
 	return err
 }
@@ -364,7 +364,7 @@ func (m *Manager) createHere(ctx context.Context, name, peer string, r createReq
 	if err != nil {
 		undone := m.dropSide(context.WithoutCancel(ctx), l, true)
 		if undone != nil {
-			m.work.Go(func() { m.finishDrop(l) })
+			m.finishSoon(l)
 		}
 		return createReply{}, errors.Join(err, undone)
 	}
@@ -494,6 +494,13 @@ func (l *link) dropAsked(ctx context.Context, r dropRequest) (nothing, error) {
 	return nothing{}, l.m.dropSide(ctx, l, r.RemoveReplica)
 }
 
+// finishSoon has finishDrop run, once for a link.
+func (m *Manager) finishSoon(l *link) {
+	if !l.finishing.Swap(true) {
+		m.work.Go(func() { m.finishDrop(l) })
+	}
+}
+
 // finishDrop removes a link whose making or removal did not end. Of one that was being
 // made the other side is told until it has heard of it: it would wait for ever.
 func (m *Manager) finishDrop(l *link) {
@@ -543,7 +550,7 @@ func (l *link) seeMade(ctx context.Context) error {
 	err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs)
 	if p, ok := problem.As(err); ok && p.Code == "link-not-found" || err == nil && theirs.ID != l.rec.ID {
 		l.log.Warn("the other side does not make this link any more: removing it")
-		l.m.work.Go(func() { l.m.finishDrop(l) })
+		l.m.finishSoon(l)
 		return nil
 	}
 	return err
@@ -560,6 +567,11 @@ func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) err
 // dismantle removes everything but the record: first that says so, then the goroutines
 // end, then everything in the database goes.
 func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) error {
+	l.dropping.Lock()
+	defer l.dropping.Unlock()
+	if !m.has(l) { // somebody else was quicker, and there may be another one of the name
+		return nil
+	}
 	err := m.store.Do(ctx, func(conn *pgx.Conn) error {
 		return catalog.SetProgress(ctx, conn, l.rec.Name, catalog.Dropping)
 	})
@@ -591,6 +603,11 @@ func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) er
 
 // erase removes the record, the last of a link.
 func (m *Manager) erase(ctx context.Context, l *link) error {
+	l.dropping.Lock()
+	defer l.dropping.Unlock()
+	if !m.has(l) {
+		return nil
+	}
 	if err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.DeleteLink(ctx, conn, l.rec.Name) }); err != nil {
 		return err
 	}
@@ -599,6 +616,13 @@ func (m *Manager) erase(ctx context.Context, l *link) error {
 	m.mu.Unlock()
 	l.log.Info("dropped")
 	return nil
+}
+
+// has tells that the link is the one of its name.
+func (m *Manager) has(l *link) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.links[l.rec.Name] == l
 }
 
 func (m *Manager) dropReplica(ctx context.Context, l *link) error {

@@ -50,6 +50,9 @@ type link struct {
 	slots    sync.Mutex  // held while the slot is renewed, or a renewed one given up
 	userPath atomic.Bool // changes need the search_path of the database's sessions
 
+	dropping  sync.Mutex  // held while the link is removed
+	finishing atomic.Bool // its removal goes on by itself
+
 	heirs    sync.Mutex // held while links that are to be taken up are made, taken up or discarded
 	heirless bool       // there are none
 

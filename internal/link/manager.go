@@ -149,7 +149,7 @@ func (m *Manager) adopt(l *link) {
 	l.start()
 	if l.rec.Progress != catalog.Running {
 		l.log.Warn("the agent stopped while the link was "+string(l.rec.Progress)+": removing it", "progress", l.rec.Progress)
-		m.work.Go(func() { m.finishDrop(l) })
+		m.finishSoon(l)
 	}
 }
 
