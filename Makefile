@@ -26,6 +26,11 @@ SEED ?= 0
 soak: postgres ## Run with faults and failovers for a long time: make soak FOR=1h SEED=7
 	go test ./internal/soak -run TestSoak -count 1 -v -timeout 0 -soak $(FOR) -seed $(SEED) -keep
 
+KILLS ?= all
+.PHONY: kills
+kills: postgres ## Kill agents and PostgreSQL at every question in every command (hours): make kills KILLS=failover
+	HAWSER_TEST_KILLS="$(KILLS)" go test ./internal/agent -run TestKillsInEveryCommand -count 1 -v -timeout 0
+
 ROWS ?= 10000000
 .PHONY: large
 large: postgres ## Run transactions of ten million rows and measure the agents' memory: make large ROWS=1000000

@@ -69,11 +69,8 @@ func (i *instance) run(t *testing.T) {
 	cfg := agent.DefaultConfig()
 	cfg.Name, cfg.StateDir, cfg.Socket = i.name, i.dir, filepath.Join(i.dir, "s")
 	cfg.Endpoint.Listen = fmt.Sprintf("127.0.0.1:%d", i.port)
-	cfg.Postgres.Connection = agent.ConnString(i.DSN("postgres"))
+	cfg.Postgres.Connection = agent.ConnString(i.connection())
 	cfg.Log.Level = slog.LevelDebug
-	if i.connect != "" {
-		cfg.Postgres.Connection = agent.ConnString(i.connect)
-	}
 	if i.maxWAL > 0 {
 		cfg.Limits.WALHeld = agent.ByteSize(i.maxWAL)
 	}
@@ -90,14 +87,24 @@ func (i *instance) run(t *testing.T) {
 		}()
 		i.stop = func() { cancel(); <-done }
 	}
-	var err error
-	if i.Client, err = api.Dial(cfg.Socket, ""); err != nil {
-		t.Fatal(err)
+	if i.Client == nil { // one that is asking meanwhile goes on
+		var err error
+		if i.Client, err = api.Dial(cfg.Socket, ""); err != nil {
+			t.Fatal(err)
+		}
 	}
 	testpg.Eventually(t, 20*time.Second, "agent "+i.name+" answers", func() (bool, error) {
 		_, err := i.Instance(context.Background())
 		return err == nil, err
 	})
+}
+
+// connection is the connection string of the next run.
+func (i *instance) connection() string {
+	if i.connect != "" {
+		return i.connect
+	}
+	return i.DSN("postgres")
 }
 
 // introduce exchanges certificates; only a dials b.
@@ -117,8 +124,14 @@ func introduce(t *testing.T, a, b *instance) {
 			t.Fatal(err)
 		}
 	}
+	b.awaitPeer(t)
+}
+
+// awaitPeer waits until the only peer is connected.
+func (i *instance) awaitPeer(t *testing.T) {
+	t.Helper()
 	testpg.Eventually(t, 20*time.Second, "the peers are connected", func() (bool, error) {
-		list, err := b.Peers(ctx)
+		list, err := i.Peers(context.Background())
 		return err == nil && len(list.Peers) == 1 && list.Peers[0].Connected, err
 	})
 }

@@ -51,8 +51,14 @@ func try(t *testing.T, i *instance, sql string) error {
 // so does not keep a slot from being made.
 func hold(t *testing.T, i *instance, database, table string) (release func()) {
 	t.Helper()
+	return lock(t, i, database, table+` IN EXCLUSIVE MODE`)
+}
+
+// lock does so in a mode of its own; without one it holds readers up as well.
+func lock(t *testing.T, i *instance, database, table string) (release func()) {
+	t.Helper()
 	conn := i.Connect(t, database)
-	for _, sql := range []string{`SET session_replication_role = replica`, `SET default_transaction_read_only = off`, `BEGIN`, `LOCK TABLE ` + table + ` IN EXCLUSIVE MODE`} {
+	for _, sql := range []string{`SET session_replication_role = replica`, `SET default_transaction_read_only = off`, `BEGIN`, `LOCK TABLE ` + table} {
 		if _, err := conn.Exec(context.Background(), sql); err != nil {
 			t.Fatal(err)
 		}

@@ -308,3 +308,30 @@ func TestFailoverWithoutSequence(t *testing.T) {
 		t.Errorf("the sequences go on with %s", got)
 	}
 }
+
+// TestDropOpensLast: a replica that is kept takes writes when its sequences are past the
+// values that are taken, and not before.
+func TestDropOpensLast(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id serial PRIMARY KEY)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	release := lock(t, b, "shop", "t")
+	done := make(chan error, 1)
+	go func() {
+		_, err := a.DropLink(context.Background(), "shop", api.DropOptions{})
+		done <- err
+	}()
+	watch := b.Connect(t, "postgres")
+	testpg.Eventually(t, 20*time.Second, "the drop looks at the table", func() (bool, error) {
+		return len(testpg.Rows(t, watch, `SELECT FROM pg_stat_activity WHERE application_name = 'hawser:shop:drop' AND wait_event_type = 'Lock'`)) > 0, nil
+	})
+	if err := try(t, b, `CREATE TABLE too_early ()`); err == nil {
+		t.Error("the replica took a write before the link was gone")
+	}
+	release()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	b.Exec(t, "shop", `CREATE TABLE in_time ()`)
+}

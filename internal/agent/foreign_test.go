@@ -50,6 +50,10 @@ func TestForeignWrites(t *testing.T) {
 		t.Errorf("the remedy is %q, want %q", p.Remedy, want)
 	}
 	finding(t, a, "shop", "fence-was-open", `database "shop"`)
+	b.stop()
+	b.run(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	finding(t, a, "shop", "fence-was-open", `table "public"."t"`)
 	for _, sql := range []string{`DELETE FROM t`, `SET default_transaction_read_only = off; DELETE FROM t`} {
 		if err := refused(t, b, sql); !strings.Contains(err, "25006") {
 			t.Errorf("after the hole was closed, %s: %q", sql, err)

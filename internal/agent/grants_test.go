@@ -180,6 +180,35 @@ func TestGrantsNarrow(t *testing.T) {
 	equal(t, a, b, "shop")
 }
 
+// TestRejoinNotGranted: a side that was forced out, and which the new primary's grant
+// keeps out, is refused before a row of it changes.
+func TestRejoinNotGranted(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1)`)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	b.grants(t, a, api.DirectionFromPeer, "shop")
+	notGranted(t, "rejoin", a.RejoinLink(ctx, "shop"), b, a)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if got := testpg.Rows(t, a.Connect(t, "shop"), `SELECT id FROM t`); len(got) != 1 {
+		t.Errorf("the rejoin that was refused left the rows %q", got)
+	}
+	b.grants(t, a, api.DirectionBoth, "shop")
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, b, a, "shop")
+}
+
 // TestGrantsStay: a grant outlives a new certificate, a new address and a restart; what
 // changed is told.
 func TestGrantsStay(t *testing.T) {

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -145,6 +146,51 @@ func TestOlderCapture(t *testing.T) {
 	equal(t, a, b, "shop")
 	if got := capture(); got != captured {
 		t.Errorf("the capture of DDL is %s, want %s", got, captured)
+	}
+}
+
+//go:embed testdata/capture_v3.sql
+var captureV3 string
+
+// TestCaptureOfVersion3: a link that runs with the capture of an older version goes on
+// with this one, and DDL that the older one wrote and nobody has received is replayed.
+func TestCaptureOfVersion3(t *testing.T) {
+	t.Parallel()
+	a, b := small(t)
+	version := func() string {
+		return strings.Join(testpg.Rows(t, a.Connect(t, "shop"), `SELECT version FROM hawser.ddl_capture`), "")
+	}
+	current := version()
+	a.stop()
+	inside(t, a, `CREATE TEMP TABLE keys AS SELECT key, ipad, opad FROM hawser.ddl_capture;
+		DROP EVENT TRIGGER "!hawser_begin_caller"; DROP EVENT TRIGGER "!hawser_ddl_begin"; DROP EVENT TRIGGER "!hawser_ddl_caller";
+		DROP EVENT TRIGGER "!hawser_ddl_end"; DROP EVENT TRIGGER "!hawser_sql_caller"; DROP EVENT TRIGGER "!hawser_sql_drop";
+		DROP EVENT TRIGGER "!hawser_table_rewrite";
+		DO $$ DECLARE f regprocedure; BEGIN
+			FOR f IN SELECT oid FROM pg_proc WHERE pronamespace = 'hawser'::regnamespace AND (proname LIKE 'ddl\_%' OR proname LIKE '%\_identity') LOOP
+				EXECUTE format('DROP FUNCTION %s', f);
+			END LOOP;
+			DROP TABLE hawser.ddl_capture, hawser.ddl_seen, hawser.ddl_filter;
+		END $$;`+captureV3+`;
+		INSERT INTO hawser.ddl_capture (version, key, ipad, opad) SELECT 3, key, ipad, opad FROM keys;
+		CREATE EVENT TRIGGER "!hawser_begin_caller" ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION', 'ALTER EXTENSION', 'CREATE TABLE AS', 'SELECT INTO') EXECUTE FUNCTION hawser.ddl_caller();
+		CREATE EVENT TRIGGER "!hawser_ddl_begin" ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION', 'ALTER EXTENSION', 'CREATE TABLE AS', 'SELECT INTO') EXECUTE FUNCTION hawser.ddl_begin();
+		CREATE EVENT TRIGGER "!hawser_ddl_caller" ON ddl_command_end EXECUTE FUNCTION hawser.ddl_caller();
+		CREATE EVENT TRIGGER "!hawser_ddl_end" ON ddl_command_end EXECUTE FUNCTION hawser.ddl_end();
+		CREATE EVENT TRIGGER "!hawser_sql_caller" ON sql_drop EXECUTE FUNCTION hawser.ddl_caller();
+		CREATE EVENT TRIGGER "!hawser_sql_drop" ON sql_drop EXECUTE FUNCTION hawser.ddl_drop();
+		CREATE EVENT TRIGGER "!hawser_table_rewrite" ON table_rewrite EXECUTE FUNCTION hawser.ddl_rewrite();`)
+	a.Exec(t, "shop", `CREATE TABLE early (id int PRIMARY KEY); INSERT INTO early VALUES (1); ALTER TABLE early ADD v text DEFAULT 'x'`,
+		`DO $$ BEGIN CREATE TABLE in_a_block (id int PRIMARY KEY); END $$`, `CREATE TABLE made AS SELECT * FROM early`)
+	a.run(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	if got := version(); got != current {
+		t.Errorf("the capture of DDL is of version %s, want %s", got, current)
+	}
+	a.Exec(t, "shop", `CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (2)`, `ALTER TABLE early DROP COLUMN v`)
+	equal(t, a, b, "shop")
+	if r, err := a.VerifyLink(context.Background(), "shop", api.VerifyOptions{}); err != nil || !r.Equal {
+		t.Errorf("verify: %+v, %v", r, err)
 	}
 }
 

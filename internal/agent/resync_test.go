@@ -112,6 +112,54 @@ func TestWALLimit(t *testing.T) {
 	equal(t, a, b, "shop")
 }
 
+// TestResyncInterrupted: an agent dies while the sides are compared under a new slot, on
+// either side. The slot goes, so that it holds no WAL, and the link stands as before.
+func TestResyncInterrupted(t *testing.T) {
+	t.Parallel()
+	for _, side := range []string{"primary", "secondary"} {
+		t.Run(side, func(t *testing.T) {
+			t.Parallel()
+			a, b := pair(t)
+			link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)`)
+			b.awaitState(t, "shop", api.StateSynchronized)
+			victim := map[string]*instance{"primary": a, "secondary": b}[side]
+			victim.stop()
+			victim.process = true
+			slots := a.Connect(t, "shop")
+			testpg.Eventually(t, 20*time.Second, "the slot is dropped", func() (bool, error) {
+				_, err := slots.Exec(t.Context(), `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
+				return err == nil, err
+			})
+			victim.run(t)
+			awaitCause(t, b, "slot-lost")
+
+			release := lock(t, a, "shop", "t")
+			done := make(chan error, 1)
+			go func() { done <- a.ResyncLink(context.Background(), "shop", nil) }()
+			testpg.Eventually(t, 20*time.Second, "the comparison waits for the table", func() (bool, error) {
+				return len(testpg.Rows(t, slots, `SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name LIKE 'hawser:shop:%'`)) > 0, nil
+			})
+			victim.stop()
+			release()
+			if err := <-done; err == nil {
+				t.Error("the resync succeeded")
+			}
+			victim.run(t)
+			testpg.Eventually(t, 40*time.Second, "the slot is gone", func() (bool, error) {
+				return len(testpg.Rows(t, slots, `SELECT FROM pg_replication_slots`)) == 0, nil
+			})
+			awaitCause(t, b, "slot-lost")
+			a.Exec(t, "shop", `INSERT INTO t VALUES (2)`)
+			testpg.Eventually(t, 40*time.Second, "the resync is done at last", func() (bool, error) {
+				err := a.ResyncLink(context.Background(), "shop", nil)
+				return err == nil, err
+			})
+			b.awaitState(t, "shop", api.StateSynchronized)
+			equal(t, a, b, "shop")
+		})
+	}
+}
+
 // TestRejoinWithoutTail brings an old primary back whose slot was lost: all tables
 // are compared, and those that differ are copied.
 func TestRejoinWithoutTail(t *testing.T) {

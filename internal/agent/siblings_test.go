@@ -241,7 +241,7 @@ func runAsProcess() {
 func startProcess(t *testing.T, i *instance) (stop func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(append(os.Environ(), i.env...), fmt.Sprintf("%s=%s|%s|%d|%s", asProcess, i.name, i.dir, i.port, i.DSN("postgres")))
+	cmd.Env = append(append(os.Environ(), i.env...), fmt.Sprintf("%s=%s|%s|%d|%s", asProcess, i.name, i.dir, i.port, i.connection()))
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

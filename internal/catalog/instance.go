@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -83,11 +84,20 @@ type Link struct {
 	Failover                 json.RawMessage
 	OwnsDatabase             bool
 	CreatedAt                time.Time
-	Tables, ExcludeTables    []string // patterns; both empty: it carries all tables
-	MaxWAL                   *int64   // bytes held back on the primary; nil: limits.wal_held, 0: no bound
+	Tables, ExcludeTables    []string         // patterns; both empty: it carries all tables
+	MaxWAL                   *int64           // bytes held back on the primary; nil: limits.wal_held, 0: no bound
+	Holes                    problem.Findings // that the fence had, and that nobody has compared the sides since
+	Renewed                  *Renewal         // nil: the slot is one that the link follows from
 }
 
-const linkColumns = `name, id, peer, database, side, progress, paused, suspended, failover, owns_db, created_at, tables, exclude_tables, max_wal`
+// Renewal is a slot that a primary made in place of a lost one. It counts when the
+// secondary streams from it.
+type Renewal struct {
+	Term   frame.Term       `json:"term"`
+	Before *problem.Problem `json:"before,omitempty"` // why the primary had given the link up
+}
+
+const linkColumns = `name, id, peer, database, side, progress, paused, suspended, failover, owns_db, created_at, tables, exclude_tables, max_wal, holes, renewed`
 
 // Links returns every link of the instance, by name.
 func Links(ctx context.Context, db DB) ([]Link, error) {
@@ -126,6 +136,17 @@ func InsertLink(ctx context.Context, db DB, l Link) error {
 	return nil
 }
 
+// StoreNewLink stores a link of which the instance has none. What is there under its name
+// is a record that an earlier try stored without hearing of it.
+func StoreNewLink(ctx context.Context, conn *pgx.Conn, l Link) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := DeleteLink(ctx, tx, l.Name); err != nil {
+			return err
+		}
+		return InsertLink(ctx, tx, l)
+	})
+}
+
 // SetProgress stores how far the link's existence is.
 func SetProgress(ctx context.Context, db DB, name string, p Progress) error {
 	return update(ctx, db, name, `UPDATE hawser.link SET progress = $2 WHERE name = $1`, p)
@@ -149,6 +170,16 @@ func SetSuspended(ctx context.Context, db DB, name string, why *problem.Problem)
 // SetFailover stores the result of the last failover.
 func SetFailover(ctx context.Context, db DB, name string, result json.RawMessage) error {
 	return update(ctx, db, name, `UPDATE hawser.link SET failover = $2 WHERE name = $1`, result)
+}
+
+// SetHoles stores what is said of the fence having been open.
+func SetHoles(ctx context.Context, db DB, name string, holes problem.Findings) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET holes = $2 WHERE name = $1`, holes)
+}
+
+// SetRenewed stores that the slot is a new one, or with nil that it is followed from.
+func SetRenewed(ctx context.Context, db DB, name string, r *Renewal) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET renewed = $2 WHERE name = $1`, r)
 }
 
 // SetMaxWAL stores how much WAL the link may hold back.

@@ -89,7 +89,8 @@ type createReply struct {
 }
 
 type dropRequest struct {
-	RemoveReplica bool `json:"remove_replica"`
+	RemoveReplica bool   `json:"remove_replica"`
+	ID            string `json:"id,omitempty"` // of the link that is meant, where one of the name may be another
 }
 
 type pauseRequest struct {
@@ -266,6 +267,9 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 // sharedWith returns the link of that name, if it is one with that peer.
 func (m *Manager) sharedWith(from, name string) (*link, error) {
 	l, err := m.find(name)
+	if err != nil && m.claimed(name) {
+		return nil, busy(name)
+	}
 	if err == nil && l.peer() != from {
 		err = problem.New("link-not-found", "link "+name, "it is not a link with instance "+from, "hawser link list")
 	}

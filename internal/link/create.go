@@ -284,7 +284,7 @@ func (m *Manager) Create(ctx context.Context, s Spec) error {
 		}
 	}
 	if err != nil {
-		return errors.Join(err, m.undo(context.WithoutCancel(ctx), s))
+		return errors.Join(err, m.undo(context.WithoutCancel(ctx), s, id))
 	}
 	return nil
 }
@@ -306,16 +306,22 @@ func (m *Manager) createThere(ctx context.Context, s Spec, r createRequest) (cre
 
 // undo removes a link that was made in part. What the other side has is removed
 // by its own drop; if it can't be reached it removes it when it hears of us again.
-func (m *Manager) undo(ctx context.Context, s Spec) error {
-	err := m.call(ctx, s.Peer, s.Name, callDrop, dropRequest{RemoveReplica: true}, nil)
+func (m *Manager) undo(ctx context.Context, s Spec, id string) error {
+	err := m.call(ctx, s.Peer, s.Name, callDrop, dropRequest{RemoveReplica: true, ID: id}, nil)
 	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
 		err = nil
 	}
 	l, missing := m.find(s.Name)
 	if missing != nil {
-		return err
+		return err // the other side's guard sees that nobody makes it any more
 	}
-	return errors.Join(err, m.dropSide(ctx, l, true))
+	if err == nil {
+		err = m.dropSide(ctx, l, true)
+	}
+	if err != nil {
+		m.finishSoon(l)
+	}
+	return err
 }
 
 // createSide makes this side of a link that the other side asked for.
@@ -344,7 +350,7 @@ func (m *Manager) createHere(ctx context.Context, name, peer string, r createReq
 		Tables: r.Tables, ExcludeTables: r.Exclude, MaxWAL: r.MaxWAL}
 	var stored bool
 	err = m.store.Do(ctx, func(conn *pgx.Conn) (err error) {
-		if err = catalog.InsertLink(ctx, conn, rec); err != nil {
+		if err = catalog.StoreNewLink(ctx, conn, rec); err != nil {
 			return err
 		}
 		rec, stored, err = catalog.FindLink(ctx, conn, name)
@@ -365,7 +371,11 @@ func (m *Manager) createHere(ctx context.Context, name, peer string, r createReq
 		err = m.makeSecondary(ctx, l, r)
 	}
 	if err != nil {
-		return createReply{}, errors.Join(err, m.dropSide(context.WithoutCancel(ctx), l, true))
+		undone := m.dropSide(context.WithoutCancel(ctx), l, true)
+		if undone != nil {
+			m.finishSoon(l)
+		}
+		return createReply{}, errors.Join(err, undone)
 	}
 	reply.Filter = r.Filter
 	return reply, nil
@@ -458,7 +468,7 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) error {
 			l.log.Warn("the instance that takes the database over could not be told", "instance", side.Heir, "error", err)
 		}
 	}
-	err = m.call(ctx, l.rec.Peer, name, callDrop, dropRequest{o.RemoveReplica}, nil)
+	err = m.call(ctx, l.rec.Peer, name, callDrop, dropRequest{RemoveReplica: o.RemoveReplica}, nil)
 	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
 		err = nil
 	}
@@ -472,9 +482,19 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) error {
 // dropAsked is the other side's wish. A replica goes only for a peer that may still fill
 // it, or that never did.
 func (l *link) dropAsked(ctx context.Context, r dropRequest) (nothing, error) {
+	if r.ID != "" && r.ID != l.rec.ID { // an earlier one of this name
+		return nothing{}, notFound(l.rec.Name)
+	}
 	l.mu.Lock()
 	creating := l.progress == catalog.Creating
 	l.mu.Unlock()
+	if creating {
+		release, err := l.m.claim(l.rec.Name) // not under the hands of who makes it
+		if err != nil {
+			return nothing{}, err
+		}
+		defer release()
+	}
 	if r.RemoveReplica && !creating {
 		if err := l.permits(flows); err != nil {
 			return nothing{}, err
@@ -483,26 +503,90 @@ func (l *link) dropAsked(ctx context.Context, r dropRequest) (nothing, error) {
 	return nothing{}, l.m.dropSide(ctx, l, r.RemoveReplica)
 }
 
-// finishDrop removes a link whose making or removal was interrupted.
+// finishSoon has finishDrop run, once for a link.
+func (m *Manager) finishSoon(l *link) {
+	if !l.finishing.Swap(true) {
+		m.work.Go(func() { m.finishDrop(l) })
+	}
+}
+
+// finishDrop removes a link whose making or removal did not end. Of one that was being
+// made the other side is told until it has heard of it: it would wait for ever.
 func (m *Manager) finishDrop(l *link) {
-	for wait := newBackoff(); ; {
-		err := m.dropSide(m.ctx, l, l.rec.Progress == catalog.Creating)
-		if err == nil {
-			return
-		}
-		l.log.Warn("can't remove the link yet", "error", err)
-		if !wait.sleep(m.ctx) {
-			return
+	making := l.rec.Progress == catalog.Creating
+	steps := []func(context.Context) error{
+		func(ctx context.Context) error { return m.dismantle(ctx, l, making) },
+		func(ctx context.Context) error {
+			if err := l.disown(ctx); making {
+				return err
+			}
+			return nil
+		},
+		func(ctx context.Context) error { return m.erase(ctx, l) },
+	}
+	for _, step := range steps {
+		for wait := newBackoff(); ; {
+			err := step(m.ctx)
+			if err == nil {
+				break
+			}
+			l.log.Warn("can't remove the link yet", "error", err)
+			if !wait.sleep(m.ctx) {
+				return
+			}
 		}
 	}
 }
 
-// dropSide removes this side: first the record says so, then the goroutines end,
-// then everything in the database goes, and the record last.
+// disown has the other side remove its half of this very link.
+func (l *link) disown(ctx context.Context) error {
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{RemoveReplica: true, ID: l.rec.ID}, nil)
+	if p, ok := problem.As(err); ok && (p.Code == "link-not-found" || p.Code == "peer-not-found") {
+		return nil
+	}
+	return err
+}
+
+// seeMade removes a link that was being made for the other side, which does not know it
+// any more: its agent, or the way to it, went away before the link stood.
+func (l *link) seeMade(ctx context.Context) error {
+	release, err := l.m.claim(l.rec.Name)
+	if err != nil {
+		return nil // it is being made
+	}
+	defer release()
+	var theirs Status
+	err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs)
+	if p, ok := problem.As(err); ok && p.Code == "link-not-found" || err == nil && theirs.ID != l.rec.ID {
+		l.log.Warn("the other side does not make this link any more: removing it")
+		l.m.finishSoon(l)
+		return nil
+	}
+	return err
+}
+
+// dropSide removes this side.
 func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) error {
+	if err := m.dismantle(ctx, l, removeReplica); err != nil {
+		return err // the link stays, as dropping; running the command again goes on
+	}
+	return m.erase(ctx, l)
+}
+
+// dismantle removes everything but the record: first that says so, then the goroutines
+// end, then everything in the database goes.
+func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) error {
+	l.dropping.Lock()
+	defer l.dropping.Unlock()
+	if !m.has(l) { // somebody else was quicker, and there may be another one of the name
+		return nil
+	}
 	err := m.store.Do(ctx, func(conn *pgx.Conn) error {
 		return catalog.SetProgress(ctx, conn, l.rec.Name, catalog.Dropping)
 	})
+	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
+		err = nil // the answer to its removal was lost
+	}
 	if err != nil {
 		return err
 	}
@@ -523,8 +607,15 @@ func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) err
 	if p, ok := problem.As(err); ok && p.Code == "no-such-database" {
 		err = nil
 	}
-	if err != nil {
-		return err // the link stays, as dropping; running the command again goes on
+	return err
+}
+
+// erase removes the record, the last of a link.
+func (m *Manager) erase(ctx context.Context, l *link) error {
+	l.dropping.Lock()
+	defer l.dropping.Unlock()
+	if !m.has(l) {
+		return nil
 	}
 	if err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.DeleteLink(ctx, conn, l.rec.Name) }); err != nil {
 		return err
@@ -534,6 +625,13 @@ func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) err
 	m.mu.Unlock()
 	l.log.Info("dropped")
 	return nil
+}
+
+// has tells that the link is the one of its name.
+func (m *Manager) has(l *link) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.links[l.rec.Name] == l
 }
 
 func (m *Manager) dropReplica(ctx context.Context, l *link) error {
@@ -576,16 +674,16 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 	if err := capture.Uninstall(ctx, conn, l.rec.ID, left == 0); err != nil || left > 0 {
 		return err
 	}
+	if side, _ := l.now(); side.Role == role.Secondary { // before anybody else can write
+		if err := apply.AdvanceSequences(ctx, conn); err != nil {
+			return err
+		}
+	}
 	if err := fence.Resume(ctx, conn); err != nil {
 		return err
 	}
 	if err := fence.Remove(ctx, conn); err != nil {
 		return err
-	}
-	if side, _ := l.now(); side.Role == role.Secondary {
-		if err := apply.AdvanceSequences(ctx, conn); err != nil {
-			return err
-		}
 	}
 	return catalog.DropSchema(ctx, conn)
 }

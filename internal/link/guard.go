@@ -45,6 +45,12 @@ func (l *link) guard() {
 				l.log.Warn("can't see whether the database is still read-only for others", "error", err)
 			}
 		}
+		if l.makes() {
+			if err := l.seeMade(l.ctx); err != nil {
+				l.log.Debug("can't see whether the link is still being made", "error", err)
+			}
+			continue
+		}
 		l.mu.Lock()
 		side := l.side
 		primary, streaming := side.Role == role.Primary && l.progress == catalog.Running, l.streaming
@@ -65,6 +71,9 @@ func (l *link) guard() {
 				l.log.Warn("can't see how much WAL the link holds back", "error", err)
 			}
 		}
+		if err := l.seeRenewal(l.ctx); err != nil {
+			l.log.Debug("can't see whether a new slot is used", "error", err)
+		}
 		if err := l.tend(l.ctx, side); err != nil {
 			l.log.Debug("can't hand the database's links over yet", "error", err)
 		}
@@ -79,6 +88,13 @@ func (l *link) guard() {
 			l.rechoose(l.ctx)
 		}
 	}
+}
+
+// makes tells that the link does not stand yet.
+func (l *link) makes() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.progress == catalog.Creating
 }
 
 // untilNext has all links wake up at the same time, which costs an idle machine less.

@@ -47,7 +47,11 @@ type link struct {
 	renewing sync.Mutex // guards renewed
 	renewed  bool       // what a predecessor put into the database is of this version
 
+	slots    sync.Mutex  // held while the slot is renewed, or a renewed one given up
 	userPath atomic.Bool // changes need the search_path of the database's sessions
+
+	dropping  sync.Mutex  // held while the link is removed
+	finishing atomic.Bool // its removal goes on by itself
 
 	heirs    sync.Mutex // held while links that are to be taken up are made, taken up or discarded
 	heirless bool       // there are none
@@ -61,7 +65,7 @@ type link struct {
 	progress    catalog.Progress
 	paused      bool
 	suspended   *problem.Problem
-	before      *problem.Problem // of a primary: why it was suspended when its slot was last renewed
+	renewal     *catalog.Renewal // of a primary: its slot is a new one, from which nobody streamed yet
 	cause       *problem.Problem // why the link does not run just now
 	applier     *apply.Applier
 	seeder      *seed.Seeder
@@ -82,7 +86,8 @@ type link struct {
 	passable    problem.Findings // what could pass the fence of this side
 	holes       problem.Findings // that it had, and that are closed
 	comparisons map[string]*comparison
-	forcing     bool     // a forced failover is under way: nothing may be applied
+	forcing     bool     // a forced failover or a resync is under way: nothing may be applied
+	rejoining   bool     // a rejoin is under way
 	tail        string   // what this side alone has, in words
 	held        int64    // bytes of WAL that the slot keeps
 	maxWAL      *int64   // that it may keep; nil: the agent's limit
@@ -110,7 +115,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 		turn:     make(chan struct{}, 1),
 		changed:  make(chan struct{}),
 		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
-		last: rec.Failover, ownsDB: rec.OwnsDatabase, maxWAL: rec.MaxWAL,
+		last: rec.Failover, ownsDB: rec.OwnsDatabase, maxWAL: rec.MaxWAL, holes: rec.Holes, renewal: rec.Renewed,
 	}
 	l.ctx, l.stop = context.WithCancel(m.ctx) // now: the other side may call before start
 	l.capture = capture.New(capture.Config{

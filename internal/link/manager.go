@@ -149,7 +149,7 @@ func (m *Manager) adopt(l *link) {
 	l.start()
 	if l.rec.Progress != catalog.Running {
 		l.log.Warn("the agent stopped while the link was "+string(l.rec.Progress)+": removing it", "progress", l.rec.Progress)
-		go m.finishDrop(l)
+		m.finishSoon(l)
 	}
 }
 
@@ -265,12 +265,22 @@ func (m *Manager) UsesPeer(peer string) []string {
 	return out
 }
 
+func busy(name string) error {
+	return problem.New("link-busy", "link "+name, "it is being created or dropped", "wait a moment: hawser link list").Retry()
+}
+
+func (m *Manager) claimed(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.busy[name]
+}
+
 // claim takes a name for an operation that makes or removes a link.
 func (m *Manager) claim(name string) (release func(), err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.busy[name] {
-		return nil, problem.New("link-busy", "link "+name, "it is being created or dropped", "wait a moment: hawser link list").Retry()
+		return nil, busy(name)
 	}
 	m.busy[name] = true
 	return func() {

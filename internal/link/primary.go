@@ -108,6 +108,9 @@ func (l *link) serveChanges(ctx context.Context, s peer.Stream) error {
 	if err := l.renew(ctx, side); err != nil {
 		return err
 	}
+	if err := l.useSlot(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	acks := make(chan frame.Ack, 1)

@@ -113,6 +113,8 @@ func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
 	if side.Role != role.Primary || side.Phase != role.Steady {
 		return slotReply{}, problem.New("not-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s", l.m.cfg.Instance, side.Role, side.Phase), "hawser link show "+l.rec.Name)
 	}
+	l.slots.Lock()
+	defer l.slots.Unlock()
 	conn, err := l.connect(ctx, "slot")
 	if err != nil {
 		return slotReply{}, err
@@ -121,6 +123,12 @@ func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
 	usable, err := capture.SlotUsable(ctx, conn, l.rec.ID)
 	if err != nil {
 		return slotReply{}, err
+	}
+	fresh := !usable || l.pendingRenewal() != nil // also one of a try that ended half way
+	if fresh {
+		if err := l.noteRenewal(ctx, side.Term); err != nil {
+			return slotReply{}, err
+		}
 	}
 	if !usable {
 		if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
@@ -134,20 +142,60 @@ func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
 	if err != nil {
 		return slotReply{}, err
 	}
+	return slotReply{from, fresh}, l.setPaused(ctx, false)
+}
+
+// pendingRenewal tells of a slot of this term that was made anew, and from which nobody
+// has streamed yet.
+func (l *link) pendingRenewal() *catalog.Renewal {
 	l.mu.Lock()
-	l.before = l.suspended
-	l.mu.Unlock()
-	return slotReply{from, !usable}, l.setPaused(ctx, false)
+	defer l.mu.Unlock()
+	if l.renewal == nil || l.renewal.Term != l.side.Term {
+		return nil
+	}
+	return l.renewal
+}
+
+// noteRenewal stores, before there is a new slot, that it is one, and what to go back to.
+func (l *link) noteRenewal(ctx context.Context, term frame.Term) error {
+	r := &catalog.Renewal{Term: term}
+	if earlier := l.pendingRenewal(); earlier != nil {
+		r.Before = earlier.Before
+	} else {
+		l.mu.Lock()
+		r.Before = l.suspended
+		l.mu.Unlock()
+	}
+	return l.setRenewal(ctx, r)
+}
+
+func (l *link) setRenewal(ctx context.Context, r *catalog.Renewal) error {
+	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetRenewed(ctx, conn, l.rec.Name, r) })
+	if err == nil {
+		l.update(func() { l.renewal = r })
+	}
+	return err
+}
+
+// useSlot notes that the secondary follows from a slot that was made anew.
+func (l *link) useSlot(ctx context.Context) error {
+	if l.pendingRenewal() == nil {
+		return nil
+	}
+	return l.setRenewal(ctx, nil)
 }
 
 // giveUpSlot takes a renewed slot back, which nobody will follow from, so that it holds
 // no WAL. A link that had been given up before is so again.
 func (l *link) giveUpSlot(ctx context.Context) error {
+	return l.giveUp(ctx, l.pendingRenewal())
+}
+
+func (l *link) giveUp(ctx context.Context, r *catalog.Renewal) error {
+	l.slots.Lock()
+	defer l.slots.Unlock()
 	side, _ := l.now()
-	l.mu.Lock()
-	used, before := l.streaming, l.before
-	l.mu.Unlock()
-	if side.Role != role.Primary || side.Phase != role.Steady || used {
+	if side.Role != role.Primary || side.Phase != role.Steady || r == nil || l.pendingRenewal() != r {
 		return nil
 	}
 	conn, err := l.connect(ctx, "slot")
@@ -155,10 +203,32 @@ func (l *link) giveUpSlot(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if before != nil {
-		l.suspend(before)
+	if r.Before != nil {
+		l.suspend(r.Before)
 	}
-	return capture.DropSlot(ctx, conn, l.rec.ID)
+	if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
+		return err
+	}
+	return l.setRenewal(ctx, nil)
+}
+
+// seeRenewal gives a renewed slot up if the secondary does not use it, and is not about
+// to: one of the two agents ended before the comparison did.
+func (l *link) seeRenewal(ctx context.Context) error {
+	r := l.pendingRenewal()
+	if r == nil {
+		return nil
+	}
+	var theirs Status
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
+		return err
+	}
+	stands := theirs.State == Suspended || theirs.State == Diverged
+	if !stands || theirs.Comparing == nil || *theirs.Comparing {
+		return nil
+	}
+	l.log.Warn("a replication slot was made for a comparison that did not end, and is dropped")
+	return l.giveUp(ctx, r)
 }
 
 // reconcile compares this side, where nothing is applied just now, with a snapshot

@@ -33,6 +33,11 @@ func (l *link) rejoin(ctx context.Context) error {
 	if err := l.whole("it would take the place of what this side alone has"); err != nil {
 		return err
 	}
+	release, err := l.beginRejoin()
+	if err != nil {
+		return err
+	}
+	defer release()
 	side, _ := l.now()
 	if side.Phase != role.Diverged {
 		return problem.New("not-diverged", "link "+l.rec.Name, fmt.Sprintf("this side is %s and %s; only one that was forced out can rejoin", side.Role, side.Phase),
@@ -54,6 +59,9 @@ func (l *link) rejoin(ctx context.Context) error {
 	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term <= side.Term {
 		return problem.New("no-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s, so there is nobody to follow", l.rec.Peer, theirs.Role, theirs.Phase),
 			"hawser link show "+l.rec.Name+" on both sides")
+	}
+	if _, err := l.fetchDDLKey(ctx); err != nil { // it refuses what its grant does not allow, before anything changes
+		return err
 	}
 	if err := l.accountSoon(ctx); err != nil {
 		return err
@@ -77,6 +85,17 @@ func (l *link) rejoin(ctx context.Context) error {
 		err = problem.New("rejoin-not-now", "link "+l.rec.Name, "the roles changed meanwhile", "hawser link show "+l.rec.Name).Retry()
 	}
 	return err
+}
+
+// beginRejoin lets one rejoin run at a time.
+func (l *link) beginRejoin() (release func(), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rejoining {
+		return nil, problem.New("rejoin-running", "link "+l.rec.Name, "a rejoin is under way", "wait for it: hawser link show "+l.rec.Name).Retry()
+	}
+	l.rejoining = true
+	return func() { l.update(func() { l.rejoining = false }) }, nil
 }
 
 // noteStates says what a rejoin leaves as it is: rows are repaired, these are not.

@@ -63,6 +63,7 @@ type Status struct {
 	CreatedAt                time.Time
 	Failover                 json.RawMessage
 	Tables, ExcludeTables    []string // patterns; both empty: all tables
+	Comparing                *bool    // it is about to follow from a slot that was made for that; nil: not told
 }
 
 // status is what this side knows by itself.
@@ -76,6 +77,8 @@ func (l *link) status() Status {
 		Notes: append(problem.Findings(nil), l.notes...), CreatedAt: l.rec.CreatedAt, Failover: l.last,
 		Tables: l.rec.Tables, ExcludeTables: l.rec.ExcludeTables, MaxWAL: l.maxWAL,
 	}
+	comparing := l.forcing || l.rejoining
+	s.Comparing = &comparing
 	s.Notes = append(append(s.Notes, l.holes...), l.passable...)
 	if n := l.aloneWithPart(); n != nil {
 		s.Notes = append(s.Notes, n)

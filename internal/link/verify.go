@@ -105,11 +105,25 @@ func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 	if err != nil {
 		return VerifyReport{}, err
 	}
-	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Listed: !l.filter().All()})
+	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Listed: !l.filter().All(), Behind: func() (bool, error) { return l.behind(a) }})
 	if err == nil && report.Equal {
-		l.update(func() { l.holes = nil })
+		err = l.forgetHoles(ctx)
 	}
 	return VerifyReport{Report: report, Position: opened.Until, At: time.Now()}, err
+}
+
+// behind tells whether an applier has some while of the primary's changes before it. Its
+// sequences are behind then, too.
+func (l *link) behind(a *apply.Applier) (bool, error) {
+	l.mu.Lock()
+	same := l.applier == a
+	l.mu.Unlock()
+	if !same {
+		return false, problem.New("comparison-ended", "link "+l.rec.Name, "the stream of changes was interrupted before the sequences were compared",
+			"hawser link verify "+l.rec.Name).Retry()
+	}
+	s := l.status()
+	return s.State != Synchronized || s.LagSeconds > stale.Seconds(), nil
 }
 
 func (l *link) localSide(export string) *verify.Local {

@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,8 +68,7 @@ func (l *link) watchFence(ctx context.Context) error {
 		l.log.Info("the fence is of this version now")
 		return nil
 	}
-	l.noteHoles(holes)
-	return nil
+	return l.noteHoles(ctx, holes)
 }
 
 // look checks the fence as it is at one moment.
@@ -116,8 +116,8 @@ func (l *link) closeIfHeld(ctx context.Context) (bool, error) {
 	return true, fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
 }
 
-// noteHoles says of each hole that it was there.
-func (l *link) noteHoles(holes problem.Findings) {
+// noteHoles says of each hole that it was there, until a comparison finds both sides equal.
+func (l *link) noteHoles(ctx context.Context, holes problem.Findings) error {
 	at := time.Now().UTC().Format(time.RFC3339)
 	var notes problem.Findings
 	for _, p := range holes {
@@ -129,8 +129,24 @@ func (l *link) noteHoles(holes problem.Findings) {
 		l.log.Warn("the fence had a hole, and is closed again", "code", p.Code, "object", p.Object, "cause", p.Cause)
 		notes = append(notes, problem.Warn("fence-was-open", p.Object, "until "+at+" others than the link could change it: "+p.Cause, remedy))
 	}
-	l.update(func() {
-		l.holes = append(l.holes, notes...)
-		l.holes = l.holes[max(0, len(l.holes)-maxHoles):]
-	})
+	l.mu.Lock()
+	all := append(slices.Clone(l.holes), notes...)
+	l.mu.Unlock()
+	return l.setHoles(ctx, all[max(0, len(all)-maxHoles):])
+}
+
+func (l *link) forgetHoles(ctx context.Context) error {
+	l.mu.Lock()
+	none := len(l.holes) == 0
+	l.mu.Unlock()
+	if none {
+		return nil
+	}
+	return l.setHoles(ctx, nil)
+}
+
+// setHoles also stores them: the next run of the agent has to know.
+func (l *link) setHoles(ctx context.Context, holes problem.Findings) error {
+	l.update(func() { l.holes = holes })
+	return l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetHoles(ctx, conn, l.rec.Name, holes) })
 }

@@ -26,6 +26,9 @@ type RunOptions struct {
 	// Settle is how long a secondary's sequences may take to reach what the
 	// primary's were; 0 means 5 seconds.
 	Settle time.Duration
+	// Behind, if not nil, tells whether the secondary still takes in what the primary
+	// wrote some while ago; Settle begins when it does not.
+	Behind func() (bool, error)
 	// Progress is called after each group of tables.
 	Progress func(Progress)
 }
@@ -298,6 +301,13 @@ func (c *comparison) sequences(ctx context.Context, r *Report) error {
 	deadline := time.Now().Add(c.o.Settle)
 	before, err := c.primary.Sequences(ctx)
 	for err == nil {
+		var behind bool
+		if behind, err = c.behind(); err != nil {
+			break
+		}
+		if behind { // what is seen now says nothing yet
+			deadline = time.Now().Add(c.o.Settle)
+		}
 		var theirs, after []Sequence
 		if theirs, err = c.secondary.Sequences(ctx); err != nil {
 			break
@@ -309,7 +319,7 @@ func (c *comparison) sequences(ctx context.Context, r *Report) error {
 		if c.o.Only != nil {
 			r.Sequences = slices.DeleteFunc(r.Sequences, func(d SequenceDifference) bool { return d.Primary == nil || d.Secondary == nil })
 		}
-		if len(r.Sequences) == 0 || time.Now().After(deadline) {
+		if len(r.Sequences) == 0 || !behind && time.Now().After(deadline) {
 			return nil
 		}
 		err = pause(ctx, settlePause)
@@ -319,6 +329,13 @@ func (c *comparison) sequences(ctx context.Context, r *Report) error {
 		return nil
 	}
 	return err
+}
+
+func (c *comparison) behind() (bool, error) {
+	if c.o.Behind == nil {
+		return false, nil
+	}
+	return c.o.Behind()
 }
 
 func pause(ctx context.Context, d time.Duration) error {

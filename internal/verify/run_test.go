@@ -294,3 +294,32 @@ func TestProgress(t *testing.T) {
 		t.Errorf("progress %v", seen)
 	}
 }
+
+// lagging has a secondary's sequences stand for some looks.
+type lagging struct {
+	Side
+	looks int
+}
+
+func (s *lagging) Sequences(ctx context.Context) ([]Sequence, error) {
+	all, err := s.Side.Sequences(ctx)
+	if s.looks--; s.looks >= 0 {
+		for i := range all {
+			all[i].Last--
+		}
+	}
+	return all, err
+}
+
+// TestSequencesOfOneThatIsBehind: sequences follow with the changes, so those of a
+// secondary that takes in older ones say nothing yet, however long that takes.
+func TestSequencesOfOneThatIsBehind(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	primary, secondary := twins(t, c, `CREATE SEQUENCE s; SELECT setval('s', 7)`)
+	late := &lagging{local(c, secondary, export(t, c, secondary)), 3}
+	r, err := Run(t.Context(), local(c, primary, export(t, c, primary)), late,
+		RunOptions{Settle: time.Nanosecond, Behind: func() (bool, error) { return late.looks > 0, nil }})
+	must(t, err)
+	mustEqual(t, r)
+}
