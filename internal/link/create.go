@@ -86,7 +86,7 @@ func (m *Manager) onSide(ctx context.Context, s Spec, r role.Role, source []byte
 	if p, ok := problem.As(err); ok && p.Code == "peer-not-granted" {
 		return problem.Findings{p}, nil
 	}
-	return findings, err
+	return findings.On(s.Peer), err
 }
 
 // requirements asks the primary what its database needs of a target.

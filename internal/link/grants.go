@@ -49,7 +49,7 @@ func (m *Manager) granted(peer, database string, way grant.Direction) *problem.P
 	}
 	return problem.New("peer-not-granted", "database "+database,
 		fmt.Sprintf("instance %s grants peer %s %s; this needs database %s, %s", m.cfg.Instance, peer, g, database, needed(way)),
-		fmt.Sprintf("hawser peer add %s.pem --name %s %s%s, on instance %s", peer, peer, address, g.With(database, way).Flags(), m.cfg.Instance))
+		fmt.Sprintf("hawser peer add %s.pem --name %s %s%s", peer, peer, address, g.With(database, way).Flags()))
 }
 
 func needed(way grant.Direction) string {

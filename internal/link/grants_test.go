@@ -121,7 +121,7 @@ func TestNotGrantedTeaches(t *testing.T) {
 	p := m.granted("beta", "shop", grant.ToPeer)
 	want := problem.New("peer-not-granted", "database shop",
 		"instance alpha grants peer beta databases sales_*, data from the peer alone; this needs database shop, data to the peer",
-		"hawser peer add beta.pem --name beta --address b:5022 --databases 'sales_*' --databases shop --direction both, on instance alpha")
+		"hawser peer add beta.pem --name beta --address b:5022 --databases 'sales_*' --databases shop --direction both")
 	if *p != *want {
 		t.Errorf("got %v\nwant %v", p, want)
 	}

@@ -118,16 +118,16 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	case l.progress == catalog.Creating:
 		return Seeding, problem.Noted("creating", "link "+s.Name, "it is being created")
 	case l.side.Phase == role.Expelled:
-		return FailingOver, problem.Noted("expelled", "link "+s.Name, "the other side took over by force; this side is being closed")
+		return FailingOver, problem.Noted("expelled", "link "+s.Name, "instance "+s.Peer+" took over by force; the database is being closed here")
 	case l.side.Phase == role.Diverged:
-		cause := "the other side took over by force; this side is read-only"
+		cause := "instance " + s.Peer + " took over by force; the database is read-only here"
 		if l.tail != "" {
 			cause += "; " + l.tail
 		}
 		if !l.filter().All() {
 			return Diverged, problem.New("diverged", "link "+s.Name, cause+"; the tables that the link does not carry are here alone", dropPartial(s.Name))
 		}
-		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name+" on this side, which then follows the new primary")
+		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name+", which has it follow the new primary")
 	case l.suspended != nil && (l.side.Phase == role.Waiting || l.side.Phase == role.Moved):
 		return Suspended, l.suspended
 	case l.side.Phase == role.Moved:
@@ -147,6 +147,11 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	}
 	if p := l.mayFlow(); p != nil {
 		return Disconnected, p
+	}
+	if !l.streaming && l.forcedOut() {
+		return Disconnected, problem.New("old-primary-diverged", "instance "+s.Peer,
+			"it was the primary when this side took over by force, and is not connected: unless it has rejoined since, it is diverged, and follows when it has",
+			"when it is back, on "+s.Peer+": hawser link rejoin "+s.Name).Retry()
 	}
 	if !l.streaming {
 		cause := l.cause
@@ -173,6 +178,17 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		return CatchingUp, problem.Noted("catching-up", "link "+s.Name, "the secondary takes in what the primary wrote meanwhile")
 	}
 	return Synchronized, problem.Noted("synchronized", "link "+s.Name, "the secondary follows the primary")
+}
+
+// forcedOut tells that this side is the primary by force, and the old one has not
+// followed it since this agent began. The caller holds mu.
+func (l *link) forcedOut() bool {
+	if l.side.Role != role.Primary || l.followed || len(l.last) == 0 || !l.filter().All() {
+		return false
+	}
+	var last FailoverResult
+	err := json.Unmarshal(l.last, &last)
+	return err == nil && last.Forced && last.NewPrimary == l.m.cfg.Instance && last.Term == l.side.Term
 }
 
 // otherSideWithin bounds how long a status waits for what only the other side knows.
@@ -203,7 +219,7 @@ func (l *link) full(ctx context.Context) Status {
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
 		return s
 	}
-	s.State, s.Cause, s.Seeding = theirs.State, theirs.Cause, theirs.Seeding
-	s.Notes = append(s.Notes, theirs.Notes...)
+	s.State, s.Cause, s.Seeding = theirs.State, theirs.Cause.On(s.Peer), theirs.Seeding
+	s.Notes = append(s.Notes, theirs.Notes.On(s.Peer)...)
 	return s
 }
