@@ -92,6 +92,8 @@ func linkOf(l link.Status) api.Link {
 	}
 	if l.LagKnown {
 		out.LagBytes, out.LagSeconds = &l.LagBytes, &l.LagSeconds
+	} else {
+		out.LagBytes = unsigned(l.Behind)
 	}
 	if l.Seeding != nil {
 		out.Seeding = seedingOf(*l.Seeding)

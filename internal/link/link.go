@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -461,6 +462,18 @@ func (l *link) meetPeer(ctx context.Context) {
 	case l.events <- happened{event: role.PeerSeen{Peer: theirs}}:
 	case <-ctx.Done():
 	}
+}
+
+// beyondResume are the causes of a suspension that a link would meet again at once.
+var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored"}
+
+// pause does what a person asks. A link that can't go on from where it stands is not
+// resumed: what mends it is told.
+func (l *link) pause(ctx context.Context, paused bool) error {
+	if s := l.informed(ctx); !paused && s.State == Suspended && s.Cause != nil && slices.Contains(beyondResume, s.Cause.Code) {
+		return s.Cause
+	}
+	return l.setPaused(ctx, paused)
 }
 
 // setPaused stores whether a person paused the link; it counts on the secondary.

@@ -210,7 +210,7 @@ func (m *Manager) SetPaused(ctx context.Context, name string, paused bool) error
 			return err
 		}
 	}
-	return l.setPaused(ctx, paused)
+	return l.pause(ctx, paused)
 }
 
 // Failover makes the secondary the primary, with nothing lost.

@@ -58,6 +58,7 @@ type Status struct {
 	Ack                      frame.Ack
 	Sent                     frame.LSN
 	WALHeld                  *int64
+	Behind                   *int64    // WAL that the secondary has not confirmed, where no stream tells the lag
 	MaxWAL                   *int64    // the bound on it; 0: none, nil: the primary's agent has it
 	Since                    time.Time // in this state
 	CreatedAt                time.Time
@@ -195,18 +196,16 @@ func (l *link) forcedOut() bool {
 const otherSideWithin = 2 * time.Second
 
 // full adds what the database tells, and what only the other side knows: a secondary's
-// seeding and state.
+// seeding and state, and what became of the link on the primary of one that stands.
 func (l *link) full(ctx context.Context) Status {
-	s := l.status()
+	s := l.informed(ctx)
 	ctx, cancel := context.WithTimeout(ctx, otherSideWithin)
 	defer cancel()
 	l.glance(ctx, func(conn *pgx.Conn) {
 		if missing, err := capture.NotCarried(ctx, conn, l.filter()); err == nil {
 			s.Notes = append(s.Notes, missing...)
 		}
-		if held, err := capture.Held(ctx, conn, l.rec.ID); err == nil && s.Role == role.Primary {
-			s.WALHeld = &held
-		}
+		l.measure(ctx, conn, &s)
 	})
 	if s.Role != role.Primary {
 		return s
@@ -222,4 +221,61 @@ func (l *link) full(ctx context.Context) Status {
 	s.State, s.Cause, s.Seeding = theirs.State, theirs.Cause.On(s.Peer), theirs.Seeding
 	s.Notes = append(s.Notes, theirs.Notes.On(s.Peer)...)
 	return s
+}
+
+// informed is the status of a secondary that stands with what the primary says: it may
+// have given the link up meanwhile, and knows how far behind it is.
+func (l *link) informed(ctx context.Context) Status {
+	s := l.status()
+	if s.Role != role.Secondary || s.State != Paused && s.State != Suspended {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, otherSideWithin)
+	defer cancel()
+	var theirs Status
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
+		return s
+	}
+	if s.State == Paused && theirs.State == Suspended {
+		s.State, s.Cause = Suspended, theirs.Cause.On(s.Peer)
+	}
+	s.Behind = theirs.Behind
+	return s
+}
+
+// told is the status for the other side.
+func (l *link) told(ctx context.Context) (Status, error) {
+	s := l.status()
+	if s.Role == role.Primary {
+		l.glance(ctx, func(conn *pgx.Conn) { l.measure(ctx, conn, &s) })
+	}
+	return s, nil
+}
+
+// measure adds what the slot of a primary tells.
+func (l *link) measure(ctx context.Context, conn *pgx.Conn, s *Status) {
+	if s.Role != role.Primary {
+		return
+	}
+	if held, err := capture.Held(ctx, conn, l.rec.ID); err == nil {
+		s.WALHeld = &held
+	}
+	if s.LagKnown {
+		return
+	}
+	if behind, found, err := capture.Behind(ctx, conn, l.rec.ID); err == nil && found {
+		s.Behind = &behind
+	}
+}
+
+// notFollowing is why something can't be done with a secondary that does not follow: what
+// stopped it, where that needs a person.
+func notFollowing(s Status, why, otherwise string) *problem.Problem {
+	switch {
+	case s.State == Suspended && s.Cause != nil:
+		return s.Cause
+	case s.State == Paused:
+		otherwise = "hawser link resume " + s.Name
+	}
+	return problem.New("not-synchronized", "link "+s.Name, why, otherwise)
 }

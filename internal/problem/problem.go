@@ -78,7 +78,8 @@ func (p *Problem) Retry() *Problem {
 // On returns p as another instance's, which is the one that found it: its object, or
 // its cause where it has none, and its remedy begin with where they hold. Whatever
 // crosses from peer to peer passes here once; a problem that was on its way before
-// keeps the instance that found it.
+// keeps the instance that found it, and a remedy that begins with its place ("on the
+// secondary: …") keeps that.
 func (p *Problem) On(instance string) *Problem {
 	const on = "on instance "
 	if p == nil || strings.HasPrefix(p.Object, on) || p.Object == "" && strings.HasPrefix(p.Cause, on) {
@@ -90,7 +91,7 @@ func (p *Problem) On(instance string) *Problem {
 	} else {
 		q.Cause = on + instance + ": " + p.Cause
 	}
-	if p.Remedy != "" {
+	if p.Remedy != "" && !strings.HasPrefix(p.Remedy, "on ") {
 		q.Remedy = "on " + instance + ": " + p.Remedy
 	}
 	return &q

@@ -14,6 +14,7 @@ func TestOn(t *testing.T) {
 	bare := New("starting", "", "the agent is starting", "")
 	for _, c := range []struct{ in, want *Problem }{
 		{named, New("diverged", "on instance west: link shop", "it is read-only", "on west: hawser link rejoin shop").Because(under)},
+		{New("x", "a", "b", "on the secondary: c"), New("x", "on instance west: a", "b", "on the secondary: c")},
 		{bare, New("starting", "", "on instance west: the agent is starting", "")},
 	} {
 		got := c.in.On("west")
