@@ -306,6 +306,25 @@ func TestPeerAddChangesTheGrant(t *testing.T) {
 	}
 }
 
+// TestPeerSet: what is not said is not sent, and an empty address forgets it.
+func TestPeerSet(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]api.SetPeer{
+		"peer set mi-west --address west:5023":            {Address: "west:5023"},
+		"peer set mi-west --address=":                     {NoAddress: true},
+		"peer set mi-west --databases * --direction both": {Databases: []string{"*"}, Direction: api.DirectionBoth},
+	} {
+		c := call{args: args, fake: &fake{changed: []string{"direction: to-peer -> both"}}}
+		code, out, errOut := c.run(t)
+		if code != 0 || !reflect.DeepEqual(c.fake.asked, []any{want}) || !strings.Contains(out, "mi-west is set") || !strings.Contains(out, "Changed: direction") {
+			t.Errorf("%s: code %d, %s%s, asked %v", args, code, out, errOut, c.fake.asked)
+		}
+	}
+	if code, _, errOut := (call{args: "peer set mi-west"}).run(t); code != exitUsage {
+		t.Errorf("without a change: code %d, %s", code, errOut)
+	}
+}
+
 func TestOptionsReachTheAgent(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]any{

@@ -505,7 +505,7 @@ func TestCompleteAddress(t *testing.T) {
 func TestWireNames(t *testing.T) {
 	t.Parallel()
 	seen := map[reflect.Type]bool{}
-	for _, v := range []any{Instance{}, Certificate{}, PeerList{}, AddPeer{}, PeerTestStep{}, LinkSpec{}, Link{}, FailoverResult{}, VerifyReport{}, DropResult{}, Database{}, errorBody{}} {
+	for _, v := range []any{Instance{}, Certificate{}, PeerList{}, AddPeer{}, SetPeer{}, PeerTestStep{}, LinkSpec{}, Link{}, FailoverResult{}, VerifyReport{}, DropResult{}, Database{}, errorBody{}} {
 		checkWireNames(t, reflect.TypeOf(v), seen)
 	}
 }

@@ -93,6 +93,11 @@ func (c *Client) AddPeer(ctx context.Context, peer AddPeer) (Peer, error) {
 	return call[Peer](ctx, c, http.MethodPost, "/v1/peers", peer)
 }
 
+// SetPeer changes a peer's address and grant.
+func (c *Client) SetPeer(ctx context.Context, name string, change SetPeer) (Peer, error) {
+	return call[Peer](ctx, c, http.MethodPatch, "/v1/peers/"+url.PathEscape(name), change)
+}
+
 // RemovePeer ends the trust.
 func (c *Client) RemovePeer(ctx context.Context, name string) error {
 	_, err := call[none](ctx, c, http.MethodDelete, "/v1/peers/"+url.PathEscape(name), nil)

@@ -140,7 +140,7 @@ type Peer struct {
 	Cause            *problem.Problem `json:"cause,omitempty" doc:"Why it is not connected"`
 	Databases        []string         `json:"databases" nullable:"false" doc:"Its grant: patterns of the databases that links with it may concern"`
 	Direction        Direction        `json:"direction" enum:"both,to-peer,from-peer" doc:"Its grant: which way their data may flow; to-peer means that this instance is the primary"`
-	Changed          []string         `json:"changed,omitempty" doc:"In the answer to add-peer, of a peer that was known: what is other than before"`
+	Changed          []string         `json:"changed,omitempty" doc:"In the answer to add-peer and set-peer, of a peer that was known: what is other than before"`
 }
 
 // RefusedPeer is an instance that was turned away.
@@ -157,10 +157,19 @@ type RefusedPeer struct {
 type AddPeer struct {
 	Name        string `json:"name,omitempty" maxLength:"64" doc:"Empty takes the name in the certificate"`
 	Certificate string `json:"certificate" minLength:"1" maxLength:"65536" doc:"PEM, as hawser cert show prints it there"`
-	Address     string `json:"address,omitempty" maxLength:"300" doc:"host:port of its endpoint; empty waits until it dials" example:"mi-west.example.com:5022"`
+	Address     string `json:"address,omitempty" maxLength:"300" doc:"host:port of its endpoint. Empty keeps the one that is known; of a new peer, waits until it dials" example:"mi-west.example.com:5022"`
+	NoAddress   bool   `json:"no_address,omitempty" doc:"Forget its address, and wait until it dials"`
 
 	Databases []string  `json:"databases,omitempty" maxItems:"1000" nullable:"false" doc:"Patterns of the databases that links with it may concern, with * and ?, folded to lower case outside of double quotes. Empty keeps what is granted; of a new peer, every database" example:"sales_*"`
 	Direction Direction `json:"direction,omitempty" enum:"both,to-peer,from-peer" doc:"Which way their data may flow; to-peer means that this instance is the primary. A failover needs both. Empty keeps what is granted; of a new peer, both"`
+}
+
+// SetPeer changes what is said of a peer that is trusted; what is empty stays as it is.
+type SetPeer struct {
+	Address   string    `json:"address,omitempty" maxLength:"300" doc:"host:port of its endpoint" example:"mi-west.example.com:5022"`
+	NoAddress bool      `json:"no_address,omitempty" doc:"Forget its address, and wait until it dials"`
+	Databases []string  `json:"databases,omitempty" maxItems:"1000" nullable:"false" doc:"Patterns of the databases that links with it may concern, in place of those before" example:"sales_*"`
+	Direction Direction `json:"direction,omitempty" enum:"both,to-peer,from-peer" doc:"Which way their data may flow"`
 }
 
 // PeerTestStep is one step of the way to a peer.
