@@ -117,7 +117,7 @@ func linkTable(p page, links []api.Link) {
 	p.table(head, rows)
 	for _, l := range links {
 		if telling(l.Cause) {
-			p.problem("", p.paint(stateTone(l.State), clean(l.Name)+": "), l.Cause)
+			p.problem("", p.paint(linkTone(l), clean(l.Name)+": "), l.Cause)
 		}
 	}
 }
@@ -135,7 +135,7 @@ func linkRows(links []api.Link) (head []string, rows [][]cell) {
 			state += " " + percent(s)
 		}
 		rows = append(rows, []cell{
-			str(l.Name), str(l.Database), str(string(l.Role)), str(l.Peer), toned(stateTone(l.State), state),
+			str(l.Name), str(l.Database), str(string(l.Role)), str(l.Peer), toned(linkTone(l), state),
 			num(orUnknown(l.LagSeconds, span)), num(orUnknown(l.LagBytes, bytesText[uint64])), num(orUnknown(l.WALHeldBytes, bytesText[uint64])),
 		})
 	}
@@ -162,7 +162,7 @@ func (a *app) linkShow() *cobra.Command {
 }
 
 func linkPage(p page, l api.Link) {
-	p.line("%s  %s", p.paint(bold, clean(l.Name)), p.paint(stateTone(l.State), string(l.State)))
+	p.line("%s  %s", p.paint(bold, clean(l.Name)), p.paint(linkTone(l), string(l.State)))
 	if l.Cause != nil {
 		p.problem("  ", "", l.Cause)
 	}

@@ -117,7 +117,7 @@ func tableLines(p page, links []api.Link) []string {
 func (a *app) progressLines(p page, links []api.Link) []string {
 	var lines []string
 	for _, l := range links {
-		line := p.paint(stateTone(l.State), string(l.State))
+		line := p.paint(linkTone(l), string(l.State))
 		if s := l.Seeding; s != nil && l.State == api.StateSeeding {
 			line += "  " + p.paint(busy, bar(fraction(s), 24)) + "  " + seedingText(s)
 		} else {

@@ -98,6 +98,7 @@ type link struct {
 	incomplete  bool     // tables were to be copied where another link handed over
 	lastState   State    // as last told, and since when
 	since       time.Time
+	turned      time.Time // when this side began, or its role or phase changed
 }
 
 // happened is an event and, when somebody waits for the step, a way to say so.
@@ -117,6 +118,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 		changed:  make(chan struct{}),
 		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
 		last: rec.Failover, ownsDB: rec.OwnsDatabase, maxWAL: rec.MaxWAL, holes: rec.Holes, renewal: rec.Renewed,
+		turned: time.Now(),
 	}
 	l.ctx, l.stop = context.WithCancel(m.ctx) // now: the other side may call before start
 	l.capture = capture.New(capture.Config{
@@ -265,7 +267,12 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 		return nil
 	}
 	old, _ := l.now()
-	l.update(func() { l.side = next })
+	l.update(func() {
+		l.side = next
+		if old.Role != next.Role || old.Phase != next.Phase {
+			l.turned = time.Now()
+		}
+	})
 	if old.Role == role.Primary && next.Role == role.Secondary {
 		l.m.primaryMoved(l)
 	}
@@ -506,7 +513,7 @@ func (l *link) startRunning(ctx context.Context) error {
 		return catalog.SetProgress(ctx, conn, l.rec.Name, catalog.Running)
 	})
 	if err == nil {
-		l.update(func() { l.progress = catalog.Running })
+		l.update(func() { l.progress, l.turned = catalog.Running, time.Now() })
 		l.tell(role.Restarted{})
 	}
 	return err

@@ -154,6 +154,9 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 			"it was the primary when this side took over by force, and is not connected: unless it has rejoined since, it is diverged, and follows when it has",
 			"when it is back, on "+s.Peer+": hawser link rejoin "+s.Name).Retry()
 	}
+	if !l.streaming && l.opening() {
+		return Disconnected, problem.Noted("opening", "link "+s.Name, "the stream between the two sides is being opened")
+	}
 	if !l.streaming {
 		cause := l.cause
 		if cause == nil {
@@ -179,6 +182,15 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		return CatchingUp, problem.Noted("catching-up", "link "+s.Name, "the secondary takes in what the primary wrote meanwhile")
 	}
 	return Synchronized, problem.Noted("synchronized", "link "+s.Name, "the secondary follows the primary")
+}
+
+// openWithin is how long after a change of roles nobody has to look why nothing streams.
+const openWithin = 10 * time.Second
+
+// opening tells that this side could not have a stream yet: it has only just begun, or
+// changed its role, and nothing but the other side's turn is in its way. The caller holds mu.
+func (l *link) opening() bool {
+	return time.Since(l.turned) < openWithin && (l.cause == nil || l.cause.Code == "not-primary" || l.cause.Code == "term-differs")
 }
 
 // forcedOut tells that this side is the primary by force, and the old one has not
