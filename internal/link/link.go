@@ -98,6 +98,7 @@ type link struct {
 	incomplete  bool     // tables were to be copied where another link handed over
 	lastState   State    // as last told, and since when
 	since       time.Time
+	troubles    troubles  // guards itself
 	turned      time.Time // when this side began, or its role or phase changed
 }
 
@@ -289,7 +290,7 @@ func (l *link) persist(what string, write func(context.Context, *pgx.Conn) error
 		if err == nil {
 			return true
 		}
-		l.log.Warn("can't store the link's state, trying again", "what", what, "error", err)
+		l.trouble("can't store the link's state, trying again", err, "what", what)
 		if !wait.sleep(l.ctx) {
 			return false
 		}
@@ -435,7 +436,7 @@ func (l *link) retry(ctx context.Context, what string, do func(context.Context) 
 		if errors.As(err, &p) && !p.Retryable {
 			return err
 		}
-		l.log.Warn("trying again", "what", what, "error", err)
+		l.trouble("trying again", err, "what", what)
 		if !wait.sleep(ctx) {
 			return err
 		}

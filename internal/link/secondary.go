@@ -87,7 +87,7 @@ func (l *link) stopped(err error) {
 		l.suspend(&why)
 		return
 	}
-	l.log.Warn("the link stopped and will go on", "cause", err)
+	l.trouble("the link stopped and will go on", err)
 	l.update(func() { l.cause = l.away(withReason(problem.Of(err, "disconnected"))) })
 }
 
