@@ -250,12 +250,33 @@ func (a *app) linkSet() *cobra.Command {
 given up, not the primary's disk, and hawser link resync takes it up again. It counts
 on both sides, and is kept at a failover. Without a bound of its own (default) a link
 has limits.wal_held of the primary's agent.`,
-		func(ctx context.Context, c *api.Client, name string) error { return c.SetLinkMaxWAL(ctx, name, bytes) })
+		nil)
+	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+		if err := c.SetLinkMaxWAL(ctx, args[0], bytes); err != nil {
+			return err
+		}
+		l, err := c.Link(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		a.show(l, func(p page) { p.line("The link %s may hold back %s.", clean(l.Name), boundText(bytes)) })
+		return nil
+	})
 	c.Use = "set NAME --max-wal SIZE"
 	c.Example = "  hawser link set orders --max-wal 32GiB\n  hawser link set orders --max-wal default"
 	c.Flags().Var(boundFlag{&bytes}, "max-wal", "`size` of WAL, such as 32GiB; 0 for no bound; default for the agent's")
 	_ = c.MarkFlagRequired("max-wal")
 	return c
+}
+
+func boundText(bytes *int64) string {
+	switch {
+	case bytes == nil:
+		return "what limits.wal_held of its primary's agent allows"
+	case *bytes == 0:
+		return "any amount of WAL"
+	}
+	return bytesText(uint64(*bytes)) + " of WAL"
 }
 
 // walText tells the WAL held, and the bound on it.

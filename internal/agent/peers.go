@@ -224,8 +224,9 @@ func peerOf(p peer.Status) api.Peer {
 		if p.Dialled {
 			out.DialledBy = "us"
 		}
-		rtt := p.RTT.Seconds()
-		out.RoundTripSeconds = &rtt
+		if rtt := p.RTT.Seconds(); rtt > 0 { // 0: not measured yet
+			out.RoundTripSeconds = &rtt
+		}
 	}
 	return out
 }

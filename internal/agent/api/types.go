@@ -134,7 +134,7 @@ type Peer struct {
 	RemoteAddress    string           `json:"remote_address,omitempty" doc:"The other end of the connection"`
 	Since            *time.Time       `json:"since,omitempty" doc:"When it was connected or lost"`
 	Version          string           `json:"version,omitempty" doc:"Version of its agent"`
-	RoundTripSeconds *float64         `json:"round_trip_seconds" doc:"null when not connected"`
+	RoundTripSeconds *float64         `json:"round_trip_seconds" doc:"null when not connected, or not measured yet"`
 	BytesSent        uint64           `json:"bytes_sent" doc:"On the wire, since the agent started"`
 	BytesReceived    uint64           `json:"bytes_received" doc:"On the wire, since the agent started"`
 	Cause            *problem.Problem `json:"cause,omitempty" doc:"Why it is not connected"`
@@ -369,6 +369,8 @@ type Database struct {
 	SizeBytes int64  `json:"size_bytes"`
 	ReadOnly  bool   `json:"read_only" doc:"Hawser keeps it read-only, being the secondary side of a link"`
 	Link      string `json:"link,omitempty" doc:"Its link; empty for an independent database"`
-	Role      Role   `json:"role,omitempty" enum:"primary,secondary"`
-	State     State  `json:"state,omitempty" doc:"The link's state"`
+
+	Maintenance bool  `json:"maintenance,omitempty" doc:"The agent keeps what it remembers in it, so it can't be linked"`
+	Role        Role  `json:"role,omitempty" enum:"primary,secondary"`
+	State       State `json:"state,omitempty" doc:"The link's state"`
 }
