@@ -7,6 +7,7 @@ import (
 	"io"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -106,6 +107,12 @@ func knownCommand(c *cobra.Command, args []string) error {
 func flagError(c *cobra.Command, err error) error {
 	if given := c.Flags().Args(); c.HasSubCommands() && len(given) > 0 {
 		return usage{knownCommand(c, given)}
+	}
+	var odd *pflag.InvalidValueError
+	if errors.As(err, &odd) && odd.GetFlag().Value.Type() == "duration" {
+		if _, number := strconv.ParseFloat(odd.GetValue(), 64); number == nil {
+			return usage{fmt.Errorf("--%s %s has no unit; did you mean %ss?", odd.GetFlag().Name, odd.GetValue(), odd.GetValue())}
+		}
 	}
 	var unknown *pflag.NotExistError
 	if !errors.As(err, &unknown) {

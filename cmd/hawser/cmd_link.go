@@ -117,7 +117,7 @@ func linkTable(p page, links []api.Link) {
 	p.table(head, rows)
 	for _, l := range links {
 		if telling(l.Cause) {
-			p.problem("", p.paint(stateTone(l.State), clean(l.Name)+": "), l.Cause)
+			p.problem("", p.paint(linkTone(l), clean(l.Name)+": "), l.Cause)
 		}
 	}
 }
@@ -135,7 +135,7 @@ func linkRows(links []api.Link) (head []string, rows [][]cell) {
 			state += " " + percent(s)
 		}
 		rows = append(rows, []cell{
-			str(l.Name), str(l.Database), str(string(l.Role)), str(l.Peer), toned(stateTone(l.State), state),
+			str(l.Name), str(l.Database), str(string(l.Role)), str(l.Peer), toned(linkTone(l), state),
 			num(orUnknown(l.LagSeconds, span)), num(orUnknown(l.LagBytes, bytesText[uint64])), num(orUnknown(l.WALHeldBytes, bytesText[uint64])),
 		})
 	}
@@ -162,7 +162,7 @@ func (a *app) linkShow() *cobra.Command {
 }
 
 func linkPage(p page, l api.Link) {
-	p.line("%s  %s", p.paint(bold, clean(l.Name)), p.paint(stateTone(l.State), string(l.State)))
+	p.line("%s  %s", p.paint(bold, clean(l.Name)), p.paint(linkTone(l), string(l.State)))
 	if l.Cause != nil {
 		p.problem("  ", "", l.Cause)
 	}
@@ -250,12 +250,33 @@ func (a *app) linkSet() *cobra.Command {
 given up, not the primary's disk, and hawser link resync takes it up again. It counts
 on both sides, and is kept at a failover. Without a bound of its own (default) a link
 has limits.wal_held of the primary's agent.`,
-		func(ctx context.Context, c *api.Client, name string) error { return c.SetLinkMaxWAL(ctx, name, bytes) })
+		nil)
+	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+		if err := c.SetLinkMaxWAL(ctx, args[0], bytes); err != nil {
+			return err
+		}
+		l, err := c.Link(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		a.show(l, func(p page) { p.line("The link %s may hold back %s.", clean(l.Name), boundText(bytes)) })
+		return nil
+	})
 	c.Use = "set NAME --max-wal SIZE"
 	c.Example = "  hawser link set orders --max-wal 32GiB\n  hawser link set orders --max-wal default"
 	c.Flags().Var(boundFlag{&bytes}, "max-wal", "`size` of WAL, such as 32GiB; 0 for no bound; default for the agent's")
 	_ = c.MarkFlagRequired("max-wal")
 	return c
+}
+
+func boundText(bytes *int64) string {
+	switch {
+	case bytes == nil:
+		return "what limits.wal_held of its primary's agent allows"
+	case *bytes == 0:
+		return "any amount of WAL"
+	}
+	return bytesText(uint64(*bytes)) + " of WAL"
 }
 
 // walText tells the WAL held, and the bound on it.

@@ -15,12 +15,12 @@ import (
 )
 
 func (a *app) peer() *cobra.Command {
-	return group("peer", "The instances that this one trusts", a.peerAdd(), a.peerList(), a.peerRemove(), a.peerTest())
+	return group("peer", "The instances that this one trusts", a.peerAdd(), a.peerSet(), a.peerList(), a.peerRemove(), a.peerTest())
 }
 
 func (a *app) peerAdd() *cobra.Command {
 	var request api.AddPeer
-	c := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "add FILE|-",
 		Short: "Trust an instance, by its certificate",
 		Long: `Trusts the instance whose certificate stands in FILE, or on standard input, as
@@ -33,29 +33,23 @@ those that links with it may concern, and --direction the way that their data ma
 flow: to-peer lets it be the secondary alone, from-peer the primary alone. A planned
 failover needs both. Each side has its own say; a link needs that of both.
 
-For a peer that is trusted already this takes its new certificate and address, and
-changes what is said of the grant. Links that it no longer covers stop, and go on when
-it covers them again.`,
+For a peer that is trusted already this takes its new certificate. Of address and grant
+it changes what is said, and leaves the rest; hawser peer set does so without the
+certificate.`,
 		Example: "  hawser peer add mi-west.pem --address mi-west.example.com:5022\n  ssh mi-west hawser cert show | hawser peer add -\n" +
 			"  hawser peer add reports.pem --databases shop --databases 'sales_*' --direction to-peer",
 		Args: args("FILE"),
 	}
-	c.Flags().StringVar(&request.Name, "name", "", "`name` of the peer here (default: the name in its certificate)")
-	c.Flags().StringVar(&request.Address, "address", "", "`host:port` of its endpoint; without it, this instance waits for the peer to connect")
-	c.Flags().StringArrayVar(&request.Databases, "databases", nil, "let links with it concern the databases that match this `pattern` alone, with * and ?; may be repeated (default: as before, or all)")
-	c.Flags().StringVar((*string)(&request.Direction), "direction", "", "the `way` that their data may flow: both, to-peer or from-peer (default: as before, or both)")
-	_ = c.RegisterFlagCompletionFunc("databases", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		return a.everyDatabase(c)
-	})
-	_ = c.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"both", "to-peer", "from-peer"}, cobra.ShellCompDirectiveNoFileComp))
-	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+	cmd.Flags().StringVar(&request.Name, "name", "", "`name` of the peer here (default: the name in its certificate)")
+	a.peerFlags(cmd, &request.Address, &request.Databases, &request.Direction)
+	cmd.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
 		certificate, err := a.readFile(args[0])
 		if err != nil {
 			return err
 		}
 		request.Certificate = certificate
-		if !slices.Contains([]api.Direction{"", api.DirectionBoth, api.DirectionToPeer, api.DirectionFromPeer}, request.Direction) {
-			return usagef("--direction is both, to-peer or from-peer, not %q", request.Direction)
+		if request.NoAddress, err = checkPeerFlags(cmd, request.Address, request.Direction); err != nil {
+			return err
 		}
 		peer, err := c.AddPeer(ctx, request)
 		if p, ok := problem.As(err); ok && p.Object == "" { // the agent knows what it was given, not from where
@@ -68,16 +62,70 @@ it covers them again.`,
 		}
 		a.show(peer, func(p page) {
 			p.line("%s is trusted.", clean(peer.Name))
-			p.fields([2]string{"fingerprint", peer.Fingerprint}, [2]string{"address", either(peer.Address, "none: this instance waits for it to connect")},
-				[2]string{"databases", strings.Join(peer.Databases, ", ")}, [2]string{"direction", string(peer.Direction)})
-			if len(peer.Changed) > 0 {
-				p.line("Changed: %s.", clean(strings.Join(peer.Changed, "; ")))
-			}
+			peerFields(p, peer)
 			p.line("Compare the fingerprint with hawser cert show there, and prove the way with: hawser peer test %s", clean(peer.Name))
 		})
 		return nil
 	})
-	return c
+	return cmd
+}
+
+// peerFlags adds the flags that say what is known of a peer and granted to it.
+func (a *app) peerFlags(c *cobra.Command, address *string, databases *[]string, direction *api.Direction) {
+	c.Flags().StringVar(address, "address", "", "`host:port` of its endpoint; '' forgets it (default: as before, or none: this instance waits for the peer to connect)")
+	c.Flags().StringArrayVar(databases, "databases", nil, "let links with it concern the databases that match this `pattern` alone, with * and ?; may be repeated (default: as before, or all)")
+	c.Flags().StringVar((*string)(direction), "direction", "", "the `way` that their data may flow: both, to-peer or from-peer (default: as before, or both)")
+	_ = c.RegisterFlagCompletionFunc("databases", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.everyDatabase(c)
+	})
+	_ = c.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"both", "to-peer", "from-peer"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// checkPeerFlags reports whether the address is to be forgotten.
+func checkPeerFlags(c *cobra.Command, address string, direction api.Direction) (noAddress bool, err error) {
+	if !slices.Contains([]api.Direction{"", api.DirectionBoth, api.DirectionToPeer, api.DirectionFromPeer}, direction) {
+		return false, usagef("--direction is both, to-peer or from-peer, not %q", direction)
+	}
+	return address == "" && c.Flags().Changed("address"), nil
+}
+
+func peerFields(p page, peer api.Peer) {
+	p.fields([2]string{"fingerprint", peer.Fingerprint}, [2]string{"address", either(peer.Address, "none: this instance waits for it to connect")},
+		[2]string{"databases", strings.Join(peer.Databases, ", ")}, [2]string{"direction", string(peer.Direction)})
+	if len(peer.Changed) > 0 {
+		p.line("Changed: %s.", clean(strings.Join(peer.Changed, "; ")))
+	}
+}
+
+func (a *app) peerSet() *cobra.Command {
+	var change api.SetPeer
+	cmd := &cobra.Command{
+		Use:   "set NAME",
+		Short: "Change a peer's address, and what it may do",
+		Long: `Changes the address of a peer that is trusted, and its grant: see hawser peer add. What
+is not said stays as it is, and so does the certificate. Links that the grant no longer
+covers stop, and go on when it covers them again.`,
+		Example:           "  hawser peer set mi-west --address mi-west.example.com:5023\n  hawser peer set reports --databases shop --databases 'sales_*' --direction to-peer",
+		Args:              args("NAME"),
+		ValidArgsFunction: a.completePeer,
+	}
+	a.peerFlags(cmd, &change.Address, &change.Databases, &change.Direction)
+	cmd.MarkFlagsOneRequired("address", "databases", "direction")
+	cmd.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) (err error) {
+		if change.NoAddress, err = checkPeerFlags(cmd, change.Address, change.Direction); err != nil {
+			return err
+		}
+		peer, err := c.SetPeer(ctx, args[0], change)
+		if err != nil {
+			return err
+		}
+		a.show(peer, func(p page) {
+			p.line("%s is set.", clean(peer.Name))
+			peerFields(p, peer)
+		})
+		return nil
+	})
+	return cmd
 }
 
 // readFile reads a certificate's file, or standard input for "-".

@@ -45,7 +45,7 @@ func (a *app) databaseNames(cmd *cobra.Command) ([]string, cobra.ShellCompDirect
 	return a.names(cmd, func(ctx context.Context, c *api.Client) (names []string, err error) {
 		all, err := c.Databases(ctx)
 		for _, d := range all {
-			if d.Link == "" && clean(d.Name) == d.Name { // what a shell can take
+			if !d.ReadOnly && !d.Maintenance && clean(d.Name) == d.Name { // what a shell can take
 				names = append(names, d.Name)
 			}
 		}

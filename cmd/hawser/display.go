@@ -117,7 +117,7 @@ func tableLines(p page, links []api.Link) []string {
 func (a *app) progressLines(p page, links []api.Link) []string {
 	var lines []string
 	for _, l := range links {
-		line := p.paint(stateTone(l.State), string(l.State))
+		line := p.paint(linkTone(l), string(l.State))
 		if s := l.Seeding; s != nil && l.State == api.StateSeeding {
 			line += "  " + p.paint(busy, bar(fraction(s), 24)) + "  " + seedingText(s)
 		} else {
@@ -125,7 +125,7 @@ func (a *app) progressLines(p page, links []api.Link) []string {
 		}
 		lines = append(lines, line)
 		if telling(l.Cause) {
-			lines = append(lines, "  "+clean(l.Cause.Cause))
+			lines = append(lines, "  "+clean(causeText(l.Cause)))
 		}
 	}
 	return lines
@@ -140,9 +140,17 @@ func (a *app) plainLine(l api.Link) string {
 		line += ", lag " + lagText(l) + ", WAL held " + orUnknown(l.WALHeldBytes, bytesText[uint64])
 	}
 	if telling(l.Cause) {
-		line += ", because: " + clean(l.Cause.Cause) + " [" + clean(l.Cause.Code) + "]"
+		line += ", because: " + clean(causeText(l.Cause)) + " [" + clean(l.Cause.Code) + "]"
 	}
 	return line
+}
+
+// causeText is a cause with what it concerns.
+func causeText(p *problem.Problem) string {
+	if p.Object == "" {
+		return p.Cause
+	}
+	return p.Object + ": " + p.Cause
 }
 
 func lagText(l api.Link) string {

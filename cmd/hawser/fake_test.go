@@ -76,6 +76,9 @@ func (f *fake) AddPeer(_ context.Context, p api.AddPeer) (api.Peer, error) {
 	return api.Peer{Name: p.Name, Fingerprint: "sha256:77aa", NotAfter: start().AddDate(10, 0, 0), Address: p.Address,
 		Databases: []string{"shop"}, Direction: p.Direction, Changed: f.changed}, f.ask(p)
 }
+func (f *fake) SetPeer(_ context.Context, name string, c api.SetPeer) (api.Peer, error) {
+	return api.Peer{Name: name, Fingerprint: "sha256:77aa", Address: c.Address, Databases: c.Databases, Direction: c.Direction, Changed: f.changed}, f.ask(c)
+}
 func (f *fake) RemovePeer(_ context.Context, name string) error { return f.ask(name) }
 func (f *fake) TestPeer(_ context.Context, name string) ([]api.PeerTestStep, error) {
 	return f.steps, f.ask(name)

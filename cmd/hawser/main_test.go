@@ -306,6 +306,48 @@ func TestPeerAddChangesTheGrant(t *testing.T) {
 	}
 }
 
+// TestPeerSet: what is not said is not sent, and an empty address forgets it.
+func TestPeerSet(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]api.SetPeer{
+		"peer set mi-west --address west:5023":            {Address: "west:5023"},
+		"peer set mi-west --address=":                     {NoAddress: true},
+		"peer set mi-west --databases * --direction both": {Databases: []string{"*"}, Direction: api.DirectionBoth},
+	} {
+		c := call{args: args, fake: &fake{changed: []string{"direction: to-peer -> both"}}}
+		code, out, errOut := c.run(t)
+		if code != 0 || !reflect.DeepEqual(c.fake.asked, []any{want}) || !strings.Contains(out, "mi-west is set") || !strings.Contains(out, "Changed: direction") {
+			t.Errorf("%s: code %d, %s%s, asked %v", args, code, out, errOut, c.fake.asked)
+		}
+	}
+	if code, _, errOut := (call{args: "peer set mi-west"}).run(t); code != exitUsage {
+		t.Errorf("without a change: code %d, %s", code, errOut)
+	}
+}
+
+// TestHints: what was most likely meant is told, and what was set is shown.
+func TestHints(t *testing.T) {
+	t.Parallel()
+	stands := synchronized()
+	stands.State, stands.Cause = api.StateSuspended, problem.New("slot-lost", "on instance on-prem: replication slot hawser_1", "it does not exist any more", "hawser link resync orders")
+	for _, c := range []struct {
+		call
+		code int
+		want string
+	}{
+		{call{args: "link verify orders --timeout 5", fake: &fake{}}, exitUsage, "did you mean 5s?"},
+		{call{args: "link list --socket 127.0.0.1:17524", fake: &fake{}}, exitUsage, "--socket http://127.0.0.1:17524"},
+		{call{args: "link set orders --max-wal 2GiB", fake: &fake{links: []api.Link{synchronized()}}}, exitOK, "may hold back 2.0 GiB of WAL"},
+		{call{args: "link set orders --max-wal 0", fake: &fake{links: []api.Link{synchronized()}}}, exitOK, "may hold back any amount of WAL"},
+		{call{args: "link watch orders -n 1", fake: &fake{links: []api.Link{stands}}}, exitOK, "because: on instance on-prem: replication slot hawser_1: it does not exist any more [slot-lost]"},
+	} {
+		code, out, errOut := c.run(t)
+		if code != c.code || !strings.Contains(out+errOut, c.want) {
+			t.Errorf("%s: code %d, %s%s; want %d and %q", c.args, code, out, errOut, c.code, c.want)
+		}
+	}
+}
+
 func TestOptionsReachTheAgent(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]any{

@@ -257,6 +257,14 @@ func orUnknown[N uint64 | float64](n *N, text func(N) string) string {
 	return text(*n)
 }
 
+// linkTone is calm for a link that is not connected yet, and about to be.
+func linkTone(l api.Link) tone {
+	if l.State == api.StateDisconnected && l.Cause != nil && !telling(l.Cause) {
+		return busy
+	}
+	return stateTone(l.State)
+}
+
 func stateTone(s api.State) tone {
 	switch s {
 	case api.StateSynchronized:

@@ -200,8 +200,8 @@ func TestValidateTells(t *testing.T) {
 	}
 	for database, want := range map[string]string{
 		"plain":           "replica-identity-full note table public.\"Key Less\"; unlogged-table warning table public.scratch",
-		"foreign_replica": "already-linked  database foreign_replica",
-		"shop":            "already-linked  database shop",
+		"foreign_replica": "already-linked  on instance beta: database foreign_replica",
+		"shop":            "already-linked  on instance beta: database shop",
 	} {
 		report, err := a.ValidateLink(ctx, api.LinkSpec{Name: "new", Database: database, Peer: "beta", Role: api.RolePrimary})
 		if err != nil {

@@ -18,7 +18,9 @@ func finding(t *testing.T, i *instance, link, code, object string) *problem.Prob
 	var found *problem.Problem
 	testpg.Eventually(t, 100*time.Second, i.name+" tells "+code+" of "+object, func() (bool, error) {
 		l, err := i.Link(context.Background(), link)
-		at := slices.IndexFunc(l.Findings, func(p *problem.Problem) bool { return p.Code == code && p.Object == object })
+		at := slices.IndexFunc(l.Findings, func(p *problem.Problem) bool {
+			return p.Code == code && (p.Object == object || strings.HasSuffix(p.Object, ": "+object))
+		})
 		if err != nil || at < 0 {
 			return false, err
 		}

@@ -18,17 +18,7 @@ import (
 func (i *instance) grants(t *testing.T, of *instance, direction api.Direction, databases ...string) api.Peer {
 	t.Helper()
 	ctx := context.Background()
-	cert, err := of.Certificate(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	list, err := i.Peers(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := slices.IndexFunc(list.Peers, func(p api.Peer) bool { return p.Name == of.name })
-	add := api.AddPeer{Name: of.name, Certificate: cert.PEM, Address: list.Peers[at].Address, Databases: databases, Direction: direction}
-	p, err := i.AddPeer(ctx, add)
+	p, err := i.SetPeer(ctx, of.name, api.SetPeer{Databases: databases, Direction: direction})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,8 +30,8 @@ func (i *instance) grants(t *testing.T, of *instance, direction api.Direction, d
 func notGranted(t *testing.T, what string, err error, by, to *instance) {
 	t.Helper()
 	p, ok := problem.As(err)
-	if !ok || p.Code != "peer-not-granted" || !strings.HasPrefix(p.Remedy, "hawser peer add "+to.name+".pem --name "+to.name) ||
-		!strings.HasSuffix(p.Remedy, ", on instance "+by.name) || !strings.Contains(p.Object, "database shop") {
+	if !ok || p.Code != "peer-not-granted" || !strings.HasPrefix(strings.TrimPrefix(p.Remedy, "on "+by.name+": "), "hawser peer set "+to.name+" --databases ") ||
+		!strings.HasSuffix(p.Object, "database shop") {
 		t.Errorf("%s: %v, want the grant of %s on %s", what, err, to.name, by.name)
 	}
 }
@@ -100,7 +90,7 @@ func TestGrantsRefuse(t *testing.T) {
 	a.grants(t, b, api.DirectionToPeer, "Shop") // folded, as names are
 	findings, err := a.ValidateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})
 	warned := slices.ContainsFunc(findings, func(p *problem.Problem) bool {
-		return p.Code == "failover-not-granted" && !p.Blocks() && strings.HasSuffix(p.Remedy, "--databases 'Shop' --direction both, on instance alpha")
+		return p.Code == "failover-not-granted" && !p.Blocks() && strings.HasSuffix(p.Remedy, "--databases 'Shop' --direction both")
 	})
 	if err != nil || !warned {
 		t.Errorf("validation does not warn of the failover: %v, %v", findings, err)
@@ -145,7 +135,7 @@ func TestGrantsNarrow(t *testing.T) {
 				if err != nil {
 					return false, err
 				}
-				if l.State != api.StateDisconnected || l.Cause.Code != "peer-not-granted" || !strings.HasSuffix(l.Cause.Remedy, ", on instance "+c.by.name) {
+				if l.State != api.StateDisconnected || l.Cause.Code != "peer-not-granted" || !strings.HasPrefix(l.Cause.Remedy, map[bool]string{false: "on " + c.by.name + ": "}[i == c.by]+"hawser peer set "+c.to.name) {
 					return false, fmt.Errorf("%s: %v", l.State, l.Cause)
 				}
 				return true, nil
@@ -257,8 +247,27 @@ func TestGrantsStay(t *testing.T) {
 	if cert, err = b.Certificate(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if p, err = a.AddPeer(ctx, api.AddPeer{Certificate: cert.PEM, Address: address}); err != nil || len(p.Changed) > 0 {
+	if p, err = a.AddPeer(ctx, api.AddPeer{Certificate: cert.PEM}); err != nil || len(p.Changed) > 0 || p.Address != address {
 		t.Errorf("the same again changed %q, %v", p.Changed, err)
+	}
+	if _, err := a.AddPeer(ctx, api.AddPeer{Name: "west", Certificate: cert.PEM}); !errors.Is(err, problem.New("peer-duplicate", "", "", "")) {
+		t.Errorf("a certificate that is trusted under another name: %v", err)
+	}
+	if _, err := a.SetPeer(ctx, "west", api.SetPeer{Address: "x:1"}); !errors.Is(err, api.PeerNotFound("west")) {
+		t.Errorf("setting a peer that is not known: %v", err)
+	}
+	if p, err = a.SetPeer(ctx, "beta", api.SetPeer{NoAddress: true}); err != nil || !slices.Equal(p.Changed, []string{"address: " + address + " -> none"}) {
+		t.Errorf("without its address: %q, %v", p.Changed, err)
+	}
+	if p, err = a.SetPeer(ctx, "beta", api.SetPeer{Address: address}); err != nil || !slices.Equal(p.Changed, []string{"address: none -> " + address}) {
+		t.Errorf("with its address: %q, %v", p.Changed, err)
+	}
+	own, err := a.Certificate(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err = b.AddPeer(ctx, api.AddPeer{Name: "other", Certificate: own.PEM}); !errors.Is(err, problem.New("peer-duplicate", "", "", "")) {
+		t.Errorf("a peer that dials, under another name: %v, %v", p, err)
 	}
 	stays("peer add without a grant")
 	a.stop()

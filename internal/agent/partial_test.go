@@ -375,7 +375,7 @@ func TestPartialValidation(t *testing.T) {
 	}
 	text := func(f problem.Findings) (out string) {
 		for _, p := range f {
-			out += fmt.Sprintf("%s: %s: %s\n", p.Code, p.Object, p.Cause)
+			out += fmt.Sprintf("%s: %s: %s\n", p.Code, strings.TrimPrefix(p.Object, "on instance alpha: "), p.Cause)
 		}
 		return out
 	}
@@ -392,6 +392,7 @@ func TestPartialValidation(t *testing.T) {
 		{[]string{`s.*`, `My Schema.*`}, nil, true, []string{`pattern-matches-nothing: --tables My Schema.*`}},
 		{[]string{`s.secret`, `s.order_1`}, []string{`nowhere.*`}, true, []string{`pattern-matches-nothing: --exclude-tables nowhere.*`}},
 		{[]string{`orders`}, nil, true, []string{`bad-pattern: table pattern orders: it names no schema`}},
+		{[]string{`orders`}, []string{`a.b.c`}, true, []string{`bad-pattern: table pattern orders: it names no schema`, `bad-pattern: table pattern a.b.c: it has more than two parts`}},
 		{[]string{`s.*`}, []string{`s.*`}, true, []string{`no-table-chosen`}},
 	} {
 		for _, f := range []problem.Findings{validate(a, api.RolePrimary, c.tables, c.exclude), validate(b, api.RoleSecondary, c.tables, c.exclude)} {

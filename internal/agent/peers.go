@@ -10,7 +10,6 @@ import (
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/grant"
-	"github.com/hawser/hawser/internal/link"
 	"github.com/hawser/hawser/internal/peer"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -37,9 +36,9 @@ func (a *agent) changePeers(ctx context.Context, change func(tx pgx.Tx, all []ca
 	if err != nil {
 		return err
 	}
-	granted := map[string]link.Granted{}
+	granted := map[string]grant.Grant{}
 	for _, p := range now {
-		granted[p.Name] = link.Granted{Grant: grantOf(p), Address: p.Address}
+		granted[p.Name] = grantOf(p)
 	}
 	a.links.SetGrants(granted)
 	a.peers.Refresh()
@@ -55,31 +54,55 @@ func grantOf(p catalog.Peer) grant.Grant {
 	return grant.Grant{Databases: p.Databases, Direction: grant.Direction(p.Direction)}
 }
 
-// AddPeer trusts an instance. What is not said of a peer's grant stays as it is.
+// AddPeer trusts an instance. What is not said of a peer that is known stays as it is.
 func (s *service) AddPeer(ctx context.Context, request api.AddPeer) (api.Peer, error) {
-	added := catalog.Peer{
-		Name: request.Name, Certificate: request.Certificate, Address: request.Address, Databases: request.Databases, Direction: string(request.Direction),
-	}
-	if err := grantOf(added).Check(); err != nil {
+	said := api.SetPeer{Address: request.Address, NoAddress: request.NoAddress, Databases: request.Databases, Direction: request.Direction}
+	return s.putPeer(ctx, request.Name, said, func(before *catalog.Peer, others []catalog.Peer) (catalog.Peer, error) {
+		if known := holderOf(request.Certificate, others); known != "" {
+			return catalog.Peer{}, problem.New("peer-duplicate", "peer "+request.Name, "its certificate is trusted under the name "+known+" already",
+				"hawser peer set "+known+" changes its address and grant; or hawser peer remove "+known+", and then this again")
+		}
+		p := catalog.Peer{Name: request.Name, Databases: grant.All().Databases, Direction: string(grant.Both)}
+		if before != nil {
+			p = *before
+		}
+		p.Certificate = request.Certificate
+		return p, nil
+	})
+}
+
+// SetPeer changes what is said of an instance that is trusted.
+func (s *service) SetPeer(ctx context.Context, name string, said api.SetPeer) (api.Peer, error) {
+	return s.putPeer(ctx, name, said, func(before *catalog.Peer, _ []catalog.Peer) (catalog.Peer, error) {
+		if before == nil {
+			return catalog.Peer{}, api.PeerNotFound(name)
+		}
+		return *before, nil
+	})
+}
+
+// putPeer stores a peer as begin makes it of the one that is known, if any, with what was
+// said of it.
+func (s *service) putPeer(ctx context.Context, name string, said api.SetPeer, begin func(before *catalog.Peer, others []catalog.Peer) (catalog.Peer, error)) (api.Peer, error) {
+	if err := (grant.Grant{Databases: said.Databases}).Check(); err != nil {
 		return api.Peer{}, err
 	}
 	var changed []string
 	err := s.changePeers(ctx, func(tx pgx.Tx, all []catalog.Peer) error {
-		before := catalog.Peer{Databases: grant.All().Databases, Direction: string(grant.Both)}
-		i := slices.IndexFunc(all, func(p catalog.Peer) bool { return p.Name == added.Name })
-		if i >= 0 {
-			before = all[i]
+		var before *catalog.Peer
+		if i := slices.IndexFunc(all, func(p catalog.Peer) bool { return p.Name == name }); i >= 0 {
+			known := all[i]
+			before, all = &known, slices.Delete(all, i, i+1)
 		}
-		if len(added.Databases) == 0 {
-			added.Databases = before.Databases
+		p, err := begin(before, all)
+		if err != nil {
+			return err
 		}
-		if added.Direction == "" {
-			added.Direction = before.Direction
+		p = withSaid(p, said)
+		if before != nil {
+			changed = changes(*before, p)
 		}
-		if i >= 0 {
-			changed = changes(before, added)
-		}
-		return catalog.PutPeer(ctx, tx, added)
+		return catalog.PutPeer(ctx, tx, p)
 	})
 	if err != nil {
 		return api.Peer{}, err
@@ -89,12 +112,50 @@ func (s *service) AddPeer(ctx context.Context, request api.AddPeer) (api.Peer, e
 		return api.Peer{}, err
 	}
 	for _, known := range list.Peers {
-		if known.Name == added.Name {
+		if known.Name == name {
 			known.Changed = changed
 			return known, nil
 		}
 	}
-	return api.Peer{}, api.PeerNotFound(added.Name)
+	return api.Peer{}, api.PeerNotFound(name)
+}
+
+func withSaid(p catalog.Peer, said api.SetPeer) catalog.Peer {
+	switch {
+	case said.NoAddress:
+		p.Address = ""
+	case said.Address != "":
+		p.Address = said.Address
+	}
+	if len(said.Databases) > 0 {
+		p.Databases = said.Databases
+	}
+	if said.Direction != "" {
+		p.Direction = string(said.Direction)
+	}
+	return p
+}
+
+// holderOf returns the name under which a certificate is trusted, or "".
+func holderOf(certificate string, peers []catalog.Peer) string {
+	print := printOf(certificate)
+	for _, p := range peers {
+		for _, known := range certificatesOf(p) {
+			if printOf(known) == print {
+				return p.Name
+			}
+		}
+	}
+	return ""
+}
+
+// printOf is a certificate's fingerprint, or says that there is none.
+func printOf(certificate string) string {
+	print, err := peer.Fingerprint([]byte(certificate))
+	if err != nil {
+		return "unreadable"
+	}
+	return print
 }
 
 // changes says what is other of a peer than before; never nil.
@@ -105,15 +166,13 @@ func changes(before, after catalog.Peer) []string {
 			out = append(out, what+": "+old+" -> "+next)
 		}
 	}
-	if strings.TrimSpace(before.Certificate) != strings.TrimSpace(after.Certificate) {
-		out = append(out, "certificate")
-	}
 	orNone := func(address string) string {
 		if address == "" {
 			return "none"
 		}
 		return address
 	}
+	note("certificate", printOf(certificatesOf(before)[0]), printOf(certificatesOf(after)[0]))
 	note("address", orNone(before.Address), orNone(after.Address))
 	note("databases", strings.Join(before.Databases, ", "), strings.Join(after.Databases, ", "))
 	note("direction", before.Direction, after.Direction)
@@ -165,8 +224,9 @@ func peerOf(p peer.Status) api.Peer {
 		if p.Dialled {
 			out.DialledBy = "us"
 		}
-		rtt := p.RTT.Seconds()
-		out.RoundTripSeconds = &rtt
+		if rtt := p.RTT.Seconds(); rtt > 0 { // 0: not measured yet
+			out.RoundTripSeconds = &rtt
+		}
 	}
 	return out
 }

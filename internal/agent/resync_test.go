@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -74,6 +75,23 @@ func TestLostSlot(t *testing.T) {
 	equal(t, a, b, "shop")
 }
 
+// paused wants what needs a secondary that follows to name the command that ends the
+// pause, and the lag to be told.
+func paused(t *testing.T, i *instance) {
+	t.Helper()
+	ctx := context.Background()
+	_, failover := i.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 10 * time.Second})
+	_, verify := i.VerifyLink(ctx, "shop", api.VerifyOptions{})
+	for what, err := range map[string]error{"failover": failover, "verify": verify} {
+		if p, ok := problem.As(err); !ok || p.Code != "not-synchronized" || !strings.HasSuffix(p.Remedy, "hawser link resume shop") {
+			t.Errorf("%s of a paused link on %s: %v", what, i.name, err)
+		}
+	}
+	if l, err := i.Link(ctx, "shop"); err != nil || l.State != api.StatePaused || l.LagBytes == nil {
+		t.Errorf("on %s the paused link is %s, %v behind, %v", i.name, l.State, l.LagBytes, err)
+	}
+}
+
 // TestWALLimit gives a link up that holds back more WAL than it may, and takes it
 // up again.
 func TestWALLimit(t *testing.T) {
@@ -88,8 +106,25 @@ func TestWALLimit(t *testing.T) {
 	if err := b.PauseLink(ctx, "shop"); err != nil {
 		t.Fatal(err)
 	}
+	for _, i := range []*instance{a, b} {
+		paused(t, i)
+	}
 	a.Exec(t, "shop", `CREATE TABLE large AS SELECT repeat(md5(i::text), 30) FROM generate_series(1, 90000) i`)
 	a.awaitState(t, "shop", api.StateSuspended)
+	// The secondary, which is paused, says so too; and nothing pretends that it went on.
+	b.awaitState(t, "shop", api.StateSuspended)
+	if l, err := b.Link(ctx, "shop"); err != nil || l.Cause.Code != "wal-limit" || l.Cause.Object != "on instance alpha: link shop" {
+		t.Errorf("the secondary of a link that was given up says %v, %v", l.Cause, err)
+	}
+	for _, i := range []*instance{a, b} {
+		err := i.ResumeLink(ctx, "shop")
+		if p, ok := problem.As(err); !ok || p.Code != "wal-limit" || !strings.Contains(p.Remedy, "hawser link resync shop") {
+			t.Errorf("%s resumed a link that was given up: %v", i.name, err)
+		}
+		if _, err := i.VerifyLink(ctx, "shop", api.VerifyOptions{}); !errors.Is(err, problem.New("wal-limit", "", "", "")) {
+			t.Errorf("%s verified a link that was given up: %v", i.name, err)
+		}
+	}
 	if slots := testpg.Rows(t, a.Connect(t, "shop"), `SELECT slot_name FROM pg_replication_slots`); len(slots) != 0 {
 		t.Errorf("slots %v still hold WAL", slots)
 	}

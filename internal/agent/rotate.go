@@ -82,12 +82,8 @@ func (a *agent) takeCertificate(ctx context.Context, from string, payload []byte
 		return err
 	}
 	err = a.changePeer(ctx, from, func(p *catalog.Peer, others []catalog.Peer) error {
-		for _, other := range others {
-			for _, certificate := range certificatesOf(other) {
-				if known, err := peer.Fingerprint([]byte(certificate)); err == nil && known == print {
-					return problem.New("peer-duplicate", "peer "+from, "its new certificate is trusted under the name "+other.Name+" already", "hawser peer list")
-				}
-			}
+		if other := holderOf(request.Certificate, others); other != "" {
+			return problem.New("peer-duplicate", "peer "+from, "its new certificate is trusted under the name "+other+" already", "hawser peer list")
 		}
 		present := certificatesOf(*p)[0]
 		if known, err := peer.Fingerprint([]byte(present)); err != nil || known != print {

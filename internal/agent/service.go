@@ -92,6 +92,8 @@ func linkOf(l link.Status) api.Link {
 	}
 	if l.LagKnown {
 		out.LagBytes, out.LagSeconds = &l.LagBytes, &l.LagSeconds
+	} else {
+		out.LagBytes = unsigned(l.Behind)
 	}
 	if l.Seeding != nil {
 		out.Seeding = seedingOf(*l.Seeding)
@@ -360,6 +362,7 @@ func (s *service) Databases(ctx context.Context) ([]api.Database, error) {
 		return err
 	})
 	for i := range out {
+		out[i].Maintenance = out[i].Name == s.server.Database()
 		if l, ok := byDatabase[out[i].Name]; ok {
 			out[i].Link, out[i].Role, out[i].State = l.Name, api.Role(l.Role), api.State(l.State)
 			out[i].ReadOnly = l.Role == role.Secondary || l.State == link.Diverged

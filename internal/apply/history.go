@@ -71,7 +71,7 @@ func (a *Applier) otherHistory(found string) error {
 func restored(link, found string) *problem.Problem {
 	return problem.New("primary-restored", "link "+link,
 		found+": the primary's PostgreSQL was put back to an earlier state, or a standby took over that had not received everything; this replica has transactions that the primary lost",
-		"to keep them, on the secondary: hawser link failover NAME --force, then hawser link rejoin NAME on the other side; to give them up: hawser link resync NAME")
+		"on the secondary, to keep them: hawser link failover NAME --force, then hawser link rejoin NAME on the other side; to give them up: hawser link resync NAME")
 }
 
 // unnoted tells whether the primary is further than is stored.

@@ -108,6 +108,21 @@ func Held(ctx context.Context, conn *pgx.Conn, id string) (int64, error) {
 	return bytes, nil
 }
 
+// Behind returns how much WAL the primary wrote since what the secondary has confirmed;
+// found tells that there is a slot.
+func Behind(ctx context.Context, conn *pgx.Conn, id string) (bytes int64, found bool, err error) {
+	err = conn.QueryRow(ctx, `
+		SELECT greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn))::bigint
+		FROM pg_replication_slots WHERE slot_name = $1 AND coalesce(wal_status, '') <> 'lost'`, Object(id)).Scan(&bytes)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("ask how far replication slot %s is behind: %w", Object(id), err)
+	}
+	return bytes, true, nil
+}
+
 // meetSlot returns how far the link's slot is confirmed, 0 where there is none, and
 // refuses a secondary that has seen more WAL than there is.
 func meetSlot(ctx context.Context, conn *pgx.Conn, cfg Config, position frame.LSN) (frame.LSN, error) {
@@ -125,7 +140,7 @@ func meetSlot(ctx context.Context, conn *pgx.Conn, cfg Config, position frame.LS
 	if position > lsn {
 		return 0, problem.New("primary-restored", "link "+cfg.Link,
 			fmt.Sprintf("the primary's WAL ends at %s, and the replica has applied it up to %s: the primary's PostgreSQL was put back to an earlier state, or a standby took over that had not received everything; the replica has transactions that the primary lost", lsn, position),
-			"to keep them, on the secondary: hawser link failover NAME --force, then hawser link rejoin NAME on the other side; to give them up: hawser link resync NAME")
+			"on the secondary, to keep them: hawser link failover NAME --force, then hawser link rejoin NAME on the other side; to give them up: hawser link resync NAME")
 	}
 	return frame.ParseLSN(confirmed)
 }

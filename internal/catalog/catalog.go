@@ -15,6 +15,7 @@ package catalog
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -87,7 +88,8 @@ func migrate(ctx context.Context, conn *pgx.Conn, kind string) error {
 // privilege even when there is nothing to do.
 func ensureMigrationTable(ctx context.Context, tx pgx.Tx, kind string) error {
 	var exists bool
-	if err := tx.QueryRow(ctx, `SELECT to_regclass('hawser.migration') IS NOT NULL`).Scan(&exists); err != nil {
+	var agent string
+	if err := tx.QueryRow(ctx, `SELECT to_regclass('hawser.migration') IS NOT NULL, quote_ident(current_user)`).Scan(&exists, &agent); err != nil {
 		return fmt.Errorf("look for schema hawser: %w", err)
 	}
 	if exists {
@@ -102,6 +104,11 @@ func ensureMigrationTable(ctx context.Context, tx pgx.Tx, kind string) error {
 			applied_at timestamptz NOT NULL DEFAULT now(),
 			PRIMARY KEY (kind, version)
 		)`)
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) && refused.Code == "42501" { // insufficient_privilege
+		return problem.New("not-superuser", "role "+agent, "the agent's role is no superuser; schema hawser, event triggers and replication origins need one",
+			"ALTER ROLE "+agent+" SUPERUSER;").Because(err)
+	}
 	if err != nil {
 		return fmt.Errorf("create schema hawser for the %s: %w", kind, err)
 	}

@@ -75,6 +75,24 @@ func fresh(t testing.TB, of ...string) *pgx.Conn {
 	return conn
 }
 
+// TestNotSuperuser: an agent whose role may not make its schema says which command lets it.
+func TestNotSuperuser(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	conn := fresh(t)
+	role := fmt.Sprintf("Plain %d", time.Now().UnixNano())
+	for _, sql := range []string{`CREATE ROLE "` + role + `"`, `SET ROLE "` + role + `"`} {
+		_, err := conn.Exec(ctx, sql)
+		do(t, err)
+	}
+	p, ok := problem.As(MigrateInstance(ctx, conn))
+	if !ok || p.Code != "not-superuser" || p.Remedy != `ALTER ROLE "`+role+`" SUPERUSER;` {
+		t.Errorf("got %v", p)
+	}
+	_, err := conn.Exec(ctx, `RESET ROLE; DROP ROLE "`+role+`"`)
+	do(t, err)
+}
+
 // TestMigrate: from nothing and from every older version the same schema comes
 // out, again and again, and both kinds may live in one database.
 func TestMigrate(t *testing.T) {

@@ -24,6 +24,7 @@ package filter
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/hawser/hawser/internal/problem"
@@ -86,6 +87,17 @@ func (f Filter) Likes() (Likes, error) {
 		l.OutSchema, l.OutTable = append(l.OutSchema, schema), append(l.OutTable, table)
 	}
 	return l, nil
+}
+
+// Check returns a problem for each pattern that can't be read.
+func (f Filter) Check() problem.Findings {
+	var out problem.Findings
+	for _, p := range slices.Concat(f.Tables, f.Exclude) {
+		if _, _, err := Like(p); err != nil {
+			out = append(out, problem.Of(err, "bad-pattern"))
+		}
+	}
+	return out
 }
 
 // Args are the arguments of Chosen's SQL, $1 to $4.

@@ -85,7 +85,7 @@ func pattern(name string) string {
 	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
 }
 
-// Flags is the grant as flags of hawser peer add.
+// Flags is the grant as flags of hawser peer set.
 func (g Grant) Flags() string {
 	var b strings.Builder
 	for _, p := range g.Databases {

@@ -219,12 +219,12 @@ var linkCalls = map[string]linkCall{
 	callUnprepare: told(settles, (*link).unprepareToLead),
 	callOutcome:   onLink(settles, (*link).tellOutcome),
 	callHandoff:   onLink(settles, func(l *link, _ context.Context, r outcomeRequest) (outcomeReply, error) { return l.outcome(r), nil }),
-	callStatus:    asked(settles, func(l *link, _ context.Context) (Status, error) { return l.status(), nil }),
+	callStatus:    asked(settles, (*link).told),
 	callDrop:      onLink(settles, (*link).dropAsked),
 
 	callStart: told(flows, (*link).startRunning),
 	callPause: onLink(flows, func(l *link, ctx context.Context, r pauseRequest) (nothing, error) {
-		return nothing{}, l.setPaused(ctx, r.Paused)
+		return nothing{}, l.pause(ctx, r.Paused)
 	}),
 	callDDLKey: asked(flows, (*link).ddlKey),
 	callResync: onLink(flows, func(l *link, ctx context.Context, r resyncRequest) (nothing, error) {

@@ -47,7 +47,7 @@ func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error
 		}
 	}
 	if p := checkMaxWAL(s.MaxWAL); p != nil {
-		return problem.Findings{p}, nil
+		return nil, p
 	}
 	if s.Peer == "" {
 		findings, err := m.validateSide(ctx, s.Name, "", validateRequest{Database: s.Database, Role: s.Role, Filter: s.Filter})
@@ -60,7 +60,10 @@ func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error
 	if err != nil {
 		return nil, err
 	}
-	if len(primary.Blocking()) > 0 && (primary[0].Code == "no-such-database" || primary[0].Code == "peer-not-granted") {
+	if len(primary.Blocking()) > 0 && primary[0].Code == "no-such-database" {
+		return problem.Findings{otherRole(primary[0], s)}, nil
+	}
+	if len(primary.Blocking()) > 0 && primary[0].Code == "peer-not-granted" {
 		return primary, nil
 	}
 	requirements, err := m.requirements(ctx, s)
@@ -75,6 +78,18 @@ func taken(name string) *problem.Problem {
 	return problem.New("link-exists", "link "+name, "a link of this name exists", "choose another name, or hawser link drop "+name)
 }
 
+// otherRole says of a primary without the database what was most likely meant: it is the
+// other side that has it.
+func otherRole(p *problem.Problem, s Spec) *problem.Problem {
+	q := *p
+	q.Cause += "; the primary of a link is the side that has it"
+	q.Remedy = fmt.Sprintf("--role %s, if it is instance %s that has it", other(s.Role), s.Peer)
+	if s.Role == role.Secondary {
+		q.Remedy = fmt.Sprintf("--role %s, if it is this instance that has it", other(s.Role))
+	}
+	return &q
+}
+
 // onSide runs the check of one role where that role is.
 func (m *Manager) onSide(ctx context.Context, s Spec, r role.Role, source []byte) (problem.Findings, error) {
 	request := validateRequest{Database: s.Database, Role: r, Source: source, Filter: s.Filter}
@@ -86,7 +101,7 @@ func (m *Manager) onSide(ctx context.Context, s Spec, r role.Role, source []byte
 	if p, ok := problem.As(err); ok && p.Code == "peer-not-granted" {
 		return problem.Findings{p}, nil
 	}
-	return findings, err
+	return findings.On(s.Peer), err
 }
 
 // requirements asks the primary what its database needs of a target.
@@ -152,8 +167,8 @@ func (m *Manager) unfit(database string, r role.Role) *problem.Problem {
 }
 
 func (m *Manager) validatePrimary(ctx context.Context, database string, f filter.Filter) (problem.Findings, error) {
-	if _, err := f.Likes(); err != nil {
-		return problem.Findings{problem.Of(err, "bad-pattern")}, nil
+	if bad := f.Check(); len(bad) > 0 {
+		return bad, nil
 	}
 	findings, err := capture.Check(ctx, m.cfg.Server, database, f)
 	if err != nil {

@@ -480,7 +480,7 @@ func (l *link) awaitFit(ctx context.Context, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		passing, err := l.fitToLead()
+		passing, err := l.fitToLead(ctx)
 		if err == nil || !passing {
 			return err
 		}
@@ -496,8 +496,8 @@ func (l *link) awaitFit(ctx context.Context, patience time.Duration) error {
 
 // fitToLead tells whether this secondary may take over; passing says that what stands
 // against it goes by itself.
-func (l *link) fitToLead() (passing bool, err error) {
-	s := l.status()
+func (l *link) fitToLead(ctx context.Context) (passing bool, err error) {
+	s := l.informed(ctx)
 	// One that is catching up is waited for, within the failover's time limit.
 	if s.Role == role.Secondary && (s.State == Synchronized || s.State == CatchingUp && !l.isRepairing()) {
 		return false, nil
@@ -506,7 +506,7 @@ func (l *link) fitToLead() (passing bool, err error) {
 	if s.State == Disconnected && s.Cause != nil {
 		state += " (" + s.Cause.Cause + ")"
 	}
-	return s.Role == role.Secondary && s.State == Disconnected, problem.New("not-synchronized", "link "+l.rec.Name,
+	return s.Role == role.Secondary && s.State == Disconnected, notFollowing(s,
 		fmt.Sprintf("the secondary is %s; a planned failover needs it to follow", state),
 		"hawser link watch "+l.rec.Name+", and run the failover when it is synchronized")
 }

@@ -8,20 +8,14 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// A peer may do what its grant says. Granted is asked for each of its calls and streams
+// A peer may do what its grant says. granted is asked for each of its calls and streams
 // at the door (calls.go), and by what this side begins itself. A link whose way is not
 // granted stands as disconnected: it stores nothing of it, and goes on when the grant is
 // widened.
 
-// Granted is what a peer may do, and what names it in a command.
-type Granted struct {
-	grant.Grant
-	Address string
-}
-
 // SetGrants says what the peers may do from now on; one that is missing may do nothing.
 // Links that it concerns stop or go on.
-func (m *Manager) SetGrants(all map[string]Granted) {
+func (m *Manager) SetGrants(all map[string]grant.Grant) {
 	m.granting.Lock()
 	m.grants = all
 	m.granting.Unlock()
@@ -31,7 +25,7 @@ func (m *Manager) SetGrants(all map[string]Granted) {
 }
 
 // Grants returns what the peers may do. It is not to be changed.
-func (m *Manager) Grants() map[string]Granted {
+func (m *Manager) Grants() map[string]grant.Grant {
 	m.granting.RLock()
 	defer m.granting.RUnlock()
 	return m.grants
@@ -43,13 +37,9 @@ func (m *Manager) granted(peer, database string, way grant.Direction) *problem.P
 	if g.Allows(database, way) {
 		return nil
 	}
-	address := ""
-	if g.Address != "" {
-		address = "--address " + g.Address + " "
-	}
 	return problem.New("peer-not-granted", "database "+database,
 		fmt.Sprintf("instance %s grants peer %s %s; this needs database %s, %s", m.cfg.Instance, peer, g, database, needed(way)),
-		fmt.Sprintf("hawser peer add %s.pem --name %s %s%s, on instance %s", peer, peer, address, g.With(database, way).Flags(), m.cfg.Instance))
+		"hawser peer set "+peer+" "+g.With(database, way).Flags())
 }
 
 func needed(way grant.Direction) string {

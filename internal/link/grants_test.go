@@ -21,7 +21,7 @@ func granting(t *testing.T, g grant.Grant) *Manager {
 	m := NewManager(Config{Instance: "alpha", Log: slog.New(slog.DiscardHandler)})
 	m.ctx = t.Context()
 	close(m.ready)
-	m.SetGrants(map[string]Granted{"beta": {Grant: g, Address: "b:5022"}})
+	m.SetGrants(map[string]grant.Grant{"beta": g})
 	return m
 }
 
@@ -121,7 +121,7 @@ func TestNotGrantedTeaches(t *testing.T) {
 	p := m.granted("beta", "shop", grant.ToPeer)
 	want := problem.New("peer-not-granted", "database shop",
 		"instance alpha grants peer beta databases sales_*, data from the peer alone; this needs database shop, data to the peer",
-		"hawser peer add beta.pem --name beta --address b:5022 --databases 'sales_*' --databases shop --direction both, on instance alpha")
+		"hawser peer set beta --databases 'sales_*' --databases shop --direction both")
 	if *p != *want {
 		t.Errorf("got %v\nwant %v", p, want)
 	}
@@ -135,7 +135,7 @@ func TestGrantsNarrowed(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); l.endWhenNotServing(ctx, cancel) }()
-	m.SetGrants(map[string]Granted{"beta": {Grant: grant.Grant{Databases: []string{"shop"}, Direction: grant.FromPeer}}})
+	m.SetGrants(map[string]grant.Grant{"beta": {Databases: []string{"shop"}, Direction: grant.FromPeer}})
 	<-ended
 	if !refused(context.Cause(ctx)) {
 		t.Errorf("the stream ended for %v", context.Cause(ctx))

@@ -42,7 +42,7 @@ func (l *link) guard() {
 		}
 		if n%watchEvery == 1 && l.holdsFence() {
 			if err := l.watchFence(l.ctx); err != nil {
-				l.log.Warn("can't see whether the database is still read-only for others", "error", err)
+				l.trouble("can't see whether the database is still read-only for others", err)
 			}
 		}
 		if l.makes() {
@@ -68,7 +68,7 @@ func (l *link) guard() {
 		still := streaming && end > 0 && end == looked && n%restEvery != 0
 		if !still {
 			if err := l.guardOnce(l.ctx); err != nil {
-				l.log.Warn("can't see how much WAL the link holds back", "error", err)
+				l.trouble("can't see how much WAL the link holds back", err)
 			}
 		}
 		if err := l.seeRenewal(l.ctx); err != nil {
@@ -79,7 +79,7 @@ func (l *link) guard() {
 		}
 		if !still && n%sweepEvery == 0 && side.Phase == role.Steady && !l.left() {
 			if err := l.sweep(l.ctx); err != nil {
-				l.log.Warn("can't see what changed without an event", "error", err)
+				l.trouble("can't see what changed without an event", err)
 			} else {
 				looked = end
 			}

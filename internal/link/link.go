@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,6 +98,8 @@ type link struct {
 	incomplete  bool     // tables were to be copied where another link handed over
 	lastState   State    // as last told, and since when
 	since       time.Time
+	troubles    troubles  // guards itself
+	turned      time.Time // when this side began, or its role or phase changed
 }
 
 // happened is an event and, when somebody waits for the step, a way to say so.
@@ -116,6 +119,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 		changed:  make(chan struct{}),
 		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
 		last: rec.Failover, ownsDB: rec.OwnsDatabase, maxWAL: rec.MaxWAL, holes: rec.Holes, renewal: rec.Renewed,
+		turned: time.Now(),
 	}
 	l.ctx, l.stop = context.WithCancel(m.ctx) // now: the other side may call before start
 	l.capture = capture.New(capture.Config{
@@ -264,7 +268,12 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 		return nil
 	}
 	old, _ := l.now()
-	l.update(func() { l.side = next })
+	l.update(func() {
+		l.side = next
+		if old.Role != next.Role || old.Phase != next.Phase {
+			l.turned = time.Now()
+		}
+	})
 	if old.Role == role.Primary && next.Role == role.Secondary {
 		l.m.primaryMoved(l)
 	}
@@ -281,7 +290,7 @@ func (l *link) persist(what string, write func(context.Context, *pgx.Conn) error
 		if err == nil {
 			return true
 		}
-		l.log.Warn("can't store the link's state, trying again", "what", what, "error", err)
+		l.trouble("can't store the link's state, trying again", err, "what", what)
 		if !wait.sleep(l.ctx) {
 			return false
 		}
@@ -427,7 +436,7 @@ func (l *link) retry(ctx context.Context, what string, do func(context.Context) 
 		if errors.As(err, &p) && !p.Retryable {
 			return err
 		}
-		l.log.Warn("trying again", "what", what, "error", err)
+		l.trouble("trying again", err, "what", what)
 		if !wait.sleep(ctx) {
 			return err
 		}
@@ -463,6 +472,18 @@ func (l *link) meetPeer(ctx context.Context) {
 	}
 }
 
+// beyondResume are the causes of a suspension that a link would meet again at once.
+var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored"}
+
+// pause does what a person asks. A link that can't go on from where it stands is not
+// resumed: what mends it is told.
+func (l *link) pause(ctx context.Context, paused bool) error {
+	if s := l.informed(ctx); !paused && s.State == Suspended && s.Cause != nil && slices.Contains(beyondResume, s.Cause.Code) {
+		return s.Cause
+	}
+	return l.setPaused(ctx, paused)
+}
+
 // setPaused stores whether a person paused the link; it counts on the secondary.
 func (l *link) setPaused(ctx context.Context, paused bool) error {
 	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error {
@@ -493,7 +514,7 @@ func (l *link) startRunning(ctx context.Context) error {
 		return catalog.SetProgress(ctx, conn, l.rec.Name, catalog.Running)
 	})
 	if err == nil {
-		l.update(func() { l.progress = catalog.Running })
+		l.update(func() { l.progress, l.turned = catalog.Running, time.Now() })
 		l.tell(role.Restarted{})
 	}
 	return err

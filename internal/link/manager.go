@@ -21,6 +21,7 @@ import (
 
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/grant"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/peer"
 	"github.com/hawser/hawser/internal/postgres"
@@ -62,7 +63,7 @@ type Manager struct {
 	gates map[string]chan struct{} // by database
 
 	granting sync.RWMutex // guards grants; nothing else is taken under it
-	grants   map[string]Granted
+	grants   map[string]grant.Grant
 
 	swap sync.Mutex     // held while a failover of any link begins
 	work sync.WaitGroup // what replaces or ends a link on its own account
@@ -210,7 +211,7 @@ func (m *Manager) SetPaused(ctx context.Context, name string, paused bool) error
 			return err
 		}
 	}
-	return l.setPaused(ctx, paused)
+	return l.pause(ctx, paused)
 }
 
 // Failover makes the secondary the primary, with nothing lost.

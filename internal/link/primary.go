@@ -143,24 +143,13 @@ func (l *link) renew(ctx context.Context, side role.State) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
-		return onPrimary(err, l.m.cfg.Instance)
+		return err
 	}
 	if err := capture.InstallDDL(ctx, conn); err != nil {
 		return err
 	}
 	l.renewed = true
 	return nil
-}
-
-// onPrimary names the instance in a problem that the secondary will show.
-func onPrimary(err error, instance string) error {
-	p, ok := problem.As(err)
-	if !ok {
-		return err
-	}
-	named := *p
-	named.Object += " on instance " + instance
-	return &named
 }
 
 // receiveAcks passes the newest acknowledgement on. It ends when the stream does.

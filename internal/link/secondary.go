@@ -87,7 +87,7 @@ func (l *link) stopped(err error) {
 		l.suspend(&why)
 		return
 	}
-	l.log.Warn("the link stopped and will go on", "cause", err)
+	l.trouble("the link stopped and will go on", err)
 	l.update(func() { l.cause = l.away(withReason(problem.Of(err, "disconnected"))) })
 }
 
@@ -114,15 +114,17 @@ func withReason(p *problem.Problem) *problem.Problem {
 
 // away words what the other agent says as it stops: here nothing is being stopped.
 func (l *link) away(p *problem.Problem) *problem.Problem {
-	if !errors.Is(p, errHalted) {
+	if !errors.Is(p, errHalted) && p.Code != codeStopped {
 		return p
 	}
 	return agentStopped(l.rec.Peer)
 }
 
+const codeStopped = "peer-stopped"
+
 // agentStopped is what a stream ends with when the other side's agent stops.
 func agentStopped(instance string) *problem.Problem {
-	return problem.New("peer-stopped", "peer "+instance, "the agent of instance "+instance+" was stopped",
+	return problem.New(codeStopped, "peer "+instance, "the agent of instance "+instance+" was stopped",
 		"none, if it is being started again: the link goes on by itself").Retry()
 }
 

@@ -58,6 +58,7 @@ type Status struct {
 	Ack                      frame.Ack
 	Sent                     frame.LSN
 	WALHeld                  *int64
+	Behind                   *int64    // WAL that the secondary has not confirmed, where no stream tells the lag
 	MaxWAL                   *int64    // the bound on it; 0: none, nil: the primary's agent has it
 	Since                    time.Time // in this state
 	CreatedAt                time.Time
@@ -118,16 +119,16 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	case l.progress == catalog.Creating:
 		return Seeding, problem.Noted("creating", "link "+s.Name, "it is being created")
 	case l.side.Phase == role.Expelled:
-		return FailingOver, problem.Noted("expelled", "link "+s.Name, "the other side took over by force; this side is being closed")
+		return FailingOver, problem.Noted("expelled", "link "+s.Name, "instance "+s.Peer+" took over by force; the database is being closed here")
 	case l.side.Phase == role.Diverged:
-		cause := "the other side took over by force; this side is read-only"
+		cause := "instance " + s.Peer + " took over by force; the database is read-only here"
 		if l.tail != "" {
 			cause += "; " + l.tail
 		}
 		if !l.filter().All() {
 			return Diverged, problem.New("diverged", "link "+s.Name, cause+"; the tables that the link does not carry are here alone", dropPartial(s.Name))
 		}
-		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name+" on this side, which then follows the new primary")
+		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name+", which has it follow the new primary")
 	case l.suspended != nil && (l.side.Phase == role.Waiting || l.side.Phase == role.Moved):
 		return Suspended, l.suspended
 	case l.side.Phase == role.Moved:
@@ -147,6 +148,14 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	}
 	if p := l.mayFlow(); p != nil {
 		return Disconnected, p
+	}
+	if !l.streaming && l.forcedOut() {
+		return Disconnected, problem.New("old-primary-diverged", "instance "+s.Peer,
+			"it was the primary when this side took over by force, and is not connected: unless it has rejoined since, it is diverged, and follows when it has",
+			"when it is back, on "+s.Peer+": hawser link rejoin "+s.Name).Retry()
+	}
+	if !l.streaming && l.opening() {
+		return Disconnected, problem.Noted("opening", "link "+s.Name, "the stream between the two sides is being opened")
 	}
 	if !l.streaming {
 		cause := l.cause
@@ -175,22 +184,40 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	return Synchronized, problem.Noted("synchronized", "link "+s.Name, "the secondary follows the primary")
 }
 
+// openWithin is how long after a change of roles nobody has to look why nothing streams.
+const openWithin = 10 * time.Second
+
+// opening tells that this side could not have a stream yet: it has only just begun, or
+// changed its role, and nothing but the other side's turn is in its way. The caller holds mu.
+func (l *link) opening() bool {
+	return time.Since(l.turned) < openWithin && (l.cause == nil || l.cause.Code == "not-primary" || l.cause.Code == "term-differs")
+}
+
+// forcedOut tells that this side is the primary by force, and the old one has not
+// followed it since this agent began. The caller holds mu.
+func (l *link) forcedOut() bool {
+	if l.side.Role != role.Primary || l.followed || len(l.last) == 0 || !l.filter().All() {
+		return false
+	}
+	var last FailoverResult
+	err := json.Unmarshal(l.last, &last)
+	return err == nil && last.Forced && last.NewPrimary == l.m.cfg.Instance && last.Term == l.side.Term
+}
+
 // otherSideWithin bounds how long a status waits for what only the other side knows.
 const otherSideWithin = 2 * time.Second
 
 // full adds what the database tells, and what only the other side knows: a secondary's
-// seeding and state.
+// seeding and state, and what became of the link on the primary of one that stands.
 func (l *link) full(ctx context.Context) Status {
-	s := l.status()
+	s := l.informed(ctx)
 	ctx, cancel := context.WithTimeout(ctx, otherSideWithin)
 	defer cancel()
 	l.glance(ctx, func(conn *pgx.Conn) {
 		if missing, err := capture.NotCarried(ctx, conn, l.filter()); err == nil {
 			s.Notes = append(s.Notes, missing...)
 		}
-		if held, err := capture.Held(ctx, conn, l.rec.ID); err == nil && s.Role == role.Primary {
-			s.WALHeld = &held
-		}
+		l.measure(ctx, conn, &s)
 	})
 	if s.Role != role.Primary {
 		return s
@@ -203,7 +230,64 @@ func (l *link) full(ctx context.Context) Status {
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
 		return s
 	}
-	s.State, s.Cause, s.Seeding = theirs.State, theirs.Cause, theirs.Seeding
-	s.Notes = append(s.Notes, theirs.Notes...)
+	s.State, s.Cause, s.Seeding = theirs.State, theirs.Cause.On(s.Peer), theirs.Seeding
+	s.Notes = append(s.Notes, theirs.Notes.On(s.Peer)...)
 	return s
+}
+
+// informed is the status of a secondary that stands with what the primary says: it may
+// have given the link up meanwhile, and knows how far behind it is.
+func (l *link) informed(ctx context.Context) Status {
+	s := l.status()
+	if s.Role != role.Secondary || s.State != Paused && s.State != Suspended {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, otherSideWithin)
+	defer cancel()
+	var theirs Status
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
+		return s
+	}
+	if s.State == Paused && theirs.State == Suspended {
+		s.State, s.Cause = Suspended, theirs.Cause.On(s.Peer)
+	}
+	s.Behind = theirs.Behind
+	return s
+}
+
+// told is the status for the other side.
+func (l *link) told(ctx context.Context) (Status, error) {
+	s := l.status()
+	if s.Role == role.Primary {
+		l.glance(ctx, func(conn *pgx.Conn) { l.measure(ctx, conn, &s) })
+	}
+	return s, nil
+}
+
+// measure adds what the slot of a primary tells.
+func (l *link) measure(ctx context.Context, conn *pgx.Conn, s *Status) {
+	if s.Role != role.Primary {
+		return
+	}
+	if held, err := capture.Held(ctx, conn, l.rec.ID); err == nil {
+		s.WALHeld = &held
+	}
+	if s.LagKnown {
+		return
+	}
+	if behind, found, err := capture.Behind(ctx, conn, l.rec.ID); err == nil && found {
+		s.Behind = &behind
+	}
+}
+
+// notFollowing is why something can't be done with a secondary that does not follow: what
+// stopped it, where that needs a person.
+func notFollowing(s Status, why, otherwise string) *problem.Problem {
+	switch {
+	case s.State == Suspended && s.Cause != nil:
+		return s.Cause
+	case s.State == Paused:
+		otherwise = "hawser link resume " + s.Name
+	}
+	return problem.New("not-synchronized", "link "+s.Name, why, otherwise)
 }

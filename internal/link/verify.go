@@ -81,7 +81,8 @@ func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 	a, seeded := l.applier, l.seeded
 	l.mu.Unlock()
 	if a == nil || !seeded {
-		return VerifyReport{}, problem.New("not-synchronized", "link "+l.rec.Name, "the replica does not follow just now, so there is no position at which both sides could be compared",
+		s := l.informed(ctx)
+		return VerifyReport{}, notFollowing(s, fmt.Sprintf("the replica is %s, so there is no position at which both sides could be compared", s.State),
 			"hawser link watch "+l.rec.Name+", and verify when it is synchronized")
 	}
 	var opened compareOpened

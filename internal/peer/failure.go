@@ -60,8 +60,9 @@ func outward(err error) error {
 	return s.Err()
 }
 
-// inward is the other way: the handler's error, if err holds one.
-func inward(err error) (error, bool) {
+// inward is the other way: the handler's error, if err holds one, as one of instance
+// from.
+func inward(err error, from string) (error, bool) {
 	for _, d := range status.Convert(err).Details() {
 		f, ok := d.(*peerpb.Failure)
 		if !ok {
@@ -71,7 +72,7 @@ func inward(err error) (error, bool) {
 		if len(f.Problem) > 0 {
 			var p problem.Problem
 			if json.Unmarshal(f.Problem, &p) == nil {
-				e.p = &p
+				e.p = p.On(from)
 			}
 		}
 		if e.p != nil && f.Under != "" {
@@ -99,7 +100,7 @@ func (s *session) wrap(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	if theirs, ok := inward(err); ok {
+	if theirs, ok := inward(err, shown(s.peer)); ok {
 		return theirs
 	}
 	if cause := s.ended(); cause != nil {

@@ -49,7 +49,7 @@ func (r refusal) ours(p parties) *problem.Problem {
 			"compare the fingerprint with that of hawser cert show there; if it is the same, hawser cert show > "+file(p.them)+" there, and here: hawser peer add "+file(p.them))
 	case other:
 		return problem.New("peer-other-instance", object, "another trusted instance answers at its address",
-			"hawser peer list, and give the right address: hawser peer add "+file(p.them)+" --address HOST:PORT")
+			"hawser peer list, and give the right address: hawser peer set "+quoted(p.them)+" --address HOST:PORT")
 	case expired:
 		return problem.New("peer-certificate-expired", object, "its certificate "+p.theirPrint+" expired on "+p.notAfter.UTC().Format(time.DateOnly)+", by the clock here",
 			"there: stop the agent, remove the directory identity from its state directory, start it; then hawser cert show there, and here: hawser peer add "+file(p.them))

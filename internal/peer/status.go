@@ -41,6 +41,10 @@ func (n *Node) Status() ([]Status, []Refused) {
 	for _, name := range n.names() {
 		out = append(out, n.peers[name].status())
 	}
+	n.refused.settle(time.Now(), func(print string) bool {
+		r := n.prints[print]
+		return r != nil && r.session != nil && r.session.ended() == nil
+	})
 	return out, n.refused.latest()
 }
 
@@ -75,6 +79,9 @@ const (
 	// are logged in that time: strangers do not fill the disk.
 	sayAgain = time.Minute
 	maxSaid  = 20
+	// mendedAfter is how long who is connected was not refused again when what was wrong,
+	// as an address, is mended: each dialler tries every few seconds.
+	mendedAfter = 10 * maxPause
 )
 
 // refusals is a bounded list of who was refused. The node's mutex guards it.
@@ -119,6 +126,13 @@ func (l *refusals) add(r Refused) bool {
 // forget drops the refusals of a certificate that is let in now.
 func (l *refusals) forget(print string) {
 	l.list = slices.DeleteFunc(l.list, func(e *refusedBefore) bool { return e.Fingerprint == print })
+}
+
+// settle drops the refusals of who is connected and did not come in vain again.
+func (l *refusals) settle(now time.Time, connected func(print string) bool) {
+	l.list = slices.DeleteFunc(l.list, func(e *refusedBefore) bool {
+		return connected(e.Fingerprint) && now.Sub(e.At) > mendedAfter
+	})
 }
 
 func (l *refusals) latest() []Refused {

@@ -11,10 +11,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -393,4 +395,23 @@ func FuzzHear(f *testing.F) {
 func FuzzStored(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 2})
 	f.Fuzz(func(_ *testing.T, in []byte) { _, _ = stored(in) })
+}
+
+// TestRefusalsSettle: what was mended is not shown for ever to who is connected.
+func TestRefusalsSettle(t *testing.T) {
+	t.Parallel()
+	var l refusals
+	now := time.Now()
+	for print, ago := range map[string]time.Duration{"mended": 2 * mendedAfter, "still": time.Second, "stranger": 2 * mendedAfter} {
+		l.add(Refused{Fingerprint: print, Problem: problem.New("own-address-wrong", "", "x", ""), At: now.Add(-ago)})
+	}
+	l.settle(now, func(print string) bool { return print != "stranger" })
+	var left []string
+	for _, r := range l.latest() {
+		left = append(left, r.Fingerprint)
+	}
+	slices.Sort(left)
+	if !slices.Equal(left, []string{"still", "stranger"}) {
+		t.Errorf("%v is shown", left)
+	}
 }

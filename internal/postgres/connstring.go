@@ -7,8 +7,10 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
+	"github.com/agnivade/levenshtein"
 	"github.com/jackc/pgservicefile"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -87,6 +89,48 @@ func (s *Server) checkParts() error {
 	return nil
 }
 
+// keywords are those that a connection string may have.
+var keywords = []string{
+	"host", "port", "dbname", "user", "password", "passfile", "connect_timeout", "service", "servicefile", "target_session_attrs",
+	"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcertmode", "sslsni", "sslnegotiation", "channel_binding", "require_auth",
+	"krbsrvname", "krbspn", "min_protocol_version", "max_protocol_version", "application_name", "client_encoding", "options",
+}
+
+// checkKeywords refuses what is none: pgconn would take it for a setting of the server's, and
+// connect where the others say. The word itself is not repeated: it may be of a password.
+func checkKeywords(connString string) error {
+	for key := range ownValues(connString) {
+		if key == "database" || slices.Contains(keywords, key) { // pgconn's name for dbname
+			continue
+		}
+		why := "one of its keywords is unknown"
+		if near := nearest(key); near != "" {
+			why += "; did you mean " + near + "?"
+		}
+		return unreadable(why + " The keywords are " + strings.Join(keywords, ", ") + "; a setting of the server's is written options='-c NAME=VALUE'")
+	}
+	return nil
+}
+
+// nearest is the keyword that was most likely meant, or "".
+func nearest(key string) string {
+	found, best := "", max(1, len(key)/3)+1
+	for _, k := range keywords {
+		if d := levenshtein.ComputeDistance(k, strings.ToLower(key)); d < best {
+			found, best = k, d
+		}
+	}
+	return found
+}
+
+// ownValues are the parameters that stand in the string itself.
+func ownValues(connString string) map[string]string {
+	if rest, isURL := cutScheme(connString); isURL {
+		return queryValues(rest)
+	}
+	return keywordValues(connString)
+}
+
 func cutScheme(s string) (rest string, isURL bool) {
 	for _, scheme := range []string{"postgresql://", "postgres://"} {
 		if rest, ok := strings.CutPrefix(s, scheme); ok {
@@ -99,10 +143,7 @@ func cutScheme(s string) (rest string, isURL bool) {
 // settingsOf reads the parameters of a string that pgconn could read, in pgconn's
 // order: the environment, then the service, then the string.
 func settingsOf(connString string) map[string]string {
-	own := keywordValues(connString)
-	if rest, isURL := cutScheme(connString); isURL {
-		own = queryValues(rest)
-	}
+	own := ownValues(connString)
 	all := map[string]string{
 		"service": os.Getenv("PGSERVICE"), "target_session_attrs": os.Getenv("PGTARGETSESSIONATTRS"),
 	}

@@ -72,6 +72,9 @@ func TestOpenRefuses(t *testing.T) {
 		"digits before a /":         {`postgresql://u:1/hunter2@a:5432/d`, "%2F"},
 		"a URL as the database":     {`host=a dbname=postgresql://u:hunter2@b/d`, "URL"},
 		"another scheme":            {`mysql://u:hunter2@a/d?x=y`, ""},
+		"a misspelt keyword":        {`host=a prt=17432 password=hunter2`, "did you mean port?"},
+		"a misspelt URL parameter":  {`postgresql://u:hunter2@a/d?sslmod=require`, "did you mean sslmode?"},
+		"a server's setting":        {`host=a work_mem=hunter2`, "options='-c NAME=VALUE'"},
 		"a space in the host":       {`host='a hunter2'`, "host"},
 		"control characters inside": {"postgresql://u:hunter2\x00@a/d", ""},
 	} {

@@ -64,6 +64,9 @@ func Open(connString string) (*Server, error) {
 	if err := s.checkParts(); err != nil {
 		return nil, err
 	}
+	if err := checkKeywords(connString); err != nil {
+		return nil, err
+	}
 	s.complete(config)
 	return s, nil
 }

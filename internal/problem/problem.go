@@ -75,6 +75,28 @@ func (p *Problem) Retry() *Problem {
 	return &q
 }
 
+// On returns p as another instance's, which is the one that found it: its object, or
+// its cause where it has none, and its remedy begin with where they hold. Whatever
+// crosses from peer to peer passes here once; a problem that was on its way before
+// keeps the instance that found it, and a remedy that begins with its place ("on the
+// secondary: …") keeps that.
+func (p *Problem) On(instance string) *Problem {
+	const on = "on instance "
+	if p == nil || strings.HasPrefix(p.Object, on) || p.Object == "" && strings.HasPrefix(p.Cause, on) {
+		return p
+	}
+	q := *p
+	if p.Object != "" {
+		q.Object = on + instance + ": " + p.Object
+	} else {
+		q.Cause = on + instance + ": " + p.Cause
+	}
+	if p.Remedy != "" && !strings.HasPrefix(p.Remedy, "on ") {
+		q.Remedy = "on " + instance + ": " + p.Remedy
+	}
+	return &q
+}
+
 // Blocks reports whether p stops the operation that found it.
 func (p *Problem) Blocks() bool { return p.Severity == "" || p.Severity == Blocker }
 
@@ -136,6 +158,15 @@ func (f Findings) Blocking() Findings {
 		if p.Blocks() {
 			out = append(out, p)
 		}
+	}
+	return out
+}
+
+// On returns the findings as those of another instance.
+func (f Findings) On(instance string) Findings {
+	out := make(Findings, len(f))
+	for i, p := range f {
+		out[i] = p.On(instance)
 	}
 	return out
 }

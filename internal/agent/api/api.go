@@ -42,6 +42,8 @@ type Service interface {
 	// AddPeer trusts an instance. The server has already read the certificate,
 	// filled in the name, and refused the instance's own certificate.
 	AddPeer(ctx context.Context, peer AddPeer) (Peer, error)
+	// SetPeer changes a trusted instance's address and grant; its certificate stays.
+	SetPeer(ctx context.Context, name string, change SetPeer) (Peer, error)
 	RemovePeer(ctx context.Context, name string) error
 	// TestPeer walks the real way to a peer. A step that fails is a result,
 	// not an error.

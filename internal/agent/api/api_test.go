@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -338,6 +339,20 @@ func TestChangesOutliveTheirClient(t *testing.T) {
 	}
 }
 
+// TestWrongArguments: the codes that do not begin with invalid- and mean it.
+func TestWrongArguments(t *testing.T) {
+	t.Parallel()
+	for _, code := range []string{"max-wal-too-small", "no-such-table", "invalid-name"} {
+		if got := Classify(problem.New(code, "", "x", "")); got != ClassInvalid {
+			t.Errorf("%s is of class %v", code, got)
+		}
+	}
+	body := encodeError(fmt.Errorf("compare: %w", context.DeadlineExceeded))
+	if body.Code != "request-timeout" || body.Remedy == "" {
+		t.Errorf("a time limit that passed is told as %+v", body)
+	}
+}
+
 func TestOutlive(t *testing.T) {
 	t.Parallel()
 	life, end := context.WithCancel(t.Context())
@@ -377,8 +392,10 @@ func TestTCPAsksForTheToken(t *testing.T) {
 		_, err = Listen(config)
 		wantCode(t, err, "invalid-setting")
 	}
-	_, err = Dial("http://example.com:5023", "secret")
-	wantCode(t, err, "invalid-socket")
+	for _, where := range []string{"http://example.com:5023", "127.0.0.1:5023", "[::1]:5023"} {
+		_, err = Dial(where, "secret")
+		wantCode(t, err, "invalid-socket")
+	}
 }
 
 func TestSomethingElseAnswers(t *testing.T) {
@@ -505,7 +522,7 @@ func TestCompleteAddress(t *testing.T) {
 func TestWireNames(t *testing.T) {
 	t.Parallel()
 	seen := map[reflect.Type]bool{}
-	for _, v := range []any{Instance{}, Certificate{}, PeerList{}, AddPeer{}, PeerTestStep{}, LinkSpec{}, Link{}, FailoverResult{}, VerifyReport{}, DropResult{}, Database{}, errorBody{}} {
+	for _, v := range []any{Instance{}, Certificate{}, PeerList{}, AddPeer{}, SetPeer{}, PeerTestStep{}, LinkSpec{}, Link{}, FailoverResult{}, VerifyReport{}, DropResult{}, Database{}, errorBody{}} {
 		checkWireNames(t, reflect.TypeOf(v), seen)
 	}
 }

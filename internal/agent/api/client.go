@@ -45,6 +45,9 @@ func Dial(socketOrURL, token string) (*Client, error) {
 		if socketOrURL == "" {
 			return nil, problem.New("invalid-socket", "", "No socket is named.", "--socket PATH, or set HAWSER_SOCKET")
 		}
+		if host, port, err := net.SplitHostPort(socketOrURL); err == nil && host != "" && !strings.Contains(socketOrURL, "/") && isNumber(port) {
+			return nil, problem.New("invalid-socket", "agent "+socketOrURL, "It is an address, not the path of a socket; an address is given as a URL.", "--socket http://"+socketOrURL)
+		}
 		c.path, c.base, c.token = socketOrURL, "http://agent", ""
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
@@ -64,6 +67,8 @@ func Dial(socketOrURL, token string) (*Client, error) {
 	c.base = strings.TrimSuffix(u.String(), "/")
 	return c, nil
 }
+
+func isNumber(s string) bool { _, err := strconv.ParseUint(s, 10, 16); return err == nil }
 
 // readTimeout bounds requests that only read what the agent knows.
 const readTimeout = 30 * time.Second
@@ -91,6 +96,11 @@ func (c *Client) Peers(ctx context.Context) (PeerList, error) {
 // AddPeer trusts an instance.
 func (c *Client) AddPeer(ctx context.Context, peer AddPeer) (Peer, error) {
 	return call[Peer](ctx, c, http.MethodPost, "/v1/peers", peer)
+}
+
+// SetPeer changes a peer's address and grant.
+func (c *Client) SetPeer(ctx context.Context, name string, change SetPeer) (Peer, error) {
+	return call[Peer](ctx, c, http.MethodPatch, "/v1/peers/"+url.PathEscape(name), change)
 }
 
 // RemovePeer ends the trust.

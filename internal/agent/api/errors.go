@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -58,6 +59,9 @@ const (
 	ClassInternal
 )
 
+// wrongArguments are the codes of requests that make no sense which do not say so.
+var wrongArguments = []string{"max-wal-too-small", "no-such-table", "table-ambiguous"}
+
 // Classify sorts err. Codes follow the conventions that the classes name.
 func Classify(err error) Class {
 	if _, ok := AsBlocked(err); ok {
@@ -73,7 +77,7 @@ func Classify(err error) Class {
 		return ClassUnreachable
 	case p.Code == CodeInternal:
 		return ClassInternal
-	case strings.HasPrefix(p.Code, "invalid-"):
+	case strings.HasPrefix(p.Code, "invalid-"), slices.Contains(wrongArguments, p.Code):
 		return ClassInvalid
 	case strings.HasSuffix(p.Code, "-not-found"):
 		return ClassNotFound
@@ -229,6 +233,9 @@ func encodeError(err error) *errorBody {
 		code = "request-timeout"
 	}
 	p := problem.Of(err, code)
+	if p.Code == "request-timeout" && p.Remedy == "" {
+		p = problem.New(p.Code, p.Object, "it took longer than it was allowed, and was given up", "run it again with a longer --timeout")
+	}
 	body.Code, body.Object, body.Cause, body.Remedy, body.Retryable = p.Code, p.Object, p.Cause, p.Remedy, p.Retryable
 	body.Detail = p.Error()
 	if p.Err != nil {

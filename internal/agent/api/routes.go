@@ -189,7 +189,7 @@ func (h *handler) peers(api huma.API) {
 			return PeerList{Peers: orEmpty(l.Peers), Refused: orEmpty(l.Refused)}, err
 		})
 	changes(h, api, huma.Operation{OperationID: "add-peer", Method: http.MethodPost, Path: "/v1/peers", DefaultStatus: http.StatusCreated,
-		Summary: "Trust an instance", Description: "With the name of a peer that is trusted already, it takes the new certificate, address and grant. What is said of the grant is changed, and the rest of it kept."},
+		Summary: "Trust an instance", Description: "With the name of a peer that is trusted already, it takes the new certificate. What is said of address and grant is changed, and the rest kept."},
 		func(ctx context.Context, in *with[AddPeer]) (Peer, error) {
 			own, err := h.service.Certificate(ctx)
 			if err != nil {
@@ -202,6 +202,17 @@ func (h *handler) peers(api huma.API) {
 			added, err := h.service.AddPeer(ctx, peer)
 			added.Databases = orEmpty(added.Databases)
 			return added, err
+		})
+	changes(h, api, huma.Operation{OperationID: "set-peer", Method: http.MethodPatch, Path: "/v1/peers/{name}",
+		Summary: "Change an instance's address and grant", Description: "What is not said stays as it is, and so does the certificate."},
+		func(ctx context.Context, in *namedWith[SetPeer]) (Peer, error) {
+			var err error
+			if in.Body.Address, err = completeAddress(in.Body.Address); err != nil {
+				return Peer{}, err
+			}
+			set, err := h.service.SetPeer(ctx, in.Name, in.Body)
+			set.Databases = orEmpty(set.Databases)
+			return set, err
 		})
 	changesOnly(h, api, huma.Operation{OperationID: "remove-peer", Method: http.MethodDelete, Path: "/v1/peers/{name}", Summary: "Trust an instance no more"},
 		func(ctx context.Context, in *named) error { return h.service.RemovePeer(ctx, in.Name) })

@@ -134,13 +134,13 @@ type Peer struct {
 	RemoteAddress    string           `json:"remote_address,omitempty" doc:"The other end of the connection"`
 	Since            *time.Time       `json:"since,omitempty" doc:"When it was connected or lost"`
 	Version          string           `json:"version,omitempty" doc:"Version of its agent"`
-	RoundTripSeconds *float64         `json:"round_trip_seconds" doc:"null when not connected"`
+	RoundTripSeconds *float64         `json:"round_trip_seconds" doc:"null when not connected, or not measured yet"`
 	BytesSent        uint64           `json:"bytes_sent" doc:"On the wire, since the agent started"`
 	BytesReceived    uint64           `json:"bytes_received" doc:"On the wire, since the agent started"`
 	Cause            *problem.Problem `json:"cause,omitempty" doc:"Why it is not connected"`
 	Databases        []string         `json:"databases" nullable:"false" doc:"Its grant: patterns of the databases that links with it may concern"`
 	Direction        Direction        `json:"direction" enum:"both,to-peer,from-peer" doc:"Its grant: which way their data may flow; to-peer means that this instance is the primary"`
-	Changed          []string         `json:"changed,omitempty" doc:"In the answer to add-peer, of a peer that was known: what is other than before"`
+	Changed          []string         `json:"changed,omitempty" doc:"In the answer to add-peer and set-peer, of a peer that was known: what is other than before"`
 }
 
 // RefusedPeer is an instance that was turned away.
@@ -157,10 +157,19 @@ type RefusedPeer struct {
 type AddPeer struct {
 	Name        string `json:"name,omitempty" maxLength:"64" doc:"Empty takes the name in the certificate"`
 	Certificate string `json:"certificate" minLength:"1" maxLength:"65536" doc:"PEM, as hawser cert show prints it there"`
-	Address     string `json:"address,omitempty" maxLength:"300" doc:"host:port of its endpoint; empty waits until it dials" example:"mi-west.example.com:5022"`
+	Address     string `json:"address,omitempty" maxLength:"300" doc:"host:port of its endpoint. Empty keeps the one that is known; of a new peer, waits until it dials" example:"mi-west.example.com:5022"`
+	NoAddress   bool   `json:"no_address,omitempty" doc:"Forget its address, and wait until it dials"`
 
 	Databases []string  `json:"databases,omitempty" maxItems:"1000" nullable:"false" doc:"Patterns of the databases that links with it may concern, with * and ?, folded to lower case outside of double quotes. Empty keeps what is granted; of a new peer, every database" example:"sales_*"`
 	Direction Direction `json:"direction,omitempty" enum:"both,to-peer,from-peer" doc:"Which way their data may flow; to-peer means that this instance is the primary. A failover needs both. Empty keeps what is granted; of a new peer, both"`
+}
+
+// SetPeer changes what is said of a peer that is trusted; what is empty stays as it is.
+type SetPeer struct {
+	Address   string    `json:"address,omitempty" maxLength:"300" doc:"host:port of its endpoint" example:"mi-west.example.com:5022"`
+	NoAddress bool      `json:"no_address,omitempty" doc:"Forget its address, and wait until it dials"`
+	Databases []string  `json:"databases,omitempty" maxItems:"1000" nullable:"false" doc:"Patterns of the databases that links with it may concern, in place of those before" example:"sales_*"`
+	Direction Direction `json:"direction,omitempty" enum:"both,to-peer,from-peer" doc:"Which way their data may flow"`
 }
 
 // PeerTestStep is one step of the way to a peer.
@@ -360,6 +369,8 @@ type Database struct {
 	SizeBytes int64  `json:"size_bytes"`
 	ReadOnly  bool   `json:"read_only" doc:"Hawser keeps it read-only, being the secondary side of a link"`
 	Link      string `json:"link,omitempty" doc:"Its link; empty for an independent database"`
-	Role      Role   `json:"role,omitempty" enum:"primary,secondary"`
-	State     State  `json:"state,omitempty" doc:"The link's state"`
+
+	Maintenance bool  `json:"maintenance,omitempty" doc:"The agent keeps what it remembers in it, so it can't be linked"`
+	Role        Role  `json:"role,omitempty" enum:"primary,secondary"`
+	State       State `json:"state,omitempty" doc:"The link's state"`
 }

@@ -1,0 +1,31 @@
+package problem
+
+import (
+	"errors"
+	"reflect"
+	"testing"
+)
+
+// TestOn: what another instance found says so once, and can't be taken for something here.
+func TestOn(t *testing.T) {
+	t.Parallel()
+	under := errors.New("refused")
+	named := New("diverged", "link shop", "it is read-only", "hawser link rejoin shop").Because(under)
+	bare := New("starting", "", "the agent is starting", "")
+	for _, c := range []struct{ in, want *Problem }{
+		{named, New("diverged", "on instance west: link shop", "it is read-only", "on west: hawser link rejoin shop").Because(under)},
+		{New("x", "a", "b", "on the secondary: c"), New("x", "on instance west: a", "b", "on the secondary: c")},
+		{bare, New("starting", "", "on instance west: the agent is starting", "")},
+	} {
+		got := c.in.On("west")
+		if !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%+v became %+v, want %+v", c.in, got, c.want)
+		}
+		if again := got.On("east"); again != got {
+			t.Errorf("on its way back it became %+v", again)
+		}
+	}
+	if named.Object != "link shop" || (*Problem)(nil).On("west") != nil {
+		t.Error("the problem itself was changed")
+	}
+}
