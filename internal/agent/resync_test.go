@@ -48,6 +48,39 @@ func TestResync(t *testing.T) {
 	equal(t, a, b, "shop")
 }
 
+// TestResyncOfWhatDiffers: on a link that follows, tables with traffic are not copied for
+// it, only those that differ; and nothing is when none does.
+func TestResyncOfWhatDiffers(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	n, stop := write(t, a.DSN("shop"), "w")
+	more(t, n)
+	copied := func() []string {
+		return testpg.Rows(t, b.Connect(t, "shop"), `SELECT name FROM hawser.seed_table WHERE NOT EXISTS (SELECT FROM hawser.seeding WHERE initial)`)
+	}
+	before := copied()
+	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	if now := copied(); !slices.Equal(now, before) {
+		t.Errorf("nothing differs, and %v are put down to be copied, after %v", now, before)
+	}
+	change(t, b, `UPDATE "My Order" SET total = 0 WHERE id % 7 = 0`)
+	more(t, n)
+	if err := b.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	if now := copied(); !slices.Equal(now, []string{"My Order"}) {
+		t.Errorf("My Order differs alone, and %v are put down to be copied", now)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	more(t, n)
+	stop()
+	equal(t, a, b, "shop")
+}
+
 // TestLostSlot takes a link up again whose slot is gone.
 func TestLostSlot(t *testing.T) {
 	t.Parallel()

@@ -30,6 +30,9 @@ func (l *link) resync(ctx context.Context, names []string) error {
 		}
 		return l.m.call(ctx, l.rec.Peer, l.rec.Name, callResync, resyncRequest{names}, nil)
 	}
+	if len(names) == 0 && l.following() != nil {
+		return l.resyncFollowing(ctx)
+	}
 	return l.still(ctx, func(conn *pgx.Conn) error {
 		if len(names) == 0 {
 			_, err := l.reconcile(ctx, conn)
@@ -43,14 +46,43 @@ func (l *link) resync(ctx context.Context, names []string) error {
 		if err != nil {
 			return err
 		}
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			for _, t := range chosen {
-				if err := catalog.Reseed(ctx, tx, l.rec.ID, t); err != nil {
-					return err
-				}
+		return l.reseed(ctx, conn, chosen)
+	})
+}
+
+// resyncFollowing compares both sides at one position, as verify does, so that a table
+// is copied for what it lacks and not for what was on its way.
+func (l *link) resyncFollowing(ctx context.Context) error {
+	report, err := l.compareFollowing(ctx, verify.RunOptions{Differences: -1})
+	if err != nil {
+		return err
+	}
+	if err := l.sameSchema(report.Report); err != nil {
+		return err
+	}
+	differ := map[[2]string]bool{}
+	for _, t := range report.Tables {
+		if t.Verdict != verify.Same {
+			differ[[2]string{t.Schema, t.Name}] = true
+		}
+	}
+	l.log.Info("compared with the primary", "tables", len(report.Tables), "to_copy_again", len(differ), "at", report.Position)
+	again, err := l.primaryTables(ctx, differ)
+	if err != nil || len(again) == 0 {
+		return err
+	}
+	return l.still(ctx, func(conn *pgx.Conn) error { return l.reseed(ctx, conn, again) })
+}
+
+// reseed puts tables down to be copied again.
+func (l *link) reseed(ctx context.Context, conn *pgx.Conn, tables []catalog.SeedTable) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, t := range tables {
+			if err := catalog.Reseed(ctx, tx, l.rec.ID, t); err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 }
 

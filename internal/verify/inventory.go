@@ -14,7 +14,8 @@ import (
 
 // Tables lists the tables whose rows a link carries, ordered by name: ordinary
 // tables and partitions that are neither temporary nor unlogged, nor Hawser's own,
-// nor part of an extension. It reads what conn's transaction sees.
+// nor part of an extension that does not declare them to be the user's configuration.
+// It reads what conn's transaction sees.
 func Tables(ctx context.Context, conn *pgx.Conn) ([]Table, error) {
 	return tables(ctx, conn, "")
 }
@@ -25,6 +26,12 @@ type db interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
 }
+
+// internal is true of a table c that is an extension's own; package seed carries the
+// others, whole.
+const internal = `EXISTS (
+			SELECT FROM pg_depend d JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND e.oid = d.refobjid
+			WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e' AND NOT c.oid = ANY (coalesce(e.extconfig, '{}')))`
 
 // tables lists those that a publication lists, if one is named.
 func tables(ctx context.Context, conn db, publication string) ([]Table, error) {
@@ -45,7 +52,7 @@ func tables(ctx context.Context, conn db, publication string) ([]Table, error) {
 			ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1) i ON true
 		WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
 		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
-		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+		AND NOT `+internal+`
 		AND ($1 = '' OR EXISTS (SELECT FROM pg_publication_rel g JOIN pg_publication p ON p.oid = g.prpubid WHERE p.pubname = $1 AND g.prrelid = c.oid))
 		ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"`, publication)
 	if err != nil {

@@ -294,3 +294,19 @@ func TestProgress(t *testing.T) {
 		t.Errorf("progress %v", seen)
 	}
 }
+
+// TestConfigurationTables: of an extension's tables the link carries those that the
+// extension declares to be the user's, so these are compared, and the others are named.
+func TestConfigurationTables(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	primary, secondary := twins(t, c, `
+		CREATE EXTENSION pgcrypto; CREATE TABLE settings (id int PRIMARY KEY); CREATE TABLE internals (id int);
+		ALTER EXTENSION pgcrypto ADD TABLE settings; ALTER EXTENSION pgcrypto ADD TABLE internals`,
+		`SET allow_system_table_mods = on; UPDATE pg_extension SET extconfig = ARRAY['settings'::regclass], extcondition = '{""}' WHERE extname = 'pgcrypto'`)
+	c.Exec(t, primary, `INSERT INTO settings VALUES (1)`)
+	r := compare(t, c, primary, secondary, RunOptions{})
+	if len(r.Tables) != 1 || tableOf(t, r, "settings").Verdict != Differs {
+		t.Errorf("%+v", r.Tables)
+	}
+}
