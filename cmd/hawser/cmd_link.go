@@ -323,8 +323,8 @@ func (a *app) linkResync() *cobra.Command {
 	c := a.linkStep("resync", "Copy tables again while the link runs",
 		`Copies tables again, from the primary to the secondary, while the link runs. Without
 --table it compares all tables and copies those that differ; so it takes up a link
-whose replication slot was lost. Readers of the secondary see a table empty until
-its copy is complete.`,
+whose replication slot was lost. Readers of the secondary see a table's old rows until
+its copy is complete; meanwhile it takes up to twice its room there.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.ResyncLink(ctx, name, tables) })
 	c.Example = "  hawser link resync orders\n  hawser link resync orders --table public.invoice"
 	c.Flags().StringArrayVar(&tables, "table", nil, "a `table` to copy, as SCHEMA.NAME; may be repeated")
@@ -338,7 +338,7 @@ func (a *app) linkFollow() *cobra.Command {
 database over by another of its links. After a planned failover that goes by itself;
 the command is for a secondary that was left behind, as by a forced one (the link's
 cause is primary-moved then). All tables are compared with the new primary, and
-those that differ are copied. Readers see such a table empty until its copy is
+those that differ are copied. Readers see such a table's old rows until its copy is
 complete.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.FollowLink(ctx, name, primary) })
 	c.Use = "follow NAME --primary PEER"
