@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -289,7 +290,7 @@ func (l *link) sameSchema(r verify.Report) error {
 	var differ []string
 	for _, d := range r.Schema {
 		if !d.Uncertain {
-			differ = append(differ, d.Kind+" "+d.Object)
+			differ = append(differ, fmt.Sprintf("%s %s: the primary has %s, the secondary %s", d.Kind, d.Object, cmp.Or(excerpt(d.Primary), "none"), cmp.Or(excerpt(d.Secondary), "none")))
 		}
 	}
 	if len(differ) == 0 {
@@ -298,6 +299,6 @@ func (l *link) sameSchema(r verify.Report) error {
 	if len(differ) > 5 {
 		differ = append(differ[:5], "…")
 	}
-	return problem.New("schema-differs", "link "+l.rec.Name, "the schemas of the two sides differ, so comparing rows is not enough: "+strings.Join(differ, ", "),
-		"make them equal, or hawser link drop "+l.rec.Name+" --remove-replica and create it again")
+	return problem.New("schema-differs", "link "+l.rec.Name, "the schemas of the two sides differ, so comparing rows is not enough: "+strings.Join(differ, "; "),
+		"make them equal: on the secondary, as superuser, "+postgres.ByHand+" and the DDL that is missing; then hawser link resync "+l.rec.Name+" again")
 }

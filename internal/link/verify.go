@@ -99,8 +99,8 @@ func (l *link) compareFollowing(ctx context.Context, o verify.RunOptions) (Verif
 func (l *link) compareOnce(ctx context.Context, o verify.RunOptions) (VerifyReport, error) {
 	a := l.following()
 	if a == nil {
-		return VerifyReport{}, problem.New("not-synchronized", "link "+l.rec.Name, "the replica does not follow just now, so there is no position at which both sides could be compared",
-			"hawser link watch "+l.rec.Name+", and verify when it is synchronized")
+		return VerifyReport{}, problem.New("not-synchronized", "link "+l.rec.Name, "the replica does not follow just now, and the primary can't be read as it was at the position where the replica stands",
+			"hawser link show "+l.rec.Name+" tells why; verify when it is synchronized. Of a link that stands, hawser link resync "+l.rec.Name+" compares both sides as they are")
 	}
 	var opened compareOpened
 	var export string

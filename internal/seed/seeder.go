@@ -208,5 +208,5 @@ func (m misfit) Unwrap() error { return m.err }
 
 func (w *worker) refused(t *table, err error) error {
 	return problem.New("rows-refused", "table "+t.String(), "the replica's table does not take the primary's rows",
-		"make its definition equal to the primary's, then hawser link resume "+w.cfg.Name).Because(err)
+		"make its definition equal to the primary's: on the secondary, as superuser, "+postgres.ByHand+" and the DDL that is missing; then hawser link resume "+w.cfg.Name).Because(err)
 }

@@ -167,7 +167,7 @@ func pairOf(p, s Table) pair {
 	p.Columns, s.Columns, s.Key = shared, shared, p.Key
 	return pair{p, s, problem.New("columns-differ", "table "+postgres.QuoteIdent(p.Schema, p.Name),
 		fmt.Sprintf("the primary alone has the columns %q, the secondary alone %q; the others were compared", gone, more),
-		"seed the table again: hawser link resync NAME --table "+postgres.QuoteIdent(p.Schema, p.Name))}
+		byHand(p.Schema, p.Name, "change its columns"))}
 }
 
 func filter(list []string, keep func(string) bool) func(func(string) bool) {
