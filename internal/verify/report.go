@@ -28,6 +28,7 @@ type Report struct {
 	Tables    []TableReport        `json:"tables"`
 	Sequences []SequenceDifference `json:"sequences,omitempty"` // those that differ
 	Schema    []SchemaDifference   `json:"schema,omitempty"`
+	LeftOut   []LeftOut            `json:"left_out,omitempty"` // the primary's, whose rows the link does not carry
 	// Findings say what could not be compared, tables apart.
 	Findings problem.Findings `json:"findings,omitempty"`
 	Seconds  float64          `json:"seconds"`

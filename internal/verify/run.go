@@ -90,6 +90,11 @@ func (c *comparison) run(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("compare tables: %w", err)
 	}
 	r := Report{Tables: append(digests, lone...)}
+	for _, t := range c.p.LeftOut {
+		if c.counts(Table{Schema: t.Schema, Name: t.Name}) {
+			r.LeftOut = append(r.LeftOut, t)
+		}
+	}
 	c.schema(&r)
 	if err := c.sequences(ctx, &r); err != nil {
 		return Report{}, fmt.Errorf("compare sequences: %w", err)
