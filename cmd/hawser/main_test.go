@@ -363,10 +363,17 @@ func TestResumeShowsWhatBecomesOfIt(t *testing.T) {
 	t.Parallel()
 	opening := synchronized()
 	opening.State = api.StateDisconnected
-	for _, verb := range []string{"resume", "resync", "rejoin"} {
+	for _, verb := range []string{"resume", "resync --no-wait", "rejoin --no-wait"} {
 		f := &fake{links: []api.Link{opening, opening, catchingUp()}}
 		code, out, errOut := call{args: "link " + verb + " orders", fake: f}.run(t)
 		if code != 0 || !strings.Contains(out, "orders catching-up") {
+			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
+		}
+	}
+	for _, verb := range []string{"resync", "rejoin"} {
+		f := &fake{links: []api.Link{opening, catchingUp(), synchronized()}}
+		code, out, errOut := call{args: "link " + verb + " orders", fake: f}.run(t)
+		if code != 0 || !strings.Contains(out, "orders catching-up") || !strings.Contains(out, "orders synchronized") {
 			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
 		}
 	}
