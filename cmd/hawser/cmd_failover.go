@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -199,9 +200,11 @@ func objectLines(p page, r api.VerifyReport) {
 			continue
 		}
 		p.line("%s  %s", p.paint(bad, "differs"), text)
+		remedyLine(p, o.Remedy)
 	}
 	for _, s := range r.Sequences {
 		p.line("%s  sequence %s: the primary is %s, the secondary %s", p.paint(bad, "differs"), clean(qualified(s.Schema, s.Name)), sequenceText(s.Primary), sequenceText(s.Secondary))
+		remedyLine(p, s.Remedy)
 	}
 	if len(notes) == 0 {
 		return
@@ -209,6 +212,35 @@ func objectLines(p page, r api.VerifyReport) {
 	p.line("%s", p.paint(dim, fmt.Sprintf("notes (%d): the two versions of PostgreSQL print these in different words, or they differ", len(notes))))
 	for _, text := range notes {
 		p.line("  %s", text)
+	}
+}
+
+func remedyLine(p page, remedy string) {
+	if remedy != "" {
+		p.line("  remedy: %s", block(remedy, "    "))
+	}
+}
+
+// namedLeftOut bounds how many of a kind are named; JSON has all.
+const namedLeftOut = 10
+
+// leftOutLines name what has rows that were not compared.
+func leftOutLines(p page, left []api.VerifyLeftOut) {
+	for len(left) > 0 {
+		why := left[0].Why
+		n := slices.IndexFunc(left, func(t api.VerifyLeftOut) bool { return t.Why != why })
+		if n < 0 {
+			n = len(left)
+		}
+		var names []string
+		for _, t := range left[:min(n, namedLeftOut)] {
+			names = append(names, clean(qualified(t.Schema, t.Name)))
+		}
+		if n > namedLeftOut {
+			names = append(names, "…")
+		}
+		p.line("rows not carried and not compared: %s: %s", plural(n, clean(why)), strings.Join(names, ", "))
+		left = left[n:]
 	}
 }
 
@@ -276,6 +308,7 @@ func verifyPage(p page, r api.VerifyReport) {
 	}
 	objectLines(p, r)
 	p.findings(r.Findings)
+	leftOutLines(p, r.LeftOut)
 	tables, objects := differing(r)
 	switch {
 	case tables+objects > 0:
@@ -284,7 +317,7 @@ func verifyPage(p page, r api.VerifyReport) {
 			p.line("%s", p.paint(warn, "Not all could be compared."))
 		}
 	case r.Equal:
-		p.line("%s", p.paint(good, fmt.Sprintf("Both sides hold the same %s rows in %s at %s, compared in %s.", count(total), plural(len(r.Tables), "table"), r.Position, span(r.Seconds))))
+		p.line("%s", p.paint(good, fmt.Sprintf("Both sides hold the same %s rows in %s at %s, and the same definitions and sequences, compared in %s.", count(total), plural(len(r.Tables), "table"), r.Position, span(r.Seconds))))
 	default:
 		p.line("%s", p.paint(warn, "Nothing differs in what was compared, but not all could be."))
 	}

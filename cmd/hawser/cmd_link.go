@@ -311,6 +311,36 @@ func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Cl
 	}
 }
 
+// copyStep is a linkStep that has tables or rows copied: it shows how far that is, and
+// returns when the secondary is synchronized.
+func (a *app) copyStep(use, short, long string, do func(context.Context, *api.Client, string) error) *cobra.Command {
+	var noWait bool
+	c := a.linkStep(use, short, long, do)
+	atOnce := c.RunE
+	wait := a.ask(func(ctx context.Context, c *api.Client, args []string) error {
+		if err := do(ctx, c, args[0]); err != nil {
+			return err
+		}
+		l, err := a.untilSynchronized(ctx, c, api.Link{Name: args[0]})
+		if err != nil {
+			if ended(ctx) {
+				a.note("Left. The link goes on; see it with: hawser link watch %s", clean(args[0]))
+			}
+			return err
+		}
+		a.show(l, func(p page) { p.line("%s", a.plainLine(l)) })
+		return nil
+	})
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if noWait {
+			return atOnce(c, args)
+		}
+		return wait(c, args)
+	}
+	c.Flags().BoolVar(&noWait, "no-wait", false, "return when the copy is under way")
+	return c
+}
+
 // settled gives a link that has just been started the moment that its stream needs to
 // open, so that what is shown is what becomes of it.
 func (a *app) settled(ctx context.Context, c *api.Client, l api.Link) api.Link {
@@ -331,7 +361,7 @@ func (a *app) settled(ctx context.Context, c *api.Client, l api.Link) api.Link {
 }
 
 func (a *app) linkRejoin() *cobra.Command {
-	return a.linkStep("rejoin", "Follow the side that took over by force",
+	return a.copyStep("rejoin", "Follow the side that took over by force",
 		`Makes this instance, which was the primary until the other side took over with
 hawser link failover --force, the secondary. Its transactions that the other side
 never received are written to a report first: hawser link show NAME tells where.
@@ -341,11 +371,11 @@ The rows that they touched are fetched from the new primary; nothing else is cop
 
 func (a *app) linkResync() *cobra.Command {
 	var tables []string
-	c := a.linkStep("resync", "Copy tables again while the link runs",
+	c := a.copyStep("resync", "Copy tables again while the link runs",
 		`Copies tables again, from the primary to the secondary, while the link runs. Without
 --table it compares all tables and copies those that differ; so it takes up a link
-whose replication slot was lost. Readers of the secondary see a table empty until
-its copy is complete.`,
+whose replication slot was lost. Readers of the secondary see a table's old rows until
+its copy is complete; meanwhile it takes up to twice its room there.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.ResyncLink(ctx, name, tables) })
 	c.Example = "  hawser link resync orders\n  hawser link resync orders --table public.invoice"
 	c.Flags().StringArrayVar(&tables, "table", nil, "a `table` to copy, as SCHEMA.NAME; may be repeated")
@@ -359,7 +389,7 @@ func (a *app) linkFollow() *cobra.Command {
 database over by another of its links. After a planned failover that goes by itself;
 the command is for a secondary that was left behind, as by a forced one (the link's
 cause is primary-moved then). All tables are compared with the new primary, and
-those that differ are copied. Readers see such a table empty until its copy is
+those that differ are copied. Readers see such a table's old rows until its copy is
 complete.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.FollowLink(ctx, name, primary) })
 	c.Use = "follow NAME --primary PEER"

@@ -120,12 +120,13 @@ func TestGolden(t *testing.T) {
 		{Schema: "public", Name: "customer", Compared: true, RowsPrimary: 1200, RowsSecondary: 1199, HashPrimary: "ab", HashSecondary: "ac",
 			Problem: problem.New("rows-differ", "", "1 row is missing on the secondary.", "hawser link show orders")},
 		{Schema: "public", Name: "log", RowsPrimary: 0, Problem: problem.New("not-comparable", "", "Its type xml has no order.", "Compare it by hand.")}}}
+	equal.LeftOut = []api.VerifyLeftOut{{Schema: "public", Name: "totals", Why: "materialized view"}, {Schema: "public", Name: "cache", Why: "unlogged table"}, {Schema: "public", Name: "Session", Why: "unlogged table"}}
 	objects := api.VerifyReport{Link: "orders", Complete: true, Position: 0x16B3748, At: start(), Seconds: 2.5, Tables: equal.Tables,
 		Schema: []api.VerifyObject{
-			{Kind: "index", Name: "public.customer_name", Primary: "CREATE INDEX customer_name ON public.customer USING btree (name)"},
+			{Kind: "index", Name: "public.customer_name", Primary: "CREATE INDEX customer_name ON public.customer USING btree (name)", Remedy: "on the secondary, as superuser: SET …; and the DDL that makes it equal"},
 			{Kind: "view", Name: "public.\x1b[2Jv", Primary: "SELECT 1", Secondary: "SELECT 1 AS one", Uncertain: true}},
 		Sequences: []api.VerifySequence{
-			{Schema: "public", Name: "Order_id_seq", Primary: &api.SequenceState{Last: 41, Called: true}, Secondary: &api.SequenceState{Last: 1}},
+			{Schema: "public", Name: "Order_id_seq", Primary: &api.SequenceState{Last: 41, Called: true}, Secondary: &api.SequenceState{Last: 1}, Remedy: "on the secondary, as superuser: SET …; SELECT setval('public.\"Order_id_seq\"', 41, true);"},
 			{Schema: "public", Name: "gone", Primary: &api.SequenceState{Last: 7, Called: true}}}}
 	worded := objects // by another version
 	worded.Equal, worded.Schema, worded.Sequences = true, objects.Schema[1:], nil
@@ -404,10 +405,17 @@ func TestResumeShowsWhatBecomesOfIt(t *testing.T) {
 	t.Parallel()
 	opening := synchronized()
 	opening.State = api.StateDisconnected
-	for _, verb := range []string{"resume", "resync", "rejoin"} {
+	for _, verb := range []string{"resume", "resync --no-wait", "rejoin --no-wait"} {
 		f := &fake{links: []api.Link{opening, opening, catchingUp()}}
 		code, out, errOut := call{args: "link " + verb + " orders", fake: f}.run(t)
 		if code != 0 || !strings.Contains(out, "orders catching-up") {
+			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
+		}
+	}
+	for _, verb := range []string{"resync", "rejoin"} {
+		f := &fake{links: []api.Link{opening, catchingUp(), synchronized()}}
+		code, out, errOut := call{args: "link " + verb + " orders", fake: f}.run(t)
+		if code != 0 || !strings.Contains(out, "orders catching-up") || !strings.Contains(out, "orders synchronized") {
 			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
 		}
 	}

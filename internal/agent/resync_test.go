@@ -49,6 +49,82 @@ func TestResync(t *testing.T) {
 	equal(t, a, b, "shop")
 }
 
+// TestResyncOfWhatDiffers: on a link that follows, tables with traffic are not copied for
+// it, only those that differ; and nothing is when none does.
+func TestResyncOfWhatDiffers(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	n, stop := write(t, a.DSN("shop"), "w")
+	more(t, n)
+	copied := func() []string {
+		return testpg.Rows(t, b.Connect(t, "shop"), `SELECT name FROM hawser.seed_table WHERE NOT EXISTS (SELECT FROM hawser.seeding WHERE initial)`)
+	}
+	before := copied()
+	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	if now := copied(); !slices.Equal(now, before) {
+		t.Errorf("nothing differs, and %v are put down to be copied, after %v", now, before)
+	}
+	change(t, b, `UPDATE "My Order" SET total = 0 WHERE id % 7 = 0`)
+	more(t, n)
+	if err := b.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	if now := copied(); !slices.Equal(now, []string{"My Order"}) {
+		t.Errorf("My Order differs alone, and %v are put down to be copied", now)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	more(t, n)
+	stop()
+	equal(t, a, b, "shop")
+}
+
+// TestRepairByHand: definitions that a superuser changed on the secondary are mended by the
+// statements that the remedies tell.
+func TestRepairByHand(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1, 'one'); INSERT INTO u VALUES (1)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	change(t, b, `ALTER TABLE t DROP COLUMN v; DROP TABLE u`)
+	const want = "SET session_replication_role = replica; SET hawser.agent = on; SET default_transaction_read_only = off;"
+	r, err := a.VerifyLink(ctx, "shop", api.VerifyOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range r.Tables {
+		if table.Problem == nil || !strings.Contains(table.Problem.Remedy, want) || !strings.Contains(table.Problem.Remedy, "hawser link resync shop --table") {
+			t.Errorf("table %s: %+v", table.Name, table.Problem)
+		}
+	}
+	p, ok := problem.As(a.ResyncLink(ctx, "shop", nil))
+	if !ok || p.Code != "schema-differs" || !strings.Contains(p.Cause, "column public.t.v: the primary has text") || !strings.Contains(p.Cause, "the secondary none") || !strings.Contains(p.Remedy, want) {
+		t.Fatalf("the resync says %+v", p)
+	}
+	conn := b.Connect(t, "shop")
+	for _, sql := range append(strings.SplitAfter(strings.TrimSuffix(want, ";"), ";"), `ALTER TABLE t ADD v text`, `CREATE TABLE u (id int PRIMARY KEY)`) {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `UPDATE t SET v = 'two'; INSERT INTO u VALUES (2)`)
+	equal(t, a, b, "shop")
+	if r, err := a.VerifyLink(ctx, "shop", api.VerifyOptions{}); err != nil || !r.Equal {
+		t.Errorf("after the repair: %+v, %v", r, err)
+	}
+	if err := refused(t, b, `SET default_transaction_read_only = off`, `INSERT INTO u VALUES (3)`); !strings.Contains(err, "25006") {
+		t.Errorf("a table that was made by hand takes writes: %q", err)
+	}
+}
+
 // TestLostSlot takes a link up again whose slot is gone.
 func TestLostSlot(t *testing.T) {
 	t.Parallel()

@@ -254,12 +254,28 @@ func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
 		out.Tables = append(out.Tables, table)
 	}
 	for _, d := range r.Schema {
-		out.Schema = append(out.Schema, api.VerifyObject{Kind: d.Kind, Name: d.Object, Primary: d.Primary, Secondary: d.Secondary, Uncertain: d.Uncertain})
+		o := api.VerifyObject{Kind: d.Kind, Name: d.Object, Primary: d.Primary, Secondary: d.Secondary, Uncertain: d.Uncertain}
+		if !d.Uncertain {
+			o.Remedy = "on the secondary, as superuser: " + postgres.ByHand + " and the DDL that makes it equal"
+		}
+		out.Schema = append(out.Schema, o)
 	}
 	for _, d := range r.Sequences {
-		out.Sequences = append(out.Sequences, api.VerifySequence{Schema: d.Schema, Name: d.Name, Primary: sequenceOf(d.Primary), Secondary: sequenceOf(d.Secondary)})
+		out.Sequences = append(out.Sequences, api.VerifySequence{Schema: d.Schema, Name: d.Name, Primary: sequenceOf(d.Primary), Secondary: sequenceOf(d.Secondary), Remedy: setSequence(d)})
+	}
+	for _, t := range r.LeftOut {
+		out.LeftOut = append(out.LeftOut, api.VerifyLeftOut{Schema: t.Schema, Name: t.Name, Why: string(t.Why)})
 	}
 	return out
+}
+
+// setSequence is the remedy for a sequence that both sides have.
+func setSequence(d verify.SequenceDifference) string {
+	if d.Primary == nil || d.Secondary == nil {
+		return ""
+	}
+	name := strings.ReplaceAll(postgres.QuoteIdent(d.Schema, d.Name), "'", "''")
+	return fmt.Sprintf("on the secondary, as superuser: %s SELECT setval('%s', %d, %t);", postgres.ByHand, name, d.Primary.Last, d.Primary.Called)
 }
 
 func sequenceOf(s *verify.Sequence) *api.SequenceState {

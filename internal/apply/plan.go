@@ -228,7 +228,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 func match(r *relation, byName map[string]columnFound) (*target, error) {
 	if len(byName) == 0 {
 		return nil, problem.New("table-missing", "table "+r.quoted, "it has changes on the primary and does not exist on the replica",
-			"create it on the replica as it is on the primary, then hawser link resume NAME")
+			"on the secondary, as superuser, "+postgres.ByHand+" and make it as it is on the primary; then hawser link resync NAME --table "+r.quoted)
 	}
 	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}, sets: map[setKey]*statement{}}
 	net := len(r.def.Columns) <= maxNetColumns

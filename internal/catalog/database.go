@@ -334,6 +334,15 @@ func SchemaEntries(ctx context.Context, db DB, link, phase string, table uint32)
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[SchemaEntry])
 }
 
+// UnbuiltTables returns the tables that lack an index or more of their own.
+func UnbuiltTables(ctx context.Context, db DB, link string) ([]uint32, error) {
+	rows, err := db.Query(ctx, `SELECT DISTINCT tbl FROM hawser.schema_entry WHERE link = $1 AND tbl <> 0 AND NOT done`, link)
+	if err != nil {
+		return nil, fmt.Errorf("read which tables are still to be built: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[uint32])
+}
+
 // SetEntryDone records that an entry is built.
 func SetEntryDone(ctx context.Context, db DB, link string, id int) error {
 	if _, err := db.Exec(ctx, `UPDATE hawser.schema_entry SET done = true WHERE link = $1 AND id = $2`, link, id); err != nil {

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -30,6 +31,9 @@ func (l *link) resync(ctx context.Context, names []string) error {
 		}
 		return l.m.call(ctx, l.rec.Peer, l.rec.Name, callResync, resyncRequest{names}, nil)
 	}
+	if len(names) == 0 && l.following() != nil {
+		return l.resyncFollowing(ctx)
+	}
 	return l.still(ctx, func(conn *pgx.Conn) error {
 		if len(names) == 0 {
 			_, err := l.reconcile(ctx, conn)
@@ -43,14 +47,43 @@ func (l *link) resync(ctx context.Context, names []string) error {
 		if err != nil {
 			return err
 		}
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			for _, t := range chosen {
-				if err := catalog.Reseed(ctx, tx, l.rec.ID, t); err != nil {
-					return err
-				}
+		return l.reseed(ctx, conn, chosen)
+	})
+}
+
+// resyncFollowing compares both sides at one position, as verify does, so that a table
+// is copied for what it lacks and not for what was on its way.
+func (l *link) resyncFollowing(ctx context.Context) error {
+	report, err := l.compareFollowing(ctx, verify.RunOptions{Differences: -1})
+	if err != nil {
+		return err
+	}
+	if err := l.sameSchema(report.Report); err != nil {
+		return err
+	}
+	differ := map[[2]string]bool{}
+	for _, t := range report.Tables {
+		if t.Verdict != verify.Same {
+			differ[[2]string{t.Schema, t.Name}] = true
+		}
+	}
+	l.log.Info("compared with the primary", "tables", len(report.Tables), "to_copy_again", len(differ), "at", report.Position)
+	again, err := l.primaryTables(ctx, differ)
+	if err != nil || len(again) == 0 {
+		return err
+	}
+	return l.still(ctx, func(conn *pgx.Conn) error { return l.reseed(ctx, conn, again) })
+}
+
+// reseed puts tables down to be copied again.
+func (l *link) reseed(ctx context.Context, conn *pgx.Conn, tables []catalog.SeedTable) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, t := range tables {
+			if err := catalog.Reseed(ctx, tx, l.rec.ID, t); err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 }
 
@@ -327,7 +360,7 @@ func (l *link) sameSchema(r verify.Report) error {
 	var differ []string
 	for _, d := range r.Schema {
 		if !d.Uncertain && d.Kind != verify.KindMembership {
-			differ = append(differ, d.Kind+" "+d.Object)
+			differ = append(differ, fmt.Sprintf("%s %s: the primary has %s, the secondary %s", d.Kind, d.Object, cmp.Or(excerpt(d.Primary), "none"), cmp.Or(excerpt(d.Secondary), "none")))
 		}
 	}
 	if len(differ) == 0 {
@@ -336,6 +369,6 @@ func (l *link) sameSchema(r verify.Report) error {
 	if len(differ) > 5 {
 		differ = append(differ[:5], "…")
 	}
-	return problem.New("schema-differs", "link "+l.rec.Name, "the schemas of the two sides differ, so comparing rows is not enough: "+strings.Join(differ, ", "),
-		"make them equal, or hawser link drop "+l.rec.Name+" --remove-replica and create it again")
+	return problem.New("schema-differs", "link "+l.rec.Name, "the schemas of the two sides differ, so comparing rows is not enough: "+strings.Join(differ, "; "),
+		"make them equal: on the secondary, as superuser, "+postgres.ByHand+" and the DDL that is missing; then hawser link resync "+l.rec.Name+" again")
 }

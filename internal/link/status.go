@@ -165,7 +165,7 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		return Disconnected, cause
 	}
 	if l.side.Role == role.Secondary && !l.seeded {
-		return Seeding, problem.Noted("seeding", "link "+s.Name, "the initial copy is under way; changes are taken in beside it")
+		return Seeding, problem.Noted("seeding", "link "+s.Name, "tables are copied, at first or again; changes are taken in beside it")
 	}
 	if l.side.Role == role.Secondary && l.busySince.IsZero() && time.Since(l.readAt) > silent {
 		return Disconnected, problem.New("silent", "link "+s.Name, "the primary has not been heard of for a while", "hawser peer test "+s.Peer).Retry()

@@ -68,22 +68,40 @@ func (l *link) verify(ctx context.Context) (VerifyReport, error) {
 		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callVerify, struct{}{}, &report)
 		return report, err
 	}
+	report, err := l.compareFollowing(ctx, verify.RunOptions{})
+	if err == nil && report.Equal {
+		err = l.forgetHoles(ctx)
+	}
+	return report, err
+}
+
+// following is the applier of a secondary that has all of its tables and takes in what
+// the primary writes; nil at any other time.
+func (l *link) following() *apply.Applier {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.seeded {
+		return nil
+	}
+	return l.applier
+}
+
+// compareFollowing compares while the replica follows.
+func (l *link) compareFollowing(ctx context.Context, o verify.RunOptions) (VerifyReport, error) {
 	for wait := newBackoff(); ; {
-		report, err := l.verifyOnce(ctx)
+		report, err := l.compareOnce(ctx, o)
 		if !errors.Is(err, apply.ErrNotPrefix) || !wait.sleep(ctx) {
 			return report, err
 		}
 	}
 }
 
-func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
-	l.mu.Lock()
-	a, seeded := l.applier, l.seeded
-	l.mu.Unlock()
-	if a == nil || !seeded {
+func (l *link) compareOnce(ctx context.Context, o verify.RunOptions) (VerifyReport, error) {
+	a := l.following()
+	if a == nil {
 		s := l.informed(ctx)
-		return VerifyReport{}, notFollowing(s, fmt.Sprintf("the replica is %s, so there is no position at which both sides could be compared", s.State),
-			"hawser link watch "+l.rec.Name+", and verify when it is synchronized")
+		return VerifyReport{}, notFollowing(s, fmt.Sprintf("the replica is %s, and the primary can't be read as it was at the position where the replica stands", s.State),
+			"hawser link watch "+l.rec.Name+", and verify when it is synchronized. Of a link that stands, hawser link resync "+l.rec.Name+" compares both sides as they are")
 	}
 	var opened compareOpened
 	var export string
@@ -106,10 +124,8 @@ func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 	if err != nil {
 		return VerifyReport{}, err
 	}
-	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Listed: !l.filter().All(), Behind: func() (bool, error) { return l.behind(a) }})
-	if err == nil && report.Equal {
-		err = l.forgetHoles(ctx)
-	}
+	o.Listed, o.Behind = !l.filter().All(), func() (bool, error) { return l.behind(a) }
+	report, err := verify.Run(ctx, theirs, l.localSide(export), o)
 	return VerifyReport{Report: report, Position: opened.Until, At: time.Now()}, err
 }
 
@@ -147,7 +163,7 @@ func exportSnapshot(ctx context.Context, conn *pgx.Conn) (export, current, lsn s
 	return export, current, lsn, nil
 }
 
-// openComparison is the primary's part of verifyOnce.
+// openComparison is the primary's part of compareOnce.
 func (l *link) openComparison(ctx context.Context) (compareOpened, error) {
 	if err := l.serves(); err != nil {
 		return compareOpened{}, err

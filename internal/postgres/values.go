@@ -13,6 +13,10 @@ import (
 // with replica mode, which is a superuser's.)
 const AgentSetting = "hawser.agent"
 
+// ByHand are the statements with which a superuser's session begins that repairs a
+// secondary: they let it pass the fence, as an agent's sessions do.
+const ByHand = "SET session_replication_role = replica; SET " + AgentSetting + " = on; SET default_transaction_read_only = off;"
+
 // ValueSettings give values in text one meaning on every server, whatever ALTER
 // DATABASE or ALTER ROLE say there. Sessions whose values travel use them.
 func ValueSettings() map[string]string {

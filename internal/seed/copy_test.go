@@ -445,11 +445,26 @@ func TestGateErrorsComeOut(t *testing.T) {
 	}
 }
 
-// A table that is copied again has rows, indexes and foreign keys that point to it.
+// A table that is copied again has rows, indexes and foreign keys that point to it, and
+// readers, who see the rows that it had until the new ones are there.
 func TestTableIsCopiedAgain(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, `CREATE TABLE owner (id int PRIMARY KEY, boss int REFERENCES owner); CREATE TABLE dog (id int PRIMARY KEY, owner int REFERENCES owner)`)
-	p.from.Exec(t, p.src, `INSERT INTO owner SELECT g, g FROM generate_series(1, 5000) g`, `INSERT INTO dog SELECT g, g FROM generate_series(1, 100) g`)
+	p.from.Exec(t, p.src, `INSERT INTO owner SELECT g, g FROM generate_series(1, 5000) g`, `INSERT INTO dog SELECT g, g FROM generate_series(1, 5000) g`)
+	p.list()
+	p.mustRun()
+	reader := p.to.Connect(t, p.dst)
+	var mu sync.Mutex
+	p.inject = func(int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		var owners, dogs int
+		err := reader.QueryRow(context.Background(), `SELECT (SELECT count(*) FROM owner), (SELECT count(*) FROM dog), set_config('lock_timeout', '5s', false)`).Scan(&owners, &dogs, nil)
+		if err == nil && (owners != 5000 || dogs != 5000) {
+			t.Errorf("a reader sees %d and %d rows", owners, dogs)
+		}
+		return err
+	}
 	for _, cut := range []struct {
 		sizes sizes
 		small int64

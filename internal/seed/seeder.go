@@ -87,7 +87,7 @@ func (s *Seeder) Progress() Progress { return s.meter.read() }
 func (s *Seeder) Run(ctx context.Context) error {
 	before := map[uint32]bool{}
 	for {
-		tables, schema, err := s.takeOver(ctx)
+		tables, r, err := s.takeOver(ctx)
 		if err != nil {
 			return err
 		}
@@ -104,7 +104,7 @@ func (s *Seeder) Run(ctx context.Context) error {
 			}
 		}
 		s.meter.begin(tables)
-		if err := s.pass(ctx, todo, schema); err != nil {
+		if err := s.pass(ctx, todo, r); err != nil {
 			return err
 		}
 		clear(before)
@@ -116,11 +116,11 @@ func (s *Seeder) Run(ctx context.Context) error {
 
 // pass brings the tables through the copy. The goroutines end together, with the
 // first error.
-func (s *Seeder) pass(ctx context.Context, tables []catalog.SeedTable, schema frame.Snapshot) error {
+func (s *Seeder) pass(ctx context.Context, tables []catalog.SeedTable, r replica) error {
 	q := newQueue(tables, s.cfg.Workers, s.limits)
 	g, ctx := errgroup.WithContext(ctx)
 	for range s.cfg.Workers {
-		w := &worker{cfg: s.cfg, queue: q, meter: s.meter, limits: s.limits, schema: schema}
+		w := &worker{cfg: s.cfg, queue: q, meter: s.meter, limits: s.limits, replica: r}
 		g.Go(func() error { return w.run(ctx) })
 	}
 	g.Go(func() error { return s.enliven(ctx, q) })
@@ -150,16 +150,22 @@ func (s *Seeder) enliven(ctx context.Context, q *queue) error {
 	}
 }
 
+// replica is what is known of the replica as a pass begins.
+type replica struct {
+	schema  frame.Snapshot  // that of its schema; zero when it is of no use
+	unbuilt map[uint32]bool // tables that lack an index or more: they had no complete copy yet
+}
+
 // takeoverWait is how long sessions of an earlier run may take to end.
 const takeoverWait = "30s"
 
 // takeOver ends what an earlier run, of an agent that was killed, may have left on
 // the replica: a COPY that was still under way would add its rows to ours. Then it
 // reads the tables. Each worker's session shares the lock for as long as it lives.
-func (s *Seeder) takeOver(ctx context.Context) (tables []catalog.SeedTable, schema frame.Snapshot, err error) {
+func (s *Seeder) takeOver(ctx context.Context) (tables []catalog.SeedTable, r replica, err error) {
 	conn, err := session(ctx, s.cfg.Connect, "; SET lock_timeout = '"+takeoverWait+"'")
 	if err != nil {
-		return nil, schema, err
+		return nil, r, err
 	}
 	defer closeSession(conn)
 	_, err = conn.Exec(ctx, `
@@ -170,19 +176,27 @@ func (s *Seeder) takeOver(ctx context.Context) (tables []catalog.SeedTable, sche
 		_, err = conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, sessionLock(s.cfg.Link))
 	}
 	if err != nil {
-		return nil, schema, lost("sessions of an earlier copy still work on the replica", err)
+		return nil, r, lost("sessions of an earlier copy still work on the replica", err)
 	}
 	state, _, err := catalog.LoadSeeding(ctx, conn, s.cfg.Link)
 	if err == nil && state.Initial {
-		schema = state.Snapshot
+		r.schema = state.Snapshot
 	}
 	if err == nil {
 		tables, err = catalog.SeedTables(ctx, conn, s.cfg.Link)
 	}
-	if err != nil {
-		return nil, schema, lost("the replica's PostgreSQL was lost during the copy", err)
+	if err == nil {
+		var unbuilt []uint32
+		unbuilt, err = catalog.UnbuiltTables(ctx, conn, s.cfg.Link)
+		r.unbuilt = map[uint32]bool{}
+		for _, oid := range unbuilt {
+			r.unbuilt[oid] = true
+		}
 	}
-	return tables, schema, nil
+	if err != nil {
+		return nil, r, lost("the replica's PostgreSQL was lost during the copy", err)
+	}
+	return tables, r, nil
 }
 
 // misfit is why the replica's table does not take the rows: DDL that the snapshot
@@ -194,5 +208,5 @@ func (m misfit) Unwrap() error { return m.err }
 
 func (w *worker) refused(t *table, err error) error {
 	return problem.New("rows-refused", "table "+t.String(), "the replica's table does not take the primary's rows",
-		"make its definition equal to the primary's, then hawser link resume "+w.cfg.Name).Because(err)
+		"make its definition equal to the primary's: on the secondary, as superuser, "+postgres.ByHand+" and the DDL that is missing; then hawser link resume "+w.cfg.Name).Because(err)
 }

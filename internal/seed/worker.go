@@ -24,7 +24,7 @@ type worker struct {
 	queue  *queue
 	meter  *meter
 	limits limits
-	schema frame.Snapshot // that of the replica's schema; zero when it is of no use
+	replica
 	conn   *pgx.Conn
 	stream ClientStream
 	unlink func() bool // of the stream from the context
@@ -223,7 +223,7 @@ func (w *worker) fill(ctx context.Context, start frame.SeedStart) error {
 	if err := targets[0].fits(start); err != nil {
 		return err
 	}
-	if start.ChunkPages < start.Pages {
+	if start.ChunkPages < start.Pages && !targets[0].stays() { // parts are committed one by one
 		return w.copyParts(ctx, start, targets[0])
 	}
 	return w.copyWhole(ctx, start, targets[0])
@@ -326,6 +326,7 @@ type target struct {
 	columns    []string
 	hasRows    bool
 	referenced bool // by foreign keys of other tables
+	again      bool // it has its indexes, so its rows are of a copy that was complete
 }
 
 // targets looks the tables up on the replica.
@@ -347,7 +348,7 @@ func (w *worker) targets(ctx context.Context, starts []frame.SeedStart) ([]targe
 	var i int
 	var t target
 	_, err = pgx.ForEachRow(rows, []any{&i, &t.columns, &t.hasRows, &t.referenced}, func() error {
-		out[i-1] = target{exists: true, columns: slices.Clone(t.columns), hasRows: t.hasRows, referenced: t.referenced}
+		out[i-1] = target{exists: true, columns: slices.Clone(t.columns), hasRows: t.hasRows, referenced: t.referenced, again: !w.unbuilt[starts[i-1].OID]}
 		return nil
 	})
 	return out, w.replicaError(err)
@@ -364,10 +365,15 @@ func (t target) fits(start frame.SeedStart) error {
 	return nil
 }
 
-// empty is the statement that removes what an earlier copy left. A table that
-// foreign keys point to, as one that is copied again may be, can't be truncated alone.
+// stays tells whether readers are to see the rows that are there until the new ones
+// are committed.
+func (t target) stays() bool { return t.again && t.hasRows }
+
+// empty is the statement that removes what an earlier copy left. TRUNCATE would hold
+// readers up and show them an empty table; and one that foreign keys point to, as a table
+// that is copied again may be, can't be truncated alone.
 func (t target) empty(start frame.SeedStart) string {
-	if t.referenced {
+	if t.stays() || t.referenced {
 		return "DELETE FROM ONLY " + quoted(start)
 	}
 	return "TRUNCATE ONLY " + quoted(start)
@@ -401,7 +407,7 @@ func (w *worker) refill(ctx context.Context, tx pgx.Tx, start frame.SeedStart, t
 		}
 	}
 	options := " WITH (FREEZE)"
-	if to.referenced {
+	if to.stays() || to.referenced {
 		options = ""
 	}
 	return w.receive(ctx, start, w.meter.share(start.OID, start.Bytes), options)

@@ -14,7 +14,8 @@ import (
 
 // Tables lists the tables whose rows a link carries, ordered by name: ordinary
 // tables and partitions that are neither temporary nor unlogged, nor Hawser's own,
-// nor part of an extension. It reads what conn's transaction sees.
+// nor part of an extension that does not declare them to be the user's configuration.
+// It reads what conn's transaction sees.
 func Tables(ctx context.Context, conn *pgx.Conn) ([]Table, error) {
 	return tables(ctx, conn, "")
 }
@@ -24,6 +25,38 @@ type db interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+// internal is true of a table c that is an extension's own; package seed carries the
+// others, whole.
+const internal = `EXISTS (
+			SELECT FROM pg_depend d JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND e.oid = d.refobjid
+			WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e' AND NOT c.oid = ANY (coalesce(e.extconfig, '{}')))`
+
+// listed is true of a table c that the publication $1 lists, if one is named.
+const listed = `($1 = '' OR EXISTS (
+			SELECT FROM pg_publication_rel g JOIN pg_publication p ON p.oid = g.prpubid WHERE p.pubname = $1 AND g.prrelid = c.oid))`
+
+// leftOut lists what tables does not.
+func leftOut(ctx context.Context, conn db, publication string) ([]LeftOut, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT nspname, relname, why FROM (
+			SELECT n.nspname, c.relname, CASE
+				WHEN c.relkind = 'm' THEN '`+string(Refreshed)+`' WHEN c.relkind = 'f' THEN '`+string(Foreign)+`'
+				WHEN c.relpersistence = 'u' THEN '`+string(Unlogged)+`' WHEN `+internal+` THEN '`+string(Internal)+`'
+				WHEN NOT `+listed+` THEN '`+string(NotChosen)+`' END AS why
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.relkind IN ('r', 'm', 'f') AND c.relpersistence <> 't' AND c.oid >= 16384
+			AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')) x
+		WHERE why IS NOT NULL ORDER BY why, nspname COLLATE "C", relname COLLATE "C"`, publication)
+	if err != nil {
+		return nil, fmt.Errorf("list what is left out: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowToStructByPos[LeftOut])
+	if err != nil {
+		return nil, fmt.Errorf("list what is left out: %w", err)
+	}
+	return out, nil
 }
 
 // tables lists those that a publication lists, if one is named.
@@ -45,8 +78,8 @@ func tables(ctx context.Context, conn db, publication string) ([]Table, error) {
 			ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1) i ON true
 		WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.oid >= 16384
 		AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
-		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-		AND ($1 = '' OR EXISTS (SELECT FROM pg_publication_rel g JOIN pg_publication p ON p.oid = g.prpubid WHERE p.pubname = $1 AND g.prrelid = c.oid))
+		AND NOT `+internal+`
+		AND `+listed+`
 		ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"`, publication)
 	if err != nil {
 		return nil, fmt.Errorf("list the tables: %w", err)
@@ -70,7 +103,10 @@ func (l *Local) Inventory(ctx context.Context) (Inventory, error) {
 		if err != nil {
 			return fmt.Errorf("ask the server about itself: %w", err)
 		}
-		out.Tables, err = tables(ctx, tx, l.o.Publication)
+		if out.Tables, err = tables(ctx, tx, l.o.Publication); err != nil {
+			return err
+		}
+		out.LeftOut, err = leftOut(ctx, tx, l.o.Publication)
 		return err
 	})
 	if err != nil {

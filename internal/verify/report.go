@@ -2,6 +2,7 @@ package verify
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
@@ -27,6 +28,7 @@ type Report struct {
 	Tables    []TableReport        `json:"tables"`
 	Sequences []SequenceDifference `json:"sequences,omitempty"` // those that differ
 	Schema    []SchemaDifference   `json:"schema,omitempty"`
+	LeftOut   []LeftOut            `json:"left_out,omitempty"` // the primary's, whose rows the link does not carry
 	// Findings say what could not be compared, tables apart.
 	Findings problem.Findings `json:"findings,omitempty"`
 	Seconds  float64          `json:"seconds"`
@@ -126,9 +128,22 @@ func on(side string, p *problem.Problem) *problem.Problem {
 
 func oneSided(d TableDigest, lacking string, t TableReport) TableReport {
 	t.Schema, t.Name, t.Verdict = d.Schema, d.Name, Differs
-	t.Problem = problem.New("table-missing", "table "+postgres.QuoteIdent(d.Schema, d.Name), "the "+lacking+" has no such table",
-		"seed the table again: hawser link resync NAME --table "+postgres.QuoteIdent(d.Schema, d.Name))
+	do := "make the table as it is on the primary"
+	if lacking == "primary" {
+		do = "drop the table, unless it is wanted"
+	}
+	t.Problem = problem.New("table-missing", "table "+postgres.QuoteIdent(d.Schema, d.Name), "the "+lacking+" has no such table", byHand(d.Schema, d.Name, do))
 	return t
+}
+
+// byHand is the remedy for a definition that somebody changed on the secondary. A copy
+// mends rows alone.
+func byHand(schema, name, do string) string {
+	remedy := "on the secondary, as superuser, " + postgres.ByHand + " and " + do
+	if strings.HasPrefix(do, "drop") {
+		return remedy
+	}
+	return remedy + "; then hawser link resync NAME --table " + postgres.QuoteIdent(schema, name)
 }
 
 // conclude sets what follows from the parts.

@@ -93,6 +93,11 @@ func (c *comparison) run(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("compare tables: %w", err)
 	}
 	r := Report{Tables: append(digests, lone...)}
+	for _, t := range c.p.LeftOut {
+		if c.counts(Table{Schema: t.Schema, Name: t.Name}) {
+			r.LeftOut = append(r.LeftOut, t)
+		}
+	}
 	c.schema(&r)
 	if err := c.sequences(ctx, &r); err != nil {
 		return Report{}, fmt.Errorf("compare sequences: %w", err)
@@ -170,7 +175,7 @@ func pairOf(p, s Table) pair {
 	p.Columns, s.Columns, s.Key = shared, shared, p.Key
 	return pair{p, s, problem.New("columns-differ", "table "+postgres.QuoteIdent(p.Schema, p.Name),
 		fmt.Sprintf("the primary alone has the columns %q, the secondary alone %q; the others were compared", gone, more),
-		"seed the table again: hawser link resync NAME --table "+postgres.QuoteIdent(p.Schema, p.Name))}
+		byHand(p.Schema, p.Name, "change its columns"))}
 }
 
 func filter(list []string, keep func(string) bool) func(func(string) bool) {

@@ -323,3 +323,23 @@ func TestSequencesOfOneThatIsBehind(t *testing.T) {
 	must(t, err)
 	mustEqual(t, r)
 }
+
+// TestConfigurationTables: of an extension's tables the link carries those that the
+// extension declares to be the user's, so these are compared, and the others are named.
+func TestConfigurationTables(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	primary, secondary := twins(t, c, `
+		CREATE EXTENSION pgcrypto; CREATE TABLE settings (id int PRIMARY KEY); CREATE TABLE internals (id int);
+		ALTER EXTENSION pgcrypto ADD TABLE settings; ALTER EXTENSION pgcrypto ADD TABLE internals;
+		CREATE UNLOGGED TABLE cache (id int); CREATE MATERIALIZED VIEW seen AS SELECT 1 AS one`,
+		`SET allow_system_table_mods = on; UPDATE pg_extension SET extconfig = ARRAY['settings'::regclass], extcondition = '{""}' WHERE extname = 'pgcrypto'`)
+	c.Exec(t, primary, `INSERT INTO settings VALUES (1)`)
+	r := compare(t, c, primary, secondary, RunOptions{})
+	if len(r.Tables) != 1 || tableOf(t, r, "settings").Verdict != Differs {
+		t.Errorf("%+v", r.Tables)
+	}
+	if want := []LeftOut{{"public", "internals", Internal}, {"public", "seen", Refreshed}, {"public", "cache", Unlogged}}; !slices.Equal(r.LeftOut, want) {
+		t.Errorf("left out are %v, want %v", r.LeftOut, want)
+	}
+}

@@ -28,6 +28,8 @@ type Inventory struct {
 	Probe    string  `json:"probe"`    // the hash of a fixed text; tells byte orders apart
 	Tables   []Table `json:"tables"`
 	Schema   []Fact  `json:"schema"`
+	// LeftOut has rows too, which the link does not carry.
+	LeftOut []LeftOut `json:"left_out,omitempty"`
 	// Findings say what could not be read.
 	Findings problem.Findings `json:"findings,omitempty"`
 }
@@ -41,6 +43,26 @@ type Table struct {
 	Key     []string `json:"key,omitempty"` // of the primary key, or of a unique index without NULLs
 	Bytes   int64    `json:"bytes"`         // on disk, about
 }
+
+// LeftOut is a relation whose rows are not compared, since a link does not carry them.
+// Its definition is.
+type LeftOut struct {
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
+	Why    Why    `json:"why"`
+}
+
+// Why rows are not carried.
+type Why string
+
+// The reasons. A materialized view is refreshed on the secondary, by itself.
+const (
+	Refreshed Why = "materialized view"
+	Foreign   Why = "foreign table"
+	Unlogged  Why = "unlogged table"
+	Internal  Why = "extension table"
+	NotChosen Why = "unchosen table"
+)
 
 // Method is how rows are hashed; it must be the same on both sides.
 type Method struct {

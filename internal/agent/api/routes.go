@@ -291,6 +291,7 @@ func (h *handler) linkOperations(api huma.API) {
 		func(ctx context.Context, in *namedWith[verifyBody]) (VerifyReport, error) {
 			r, err := h.service.VerifyLink(ctx, in.Name, VerifyOptions{Timeout: seconds(in.Body.TimeoutSeconds)})
 			r.Tables, r.Schema, r.Sequences, r.Findings = orEmpty(r.Tables), orEmpty(r.Schema), orEmpty(r.Sequences), orEmpty(r.Findings)
+			r.LeftOut = orEmpty(r.LeftOut)
 			return r, err
 		})
 }

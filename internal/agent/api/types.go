@@ -299,16 +299,24 @@ type DropResult struct {
 type VerifyReport struct {
 	Link     string    `json:"link"`
 	Equal    bool      `json:"equal" doc:"Everything was compared, and both sides held the same"`
-	Complete bool      `json:"complete" doc:"Everything could be compared; when it is false and nothing differs, nothing is proved"`
+	Complete bool      `json:"complete" doc:"All that the link carries was compared: the rows of each table, the definitions and the sequences; when it is false and nothing differs, nothing is proved"`
 	Position frame.LSN `json:"position" doc:"The primary's position at which they were compared"`
 
 	Tables    []VerifyTable    `json:"tables" nullable:"false" doc:"Every table"`
 	Schema    []VerifyObject   `json:"schema" nullable:"false" doc:"Definitions that differ"`
 	Sequences []VerifySequence `json:"sequences" nullable:"false" doc:"Sequences whose state differs"`
+	LeftOut   []VerifyLeftOut  `json:"left_out" nullable:"false" doc:"What has rows that the link does not carry, and that were not compared therefore; the definitions were"`
 	Findings  problem.Findings `json:"findings" nullable:"false" doc:"What could not be compared, tables apart"`
 
 	At      time.Time `json:"at"`
 	Seconds float64   `json:"seconds" doc:"How long it took"`
+}
+
+// VerifyLeftOut is a relation whose rows the link does not carry.
+type VerifyLeftOut struct {
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
+	Why    string `json:"why" example:"unlogged table"`
 }
 
 // VerifyObject is an object, or a fact about one, that differs. A side that does not
@@ -318,6 +326,7 @@ type VerifyObject struct {
 	Name      string `json:"name"`
 	Primary   string `json:"primary,omitempty"`
 	Secondary string `json:"secondary,omitempty"`
+	Remedy    string `json:"remedy,omitempty" doc:"How the secondary is repaired by hand"`
 	Uncertain bool   `json:"uncertain,omitempty" doc:"It is a note: servers of different versions may print the same in different words"`
 }
 
@@ -327,6 +336,7 @@ type VerifySequence struct {
 	Name      string         `json:"name"`
 	Primary   *SequenceState `json:"primary,omitempty" doc:"Absent when the primary does not have it"`
 	Secondary *SequenceState `json:"secondary,omitempty" doc:"Absent when the secondary does not have it"`
+	Remedy    string         `json:"remedy,omitempty" doc:"What sets the secondary's, where it has it"`
 }
 
 // SequenceState is where a sequence stands.
