@@ -17,7 +17,7 @@ build: compiler ## Build bin/hawser
 	CGO_ENABLED=1 go build -tags netgo,osusergo -ldflags "-X main.version=$(VERSION) -linkmode external -extldflags -static" -o bin/hawser ./cmd/hawser
 
 .PHONY: test
-test: compiler postgres versions check ## Run all checks and tests, on real PostgreSQL clusters
+test: compiler postgres versions faketime check ## Run all checks and tests, on real PostgreSQL clusters
 	go test -race -timeout 40m -p 2 ./...
 
 FOR ?= 1h
@@ -63,6 +63,10 @@ postgres: ## Install PostgreSQL from Debian's packages, if it is missing
 .PHONY: versions
 versions: ## Install the server programs of PostgreSQL 14, 16, 17 and 18 for the tests, if they are missing
 	@scripts/install-versions.sh
+
+.PHONY: faketime
+faketime: ## Install libfaketime for the tests that set a server's clock, if it is missing
+	@scripts/install-faketime.sh
 
 .PHONY: rivals
 rivals: ## Install what the benchmark measures against, where Debian has it

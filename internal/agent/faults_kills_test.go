@@ -217,7 +217,7 @@ func (d *duel) commands() []command {
 		{name: "follow", run: d.change, before: func() { d.n++ }, asks: 60},
 		{name: "failover", run: d.failover, deaf: busy, asks: 50},
 		{name: "force", run: d.force, after: d.rejoined, deaf: busy, asks: 20},
-		{name: "rejoin", run: d.rejoin, before: d.forcedOut, after: d.rejoined, deaf: busy, asks: 50},
+		{name: "rejoin", run: d.rejoin, before: d.forcedOut, after: d.rejoined, deaf: busy, asks: 90},
 		{name: "resync", run: func() error { return d.resync() }, deaf: busy, asks: 40},
 		{name: "resync of a table", run: func() error { return d.resync("public.total") }, deaf: busy, asks: 8},
 		{name: "index", run: d.index, asks: 20},
