@@ -118,6 +118,7 @@ func failoverPage(p page, r api.FailoverResult) {
 		rows = append(rows, [2]string{"write outage", span(r.WriteOutageSeconds)})
 	}
 	p.fields(append(rows, [2]string{"in all", span(r.TotalSeconds)})...)
+	p.findings(r.Findings)
 }
 
 // confirm asks a question that -y answers. Without a terminal there is nobody to ask.

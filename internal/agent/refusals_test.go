@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hawser/hawser/internal/agent"
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/problem"
@@ -92,4 +94,28 @@ func TestTwoAgentsOfOneServer(t *testing.T) {
 		_, err := a.Links(ctx)
 		return err == nil, err
 	})
+}
+
+// TestFailoverNamesWhoIsLockedOut: roles come to the secondary without login, so a failover
+// names those whose clients will stand before a closed door.
+func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	a.Exec(t, "shop", `CREATE ROLE "App" LOGIN`, `CREATE ROLE reports LOGIN`, `GRANT SELECT ON t TO "App", reports`)
+	b.Exec(t, "postgres", `DO $$BEGIN IF to_regrole('reports') IS NULL THEN CREATE ROLE reports; END IF; ALTER ROLE reports LOGIN; END$$`)
+	for _, user := range []string{"App", "reports"} {
+		conn, err := pgx.Connect(ctx, a.DSN("shop")+" user="+user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(ctx)
+	}
+	r, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Findings) != 1 || r.Findings[0].Code != "role-locked-out" || !strings.Contains(r.Findings[0].Remedy, `on beta: ALTER ROLE "App" LOGIN`) {
+		t.Errorf("the failover told %v", r.Findings)
+	}
 }

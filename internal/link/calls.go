@@ -105,6 +105,7 @@ type prepareRequest struct {
 	Patience time.Duration `json:"patience"` // how long the secondary may wait until it follows
 	Term     frame.Term    `json:"term"`     // that the handoff will bring
 	Siblings []sibling     `json:"siblings,omitempty"`
+	Users    []string      `json:"users,omitempty"` // roles with sessions on the primary
 }
 
 type refuseRequest struct {

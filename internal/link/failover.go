@@ -43,6 +43,9 @@ type FailoverResult struct {
 	Term       frame.Term `json:"term"`
 	At         time.Time  `json:"at"`
 	Phases     []Phase    `json:"phases"`
+	// LockedOut are roles that had sessions on the old primary and can't log in on the
+	// new one.
+	LockedOut []string `json:"locked_out,omitempty"`
 	// Closed is how long neither side took writes, by the old primary's clock:
 	// from the fence's closing to the news that the other side is open. Of a forced
 	// failover it is not known.
@@ -60,6 +63,7 @@ type failoverRun struct {
 	within  time.Duration // the time limit
 	closed  time.Time     // when the fence began to close
 	phases  []Phase
+	locked  []string // see FailoverResult.LockedOut
 	done    chan error
 }
 
@@ -212,7 +216,7 @@ func (l *link) succeeded(ctx context.Context, run *failoverRun) (FailoverResult,
 	r := FailoverResult{
 		Link: l.rec.Name, OldPrimary: l.m.cfg.Instance, NewPrimary: l.rec.Peer, Term: side.Term, At: now,
 		Phases: append(run.phases, Phase{"drain and open", now.Sub(run.closed).Seconds() - sum(run.phases, "fence", "drain sessions")}),
-		Closed: now.Sub(run.closed).Seconds(), Total: now.Sub(run.started).Seconds(),
+		Closed: now.Sub(run.closed).Seconds(), Total: now.Sub(run.started).Seconds(), LockedOut: run.locked,
 	}
 	l.mu.Unlock()
 	err := l.remember(ctx, r)
@@ -316,10 +320,18 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 	l.timed("prepare", func() {
 		var reply prepareReply
 		request := prepareRequest{Patience: l.patience(), Term: side.Next, Siblings: l.m.successors(l)}
+		if request.Users, err = l.users(ctx); err != nil {
+			return
+		}
 		if err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callPrepare, request, &reply); err != nil {
 			return
 		}
-		l.update(func() { l.accepted = reply.Heirs })
+		l.update(func() {
+			l.accepted = reply.Heirs
+			if l.running != nil {
+				l.running.locked = reply.LockedOut
+			}
+		})
 		if err = l.installFence(ctx); err != nil {
 			return
 		}
@@ -335,6 +347,33 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 		}
 	})
 	return err
+}
+
+// users are the roles whose clients will look for the new primary.
+func (l *link) users(ctx context.Context) (names []string, err error) {
+	err = l.inSwap(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `
+			SELECT DISTINCT usename::text FROM pg_stat_activity
+			WHERE datname = current_database() AND backend_type = 'client backend' AND NOT starts_with(application_name, 'hawser:')`)
+		if err == nil {
+			names, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look whose sessions there are: %w", err)
+	}
+	return names, nil
+}
+
+// lockedOut are those of the names that no client can log in by here.
+func lockedOut(ctx context.Context, conn *pgx.Conn, names []string) ([]string, error) {
+	rows, err := conn.Query(ctx, `
+		SELECT name FROM unnest($1::text[]) name LEFT JOIN pg_roles ON rolname = name WHERE rolcanlogin IS NOT TRUE ORDER BY name`, names)
+	if err != nil {
+		return nil, fmt.Errorf("look who can log in: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // patience is how long the secondary may wait until it follows: most of the time that
@@ -465,7 +504,10 @@ func (l *link) prepareToLead(ctx context.Context, r prepareRequest) (prepareRepl
 		if _, err := capture.CreateSlot(ctx, conn, l.rec.ID); err != nil {
 			return err
 		}
-		reply, err = l.prepareHeirs(ctx, conn, r)
+		if reply, err = l.prepareHeirs(ctx, conn, r); err != nil {
+			return err
+		}
+		reply.LockedOut, err = lockedOut(ctx, conn, r.Users)
 		return err
 	})
 	return reply, err

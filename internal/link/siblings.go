@@ -128,7 +128,8 @@ type sibling struct {
 }
 
 type prepareReply struct {
-	Heirs []string `json:"heirs,omitempty"` // ids of the siblings that will be taken up
+	Heirs     []string `json:"heirs,omitempty"`      // ids of the siblings that will be taken up
+	LockedOut []string `json:"locked_out,omitempty"` // of the request's users
 }
 
 // successors are the siblings that can follow a new primary.

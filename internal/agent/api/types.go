@@ -273,10 +273,11 @@ type FailoverResult struct {
 	Term       frame.Term      `json:"term" doc:"The term that began"`
 	Phases     []FailoverPhase `json:"phases" nullable:"false" doc:"In their order, as far as they are done"`
 	// WriteOutageSeconds is 0 for as long as it is not measured.
-	WriteOutageSeconds float64    `json:"write_outage_seconds" doc:"From the fence on the old primary to the opening of the new one"`
-	TotalSeconds       float64    `json:"total_seconds"`
-	StartedAt          time.Time  `json:"started_at"`
-	FinishedAt         *time.Time `json:"finished_at,omitempty" doc:"Absent while it runs"`
+	WriteOutageSeconds float64          `json:"write_outage_seconds" doc:"From the fence on the old primary to the opening of the new one"`
+	TotalSeconds       float64          `json:"total_seconds"`
+	Findings           problem.Findings `json:"findings,omitempty" doc:"What clients of the new primary will miss"`
+	StartedAt          time.Time        `json:"started_at"`
+	FinishedAt         *time.Time       `json:"finished_at,omitempty" doc:"Absent while it runs"`
 }
 
 // FailoverPhase is one part of a failover.
