@@ -33,13 +33,17 @@ func (m *Manager) Grants() map[string]grant.Grant {
 
 // granted returns why a peer may not move data of a database that way, or nil.
 func (m *Manager) granted(peer, database string, way grant.Direction) *problem.Problem {
-	g := m.Grants()[peer]
+	g, known := m.Grants()[peer]
 	if g.Allows(database, way) {
 		return nil
 	}
+	command := "hawser peer set " + peer + " "
+	if !known {
+		command = "hawser peer add " + peer + ".pem "
+	}
 	return problem.New("peer-not-granted", "database "+database,
 		fmt.Sprintf("instance %s grants peer %s %s; this needs database %s, %s", m.cfg.Instance, peer, g, database, needed(way)),
-		"hawser peer set "+peer+" "+g.With(database, way).Flags())
+		command+g.With(database, way).Flags())
 }
 
 func needed(way grant.Direction) string {

@@ -60,8 +60,12 @@ func (l *link) rejoin(ctx context.Context) error {
 		return problem.New("no-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s, so there is nobody to follow", l.rec.Peer, theirs.Role, theirs.Phase),
 			"hawser link show "+l.rec.Name+" on both sides")
 	}
-	if _, err := l.fetchDDLKey(ctx); err != nil { // it refuses what its grant does not allow, before anything changes
-		return err
+	// The other side refuses what its grant does not allow, before anything changes. The key
+	// itself may not be there yet.
+	if _, err := l.fetchDDLKey(ctx); err != nil {
+		if p, ok := problem.As(err); ok && p.Code == "peer-not-granted" {
+			return err
+		}
 	}
 	if err := l.accountSoon(ctx); err != nil {
 		return err

@@ -117,7 +117,7 @@ func TestConnectProblems(t *testing.T) {
 		"certificate's host":           {at + "user=postgres sslmode=verify-full sslrootcert=" + root, "server-certificate", "host", false},
 		"client's certificate":         {at + "user=by_certificate sslmode=require", "not-admitted", "sslcert=FILE", false},
 		"peer":                         {fmt.Sprintf("host=%s/socket port=%d user=stranger dbname=postgres password=hunter2", filepath.Dir(c.DataDir()), c.Port()), "authentication-failed", "belongs to this user", false},
-		"unknown parameter":            {at + "user=postgres shared_bufers=1", "connection-refused", "remove the parameter", false},
+		"unknown parameter":            {at + "user=postgres options='-c shared_bufers=1'", "connection-refused", "remove the parameter", false},
 		"a primary, not a standby":     {at + "user=postgres target_session_attrs=standby", "no-standby", "target_session_attrs", true},
 		"read-write, not read-only":    {at + "user=postgres target_session_attrs=read-only", "server-read-write", "target_session_attrs", true},
 		"read-only, not read-write":    {at + "user=postgres target_session_attrs=read-write options='-c default_transaction_read_only=on'", "server-read-only", "target_session_attrs", true},
