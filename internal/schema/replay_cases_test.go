@@ -243,6 +243,19 @@ func TestReplayWhileCopying(t *testing.T) {
 		p.exec(p.secondary, `DELETE FROM public.b`)
 		p.equal()
 	})
+	t.Run("rows that need not meet a check", func(t *testing.T) {
+		t.Parallel()
+		p := copying(t)
+		p.play(`CREATE DOMAIN d AS int; CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int, v d) PARTITION BY LIST (id); CREATE TABLE b1 PARTITION OF b FOR VALUES IN (1)`)
+		p.exec(p.secondary, `INSERT INTO public.b VALUES (1, -1)`)
+		p.play(`ALTER TABLE b ADD CONSTRAINT low CHECK (id > 5) NOT VALID; COMMENT ON CONSTRAINT low ON b IS 'later'; ALTER DOMAIN d ADD CONSTRAINT plus CHECK (VALUE > 0) NOT VALID`,
+			`ALTER TABLE b ADD CONSTRAINT k FOREIGN KEY (id) REFERENCES a`)
+		if got := column(t, p.secondary, `SELECT b::text FROM public.b ORDER BY 1`); !slices.Equal(got, []string{"(1,-1)"}) {
+			t.Errorf("the rows are %q", got)
+		}
+		p.exec(p.secondary, `DELETE FROM public.b`)
+		p.equal()
+	})
 	t.Run("a rewrite under a foreign key", func(t *testing.T) {
 		t.Parallel()
 		p := copying(t)

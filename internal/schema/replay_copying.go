@@ -201,8 +201,35 @@ func (r *replay) withoutRows(ctx context.Context, run func() error) error {
 			return err
 		}
 	}
-	for t, rows := range aside {
-		if err := r.putBack(ctx, t, rows); err != nil {
+	return r.madeWay(ctx, func() error {
+		for t, rows := range aside {
+			if err := r.putBack(ctx, t, rows); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// madeWay does something to rows that were there before, and so need not meet what is NOT
+// VALID.
+func (r *replay) madeWay(ctx context.Context, do func() error) error {
+	var path string
+	if err := r.conn.QueryRow(ctx, `SELECT current_setting('search_path')`).Scan(&path); err != nil {
+		return fmt.Errorf("read the search_path: %w", err)
+	}
+	entries, err := MakeWay(ctx, r.conn)
+	if err != nil {
+		return err
+	}
+	if _, err := r.conn.Exec(ctx, `SELECT set_config('search_path', $1, true)`, path); err != nil {
+		return fmt.Errorf("set the search_path back: %w", err)
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := r.run(ctx, order{sql: e.SQL, generated: true, agent: true}); err != nil {
 			return err
 		}
 	}

@@ -61,13 +61,13 @@ func (e Entry) validates() (table, key string, err error) {
 // they would refuse rows that are copied now. What makes them again is returned, of
 // PhaseFinal. Those that only an inherited table has of its own come to light when the
 // parent's are gone.
-func MakeWay(ctx context.Context, tx pgx.Tx) ([]Entry, error) {
-	if _, err := tx.Exec(ctx, `SET LOCAL search_path = ''`); err != nil {
+func MakeWay(ctx context.Context, db DB) ([]Entry, error) {
+	if _, err := db.Exec(ctx, `SET LOCAL search_path = ''`); err != nil {
 		return nil, err
 	}
 	var all []Entry
 	for {
-		found, err := notValidated(ctx, tx)
+		found, err := notValidated(ctx, db)
 		if err != nil {
 			return nil, fmt.Errorf("look for constraints that rows need not meet: %w", err)
 		}
@@ -75,7 +75,7 @@ func MakeWay(ctx context.Context, tx pgx.Tx) ([]Entry, error) {
 			return all, nil
 		}
 		for _, c := range found {
-			if _, err := tx.Exec(ctx, "ALTER "+c.of+" DROP CONSTRAINT "+c.name); err != nil {
+			if _, err := db.Exec(ctx, "ALTER "+c.of+" DROP CONSTRAINT "+c.name); err != nil {
 				return nil, fmt.Errorf("drop constraint %s of %s for the copy: %w", c.name, c.of, err)
 			}
 			all = append(all, c.entry())
@@ -93,9 +93,9 @@ type openCheck struct {
 	comment            *string
 }
 
-func notValidated(ctx context.Context, tx pgx.Tx) (found []openCheck, err error) {
+func notValidated(ctx context.Context, db DB) (found []openCheck, err error) {
 	var c openCheck
-	err = forEach(ctx, tx, `
+	err = forEach(ctx, db, `
 		SELECT CASE WHEN t.oid IS NULL THEN CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE ' ELSE 'TABLE ' END ELSE 'DOMAIN ' END || o.name,
 			quote_ident(k.conname), pg_get_constraintdef(k.oid), obj_description(k.oid, 'pg_constraint'),
 			n.nspname, k.conname, CASE WHEN t.oid IS NULL THEN '' ELSE 'DOMAIN ' END || o.name
