@@ -102,8 +102,8 @@ func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	a, b := small(t)
+	b.Exec(t, "postgres", `CREATE ROLE reports LOGIN`)
 	a.Exec(t, "shop", `CREATE ROLE "App" LOGIN`, `CREATE ROLE reports LOGIN`, `GRANT SELECT ON t TO "App", reports`)
-	b.Exec(t, "postgres", `DO $$BEGIN IF to_regrole('reports') IS NULL THEN CREATE ROLE reports; END IF; ALTER ROLE reports LOGIN; END$$`)
 	for _, user := range []string{"App", "reports"} {
 		conn, err := pgx.Connect(ctx, a.DSN("shop")+" user="+user)
 		if err != nil {
