@@ -33,6 +33,14 @@ func (l *link) makeWay(ctx context.Context, tx pgx.Tx) (bool, error) {
 	return len(entries) > 0, err
 }
 
+// readEntry reads an entry as it is stored.
+func readEntry(id int, stored json.RawMessage) (e schema.Entry, err error) {
+	if err := json.Unmarshal(stored, &e); err != nil {
+		return e, fmt.Errorf("read schema entry %d: %w", id, err)
+	}
+	return e, nil
+}
+
 // complete builds what is left of the restored schema, and then finds the objects of
 // what still waits for rows: the names hold as long as no DDL was replayed.
 func (l *link) complete(ctx context.Context, conn *pgx.Conn) error {
@@ -59,9 +67,9 @@ func (l *link) complete(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func (l *link) place(ctx context.Context, tx pgx.Tx, r catalog.RowsEntry) error {
-	var e schema.Entry
-	if err := json.Unmarshal(r.Entry, &e); err != nil {
-		return fmt.Errorf("read schema entry %d: %w", r.ID, err)
+	e, err := readEntry(r.ID, r.Entry)
+	if err != nil {
+		return err
 	}
 	p, found, err := e.Place(ctx, tx)
 	if err != nil {
@@ -113,9 +121,9 @@ func (l *link) unlessCopying(ctx context.Context, conn *pgx.Conn, err error) err
 // buildOne does what r says, and sees that its object, of which r has the name, is the
 // one that was meant.
 func (l *link) buildOne(ctx context.Context, conn *pgx.Conn, r catalog.RowsEntry) error {
-	var e schema.Entry
-	if err := json.Unmarshal(r.Entry, &e); err != nil {
-		return fmt.Errorf("read schema entry %d: %w", r.ID, err)
+	e, err := readEntry(r.ID, r.Entry)
+	if err != nil {
+		return err
 	}
 	e.SQL = r.SQL
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {

@@ -129,7 +129,7 @@ func (l *link) enter(ctx context.Context, timeout time.Duration) error {
 	if err := l.answering(within); err != nil {
 		return err
 	}
-	l.awaitPromoted(within, timeout)
+	l.awaitPromoted(within)
 	side, err := l.askFailover(within)
 	switch {
 	case err != nil && within.Err() != nil && ctx.Err() == nil:
@@ -158,13 +158,10 @@ func (l *link) answering(ctx context.Context) error {
 }
 
 // awaitPromoted lets a primary that has only just taken over come to rest.
-func (l *link) awaitPromoted(ctx context.Context, within time.Duration) {
-	if side, _ := l.now(); side.Phase != role.Promoting {
-		return
+func (l *link) awaitPromoted(ctx context.Context) {
+	if side, _ := l.now(); side.Phase == role.Promoting {
+		_ = l.awaitOpen(ctx) // what is asked next says why not
 	}
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	_ = l.awaitOpen(ctx) // what is asked next says why not
 }
 
 // askFailover begins a failover, unless another link of the database is at it.
@@ -411,12 +408,9 @@ const swapFor = time.Minute
 // is opened while no side takes writes makes that time longer. Whoever does the last step
 // on a side, or takes the failover back, ends it.
 func (l *link) inSwap(ctx context.Context, step func(conn *pgx.Conn) error) error {
-	conn := l.swaps.take(ctx)
-	if conn == nil {
-		var err error
-		if conn, err = l.connect(ctx, "failover"); err != nil {
-			return err
-		}
+	conn, err := l.session(ctx, &l.swaps, "failover")
+	if err != nil {
+		return err
 	}
 	if err := step(conn); err != nil {
 		farewell(conn)

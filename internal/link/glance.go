@@ -64,16 +64,21 @@ func farewell(conn *pgx.Conn) {
 	_ = conn.Close(ctx)
 }
 
+// session is the one that k keeps, or a new one.
+func (l *link) session(ctx context.Context, k *keeper, purpose string) (*pgx.Conn, error) {
+	if conn := k.take(ctx); conn != nil {
+		return conn, nil
+	}
+	return l.connect(ctx, purpose)
+}
+
 // glance has f ask the database what a status tells of it. Its session is kept for a
 // moment, and only while the link streams, when other sessions of the agent are in the
 // database too: it stands in nobody's way.
 func (l *link) glance(ctx context.Context, f func(conn *pgx.Conn)) {
-	conn := l.glances.take(ctx)
-	if conn == nil {
-		var err error
-		if conn, err = l.connect(ctx, "status"); err != nil {
-			return
-		}
+	conn, err := l.session(ctx, &l.glances, "status")
+	if err != nil {
+		return
 	}
 	f(conn)
 	l.glances.keep(conn, glanceFor, l.isStreaming)

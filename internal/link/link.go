@@ -58,7 +58,7 @@ type link struct {
 	heirless bool       // there are none
 
 	glances keeper // of its statuses
-	swaps   keeper // of a failover, see swapSession
+	swaps   keeper // of a failover, see inSwap
 
 	mu          sync.Mutex
 	side        role.State

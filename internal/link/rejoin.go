@@ -322,19 +322,21 @@ func (l *link) layDownTable(ctx context.Context, tx pgx.Tx, oid uint32, t *repai
 	}
 	sql := "DELETE FROM ONLY " + postgres.QuoteIdent(t.schema, t.name) + " WHERE " + strings.Join(where, " AND ")
 	record := catalog.RepairTable{OID: oid, Columns: t.columns}
-	for _, key := range t.keys {
-		args := []any{pgx.QueryExecModeSimpleProtocol} // the server reads each value as its column's type
-		for _, v := range key {
-			args = append(args, v)
+	err := postgres.InUserPath(ctx, tx, func() error {
+		for _, key := range t.keys {
+			args := []any{pgx.QueryExecModeSimpleProtocol} // the server reads each value as its column's type
+			for _, v := range key {
+				args = append(args, v)
+			}
+			if _, err := tx.Exec(ctx, sql, args...); err != nil {
+				return err
+			}
+			record.Keys = append(record.Keys, key)
 		}
-		err := postgres.InUserPath(ctx, tx, func() error {
-			_, err := tx.Exec(ctx, sql, args...)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		record.Keys = append(record.Keys, key)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return catalog.PutRepair(ctx, tx, l.rec.ID, record)
 }

@@ -125,6 +125,9 @@ func (r replayer) later(ctx context.Context, conn *pgx.Conn, result schema.Resul
 			return err
 		}
 	}
+	if len(result.Refreshed)+len(result.Emptied) == 0 {
+		return nil
+	}
 	copying, err := r.l.copying(ctx, conn)
 	if err != nil || !copying {
 		return err

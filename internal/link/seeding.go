@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -38,10 +37,10 @@ func (l *link) seed(ctx context.Context, a *apply.Applier) error {
 		if err := l.copyTables(ctx, a, false); err != nil {
 			return err
 		}
-		err := l.settleSeeded(ctx, a)
-		if err != nil {
+		if err := l.settleSeeded(ctx, a); err != nil {
 			return err
 		}
+		var err error
 		if done, err = a.SeedingDone(ctx); err != nil {
 			return err
 		}
@@ -122,11 +121,11 @@ func (l *link) build(ctx context.Context, conn *pgx.Conn, phase schema.Phase, ta
 		return err
 	}
 	for _, stored := range entries {
-		var e schema.Entry
-		if err := json.Unmarshal(stored.Entry, &e); err != nil {
-			return fmt.Errorf("read schema entry %d: %w", stored.ID, err)
+		e, err := readEntry(stored.ID, stored.Entry)
+		if err != nil {
+			return err
 		}
-		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			if err := l.buildEntry(ctx, tx, e); err != nil {
 				return err
 			}

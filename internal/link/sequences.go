@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -126,7 +125,6 @@ func (l *link) sequenceProblem(ctx context.Context, conn *pgx.Conn, s unfitSeque
 	if s.There {
 		cause, verb = "the secondary has it with other bounds, so its value would be lost in the failover", "ALTER"
 	}
-	return problem.New("sequence-missing", "sequence "+name, cause, strings.Join([]string{
-		"in database " + postgres.QuoteIdent(l.rec.Database) + " of instance " + l.rec.Peer + ", as a superuser: SET session_replication_role = replica",
-		"SET " + postgres.AgentSetting + " = on", "SET default_transaction_read_only = off", verb + " SEQUENCE " + name + " " + parameters + ";"}, "; "))
+	return problem.New("sequence-missing", "sequence "+name, cause, "in database "+postgres.QuoteIdent(l.rec.Database)+" of instance "+l.rec.Peer+", as a superuser: "+postgres.ByHand+
+		" "+verb+" SEQUENCE "+name+" "+parameters+";")
 }

@@ -87,7 +87,7 @@ func (s *Store) beAlone(ctx context.Context, conn *pgx.Conn) error {
 			return nil
 		}
 		// The network may have taken the last session away without a word to the server.
-		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM (`+lockHolder+`) h WHERE pid = $2`, int64(agentLock), s.pid); err != nil {
+		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM (`+postgres.LockSessions+`) l WHERE granted AND pid = $2`, int64(agentLock), s.pid); err != nil {
 			return fmt.Errorf("end the last session: %w", err)
 		}
 		if time.Now().After(deadline) {
@@ -101,17 +101,13 @@ func (s *Store) beAlone(ctx context.Context, conn *pgx.Conn) error {
 	}
 }
 
-// lockHolder is the session that has an advisory lock of this database.
-const lockHolder = `
-	SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = $1
-	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
-
 // another names the agent that has the lock.
 func (s *Store) another(ctx context.Context, conn *pgx.Conn) error {
 	var pid int32
 	var from string
 	err := conn.QueryRow(ctx, `
-		SELECT pid, coalesce(host(client_addr), 'the server''s own machine') FROM (`+lockHolder+`) h JOIN pg_stat_activity USING (pid)`, int64(agentLock)).Scan(&pid, &from)
+		SELECT pid, coalesce(host(client_addr), 'the server''s own machine')
+		FROM (`+postgres.LockSessions+`) l JOIN pg_stat_activity USING (pid) WHERE granted`, int64(agentLock)).Scan(&pid, &from)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("look for another agent: %w", err)
 	}

@@ -201,6 +201,9 @@ func (r *replay) withoutRows(ctx context.Context, run func() error) error {
 			return err
 		}
 	}
+	if len(aside) == 0 {
+		return nil
+	}
 	return r.madeWay(ctx, func() error {
 		for t, rows := range aside {
 			if err := r.putBack(ctx, t, rows); err != nil {

@@ -168,10 +168,7 @@ func (s *Seeder) takeOver(ctx context.Context) (tables []catalog.SeedTable, r re
 		return nil, r, err
 	}
 	defer closeSession(conn)
-	_, err = conn.Exec(ctx, `
-		SELECT pg_terminate_backend(pid) FROM pg_locks
-		WHERE locktype = 'advisory' AND objsubid = 1 AND pid <> pg_backend_pid() AND (classid::bigint << 32 | objid::bigint) = $1
-		  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, sessionLock(s.cfg.Link))
+	_, err = conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM (`+postgres.LockSessions+`) l WHERE pid <> pg_backend_pid()`, sessionLock(s.cfg.Link))
 	if err == nil {
 		_, err = conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, sessionLock(s.cfg.Link))
 	}
