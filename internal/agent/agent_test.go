@@ -110,21 +110,26 @@ func (i *instance) connection() string {
 // introduce exchanges certificates; only a dials b.
 func introduce(t *testing.T, a, b *instance) {
 	t.Helper()
+	trust(t, a, b, fmt.Sprintf("127.0.0.1:%d", b.port))
+	b.awaitPeer(t)
+}
+
+// trust exchanges certificates; a dials b at the address.
+func trust(t *testing.T, a, b *instance, address string) {
+	t.Helper()
 	ctx := context.Background()
-	for _, way := range []struct{ to, of *instance }{{a, b}, {b, a}} {
+	for _, way := range []struct {
+		to, of  *instance
+		address string
+	}{{a, b, address}, {b, a, ""}} {
 		cert, err := way.of.Certificate(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		add := api.AddPeer{Name: way.of.name, Certificate: cert.PEM}
-		if way.to == a {
-			add.Address = fmt.Sprintf("127.0.0.1:%d", b.port)
-		}
-		if _, err := way.to.AddPeer(ctx, add); err != nil {
+		if _, err := way.to.AddPeer(ctx, api.AddPeer{Name: way.of.name, Certificate: cert.PEM, Address: way.address}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	b.awaitPeer(t)
 }
 
 // awaitPeer waits until the only peer is connected.

@@ -58,25 +58,10 @@ func (l line) heal(t *testing.T) {
 // pairOver returns two instances that know each other over a line.
 func pairOver(t *testing.T) (a, b *instance, l line) {
 	t.Helper()
-	ctx := context.Background()
 	a, b = newInstance(t, "alpha"), newInstance(t, "beta")
 	l = newLine(t, fmt.Sprintf("127.0.0.1:%d", b.port))
-	for _, way := range []struct {
-		to, of  *instance
-		address string
-	}{{a, b, l.Listen}, {b, a, ""}} {
-		cert, err := way.of.Certificate(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := way.to.AddPeer(ctx, api.AddPeer{Name: way.of.name, Certificate: cert.PEM, Address: way.address}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	testpg.Eventually(t, 20*time.Second, "the peers are connected", func() (bool, error) {
-		list, err := b.Peers(ctx)
-		return err == nil && len(list.Peers) == 1 && list.Peers[0].Connected, err
-	})
+	trust(t, a, b, l.Listen)
+	b.awaitPeer(t)
 	return a, b, l
 }
 

@@ -477,23 +477,8 @@ func TestPartialBesideWhole(t *testing.T) {
 	ctx := context.Background()
 	a, b := partial(t, []string{`s.*`}, nil, partialSchema)
 	c := newInstance(t, "gamma")
-	for _, way := range []struct{ to, of *instance }{{a, c}, {c, a}} {
-		cert, err := way.of.Certificate(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		add := api.AddPeer{Name: way.of.name, Certificate: cert.PEM}
-		if way.to == c {
-			add.Address = fmt.Sprintf("127.0.0.1:%d", a.port)
-		}
-		if _, err := way.to.AddPeer(ctx, add); err != nil {
-			t.Fatal(err)
-		}
-	}
-	testpg.Eventually(t, 20*time.Second, "the peers are connected", func() (bool, error) {
-		list, err := c.Peers(ctx)
-		return err == nil && len(list.Peers) == 1 && list.Peers[0].Connected, err
-	})
+	trust(t, c, a, fmt.Sprintf("127.0.0.1:%d", a.port))
+	c.awaitPeer(t)
 	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "whole", Database: "shop", Peer: "gamma", Role: api.RolePrimary}); err != nil {
 		t.Fatal(err)
 	}

@@ -24,18 +24,7 @@ import (
 func know(t *testing.T, a, b *instance) {
 	t.Helper()
 	ctx := context.Background()
-	for _, way := range []struct {
-		to, of  *instance
-		address string
-	}{{a, b, fmt.Sprintf("127.0.0.1:%d", b.port)}, {b, a, ""}} {
-		cert, err := way.of.Certificate(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := way.to.AddPeer(ctx, api.AddPeer{Name: way.of.name, Certificate: cert.PEM, Address: way.address}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	trust(t, a, b, fmt.Sprintf("127.0.0.1:%d", b.port))
 	testpg.Eventually(t, 20*time.Second, a.name+" and "+b.name+" are connected", func() (bool, error) {
 		list, err := b.Peers(ctx)
 		for _, p := range list.Peers {

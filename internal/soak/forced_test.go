@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/testpg"
@@ -44,16 +43,7 @@ func (d *drill) force(t *testing.T, s step) {
 	d.forced++
 	pause(s.forced.after)
 	d.w.heal(t)
-	began := time.Now()
-	for _, f := range s.faults {
-		pause(time.Until(began.Add(f.after)))
-		_ = d.rejoin(old) // it may be too early
-		d.inject(t, f)
-	}
-	for _, f := range s.faults {
-		pause(time.Until(began.Add(f.after + f.hold)))
-	}
-	d.w.heal(t)
+	d.strike(t, s.faults, func() { _ = d.rejoin(old) }) // it may be too early
 	testpg.Eventually(t, patience, old.name+" follows again", func() (bool, error) {
 		if now, err := d.w.agreed(); err == nil {
 			return now == next, nil

@@ -139,15 +139,7 @@ func (d *drill) step(t *testing.T, s step) {
 	} else {
 		answer <- nil
 	}
-	began := time.Now()
-	for _, f := range s.faults {
-		pause(time.Until(began.Add(f.after)))
-		d.inject(t, f)
-	}
-	for _, f := range s.faults {
-		pause(time.Until(began.Add(f.after + f.hold)))
-	}
-	d.w.heal(t)
+	d.strike(t, s.faults, func() {})
 	err := <-answer
 	if s.failover && err == nil {
 		d.done++
@@ -163,6 +155,22 @@ func (d *drill) step(t *testing.T, s step) {
 	if s.settle || s.failover {
 		d.w.awaitSynchronized(t)
 	}
+}
+
+// strike injects faults, each at its time, and heals them when all were held. before is
+// called before each.
+func (d *drill) strike(t *testing.T, faults []fault, before func()) {
+	t.Helper()
+	began := time.Now()
+	for _, f := range faults {
+		pause(time.Until(began.Add(f.after)))
+		before()
+		d.inject(t, f)
+	}
+	for _, f := range faults {
+		pause(time.Until(began.Add(f.after + f.hold)))
+	}
+	d.w.heal(t)
 }
 
 // failover swaps the roles; nil means that the new primary is known and open.
