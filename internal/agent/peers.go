@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -166,14 +167,8 @@ func changes(before, after catalog.Peer) []string {
 			out = append(out, what+": "+old+" -> "+next)
 		}
 	}
-	orNone := func(address string) string {
-		if address == "" {
-			return "none"
-		}
-		return address
-	}
 	note("certificate", printOf(certificatesOf(before)[0]), printOf(certificatesOf(after)[0]))
-	note("address", orNone(before.Address), orNone(after.Address))
+	note("address", cmp.Or(before.Address, "none"), cmp.Or(after.Address, "none"))
 	note("databases", strings.Join(before.Databases, ", "), strings.Join(after.Databases, ", "))
 	note("direction", before.Direction, after.Direction)
 	return out
