@@ -62,7 +62,7 @@ func TestBrokenOffAnywhere(t *testing.T) {
 			}
 			err := p.run(ctx)
 			cancel()
-			noneLeft(t)
+			p.noneLeft()
 			if found, ok := problem.As(err); err != nil && !errors.Is(err, cut) && !errors.Is(err, context.Canceled) && (!ok || !found.Retryable) {
 				rt.Fatalf("broken off: %v", err)
 			}
@@ -117,7 +117,7 @@ func TestServersDie(t *testing.T) {
 		case <-time.After(20 * time.Second):
 			t.Fatalf("kill %d: the run goes on", i)
 		}
-		noneLeft(t)
+		p.noneLeft()
 		c.Start(t)
 		p.gate.conn = to.Connect(t, p.dst)
 	}

@@ -7,7 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -72,7 +72,7 @@ func newPairOn(t testing.TB, from, to *testpg.Cluster, schema ...string) *pair {
 		t.Fatal(err)
 	}
 	p.gate = &fakeGate{conn: conn, snapshots: map[uint32]catalog.SeedTable{}, requested: map[uint32]int{}}
-	t.Cleanup(func() { noneLeft(t); p.serving.Wait() })
+	t.Cleanup(func() { p.noneLeft(); p.serving.Wait() })
 	return p
 }
 
@@ -141,7 +141,9 @@ func (p *pair) run(ctx context.Context) error {
 		Build: p.build, Workers: p.workers, Log: discard,
 	})
 	p.seeder.limits = p.limits
-	return p.seeder.Run(ctx)
+	var err error
+	pprof.Do(ctx, pprof.Labels("pair", p.src), func(ctx context.Context) { err = p.seeder.Run(ctx) })
+	return err
 }
 
 func (p *pair) mustRun() {
@@ -383,14 +385,20 @@ func (g *fakeGate) Await(ctx context.Context, lsn frame.LSN) error {
 	return nil
 }
 
-// noneLeft holds Run to its promise: no goroutine of this package outlives it.
-func noneLeft(t testing.TB) {
-	t.Helper()
-	var stacks string
-	testpg.Eventually(t, 5*time.Second, "the goroutines have ended", func() (bool, error) {
-		buf := make([]byte, 1<<20)
-		stacks = string(buf[:runtime.Stack(buf, true)])
-		for _, g := range strings.Split(stacks, "\n\n") {
+// noneLeft holds Run to its promise: no goroutine of this package outlives it. Goroutines
+// inherit the label that run sets; those of tests beside this one have another.
+func (p *pair) noneLeft() {
+	p.t.Helper()
+	label := fmt.Sprintf("%q:%q", "pair", p.src)
+	testpg.Eventually(p.t, 5*time.Second, "the goroutines have ended", func() (bool, error) {
+		var profile strings.Builder
+		if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
+			return false, err
+		}
+		for g := range strings.SplitSeq(profile.String(), "\n\n") {
+			if !strings.Contains(g, label) {
+				continue
+			}
 			if strings.Contains(g, "seed.(*worker)") || strings.Contains(g, "seed.(*incoming)") || strings.Contains(g, "seed.(*Seeder)") {
 				return false, fmt.Errorf("%s", g)
 			}
