@@ -21,10 +21,12 @@ const (
 	leastBatchTime    = 200 * time.Millisecond
 
 	// The same for a replica that is behind: it may stay open for a part of the lag, and
-	// with each that is full the next one may be twice as large.
+	// with each that is full the next one may be twice as large. The part is small, since
+	// a lag is caught up within a fraction of its length, and nothing is collected any
+	// more while the last target transaction is written.
 	mostBatchChanges = 1 << 18
 	mostBatchTime    = 2 * time.Second
-	lagParts         = 4
+	lagParts         = 16
 
 	// leastRows and mostRows are what may be held of one table.
 	leastRows = 4096

@@ -508,6 +508,17 @@ func (t *target) names(columns []int) string {
 	return strings.Join(names, ", ")
 }
 
+// pinned tells whether the key's columns may be matched with an array of one value. One
+// of an array's own type can't: an array of those is an array of their elements.
+func (t *target) pinned() bool {
+	for _, i := range t.key {
+		if t.columns[i].equal == "" {
+			return false
+		}
+	}
+	return true
+}
+
 // settable are the columns of those sent that an UPDATE sets when the key stays.
 func (t *target) settable(sent uint64) (columns []int) {
 	for i, c := range t.columns {
@@ -533,9 +544,11 @@ func (g *gather) statement(kind setKey) *statement {
 	return s
 }
 
-// sql writes a statement of a kind. One that finds several rows says in which order
-// they are found, values first, and so leaves the planner no other choice: the
-// statistics of a table that grows are always those of a smaller one.
+// sql writes a statement of a kind. One that finds several rows leaves the planner no
+// choice but to look each of the values up: the statistics of a table that grows are
+// always those of a smaller one. A match with an array of one is no equality by which
+// the planner could join in another way (pinned); else a subquery says what comes first,
+// and costs a second look at each row.
 func (g *gather) sql(kind setKey) (sql string, oids []uint32) {
 	t, columns := g.rel.target, g.parameters(kind)
 	if len(columns) == 0 {
@@ -561,20 +574,27 @@ func (g *gather) sql(kind setKey) (sql string, oids []uint32) {
 	if kind.rows > 1 {
 		value = func(n int) string { return "v.c" + strconv.Itoa(n) }
 	}
+	pinned := t.pinned() && kind.rows > 1
 	var match, sets, names []string
 	for n, i := range columns {
+		c := t.columns[i]
 		names = append(names, "c"+strconv.Itoa(n))
-		if n < len(t.key) {
-			match = append(match, "t."+t.columns[i].name+" "+t.columns[i].equals()+" "+value(n))
-		} else {
-			sets = append(sets, t.columns[i].name+" = "+t.columns[i].value("t", value(n)))
+		switch {
+		case n >= len(t.key):
+			sets = append(sets, c.name+" = "+c.value("t", value(n)))
+		case pinned:
+			match = append(match, "t."+c.name+" "+c.equals()+" ANY (ARRAY["+value(n)+"])")
+		default:
+			match = append(match, "t."+c.name+" "+c.equals()+" "+value(n))
 		}
 	}
 	where, from := strings.Join(match, " AND "), ""
 	if kind.rows > 1 {
-		from = " (VALUES " + strings.Join(rows, ", ") + ") AS v (" + strings.Join(names, ", ") + ")" +
-			" CROSS JOIN LATERAL (SELECT t.ctid FROM " + t.rows + " AS t WHERE " + where + " OFFSET 0) AS i"
-		where = "t.ctid = i.ctid"
+		from = " (VALUES " + strings.Join(rows, ", ") + ") AS v (" + strings.Join(names, ", ") + ")"
+		if !pinned {
+			from += " CROSS JOIN LATERAL (SELECT t.ctid FROM " + t.rows + " AS t WHERE " + where + " OFFSET 0) AS i"
+			where = "t.ctid = i.ctid"
+		}
 	}
 	switch {
 	case kind.verb == deleted && from != "":

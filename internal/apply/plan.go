@@ -47,13 +47,13 @@ type column struct {
 	generated bool
 	always    bool   // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
 	lenient   string // its domain, when that has a check which older values need not meet
-	equal     string // the equality of its type that an index may serve; "" when there is none
+	equal     string // the equality of its type that an index may serve; "" when there is none, and for arrays
 }
 
 // equals is the operator that compares a column of a key. The session's search_path
 // is empty, so one of a type that is not built in has to be named with its schema.
 func (c column) equals() string {
-	if c.equal == "" { // of a polymorphic class, as enums and arrays have
+	if c.equal == "" { // of a polymorphic class, as enums and arrays have, or oidvector, which is an array
 		return "OPERATOR(pg_catalog.=)"
 	}
 	return c.equal
@@ -130,7 +130,7 @@ SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0
                  FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
                  JOIN pg_amop f ON f.amopfamily = o.opcfamily AND f.amopstrategy = 3 AND f.amoplefttype = o.opcintype AND f.amoprighttype = o.opcintype
                  JOIN pg_operator p ON p.oid = f.amopopr JOIN pg_namespace s ON s.oid = p.oprnamespace
-                 WHERE o.opcdefault AND o.opcintype = b.base), ''), c.relkind,
+                 WHERE o.opcdefault AND o.opcintype = b.base AND b.base <> 'oidvector'::regtype), ''), c.relkind,
        coalesce(a.attnum = ANY (k.indkey::int2[]), false),
        EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
        (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)),

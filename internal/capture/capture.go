@@ -146,10 +146,18 @@ type run struct {
 	quiet     int      // beats since they were
 }
 
+// sqlStreamSooner bounds what the server keeps of transactions in memory before it begins
+// to stream them: the secondary has the sooner something to do.
+const sqlStreamSooner = `SELECT pg_catalog.set_config(name, least(setting::bigint, 16384)::text, false)
+FROM pg_catalog.pg_settings WHERE name = 'logical_decoding_work_mem'`
+
 // start begins the stream. The server skips what was committed before position,
 // and what the slot has confirmed already.
 func (r *run) start(ctx context.Context, position frame.LSN) error {
 	name := Object(r.cfg.ID)
+	if _, err := r.conn.Exec(ctx, sqlStreamSooner).ReadAll(); err != nil {
+		return fmt.Errorf("bound the memory of decoding: %w", err)
+	}
 	err := pglogrepl.StartReplication(ctx, r.conn, name, pglogrepl.LSN(position), pglogrepl.StartReplicationOptions{
 		PluginArgs: []string{
 			"proto_version '2'",
