@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -58,7 +59,7 @@ type ManagedConfig struct {
 // Limits bound what the agent takes of its machine and of the primary.
 type Limits struct {
 	Memory      ByteSize `koanf:"memory" doc:"memory of the agent, which collects its garbage earlier as it comes near; a transaction that is sent before its end lies on disk"`
-	SeedWorkers int      `koanf:"seed_workers" doc:"tables or parts of tables that one link copies at the same time"`
+	SeedWorkers int      `koanf:"seed_workers" doc:"tables or parts of tables that one link copies at the same time" default:"the cores of the agent's machine, at least 2, at most 4"`
 	WALHeld     ByteSize `koanf:"wal_held" doc:"WAL that one link without a --max-wal of its own may hold back on the primary before the agent ends it to save the disk; 0 leaves that to max_slot_wal_keep_size"`
 }
 
@@ -93,10 +94,14 @@ func DefaultConfig() Config {
 	return Config{
 		StateDir: DefaultStateDir(),
 		Endpoint: EndpointConfig{Listen: ":5022"},
-		Limits:   Limits{Memory: 256 << 20, SeedWorkers: 4, WALHeld: 16 << 30},
+		Limits:   Limits{Memory: 256 << 20, SeedWorkers: fewWorkers(), WALHeld: 16 << 30},
 		Log:      LogConfig{Level: slog.LevelInfo, Format: LogText},
 	}
 }
+
+// fewWorkers are enough to keep a machine busy: more sessions than cores wait for one
+// another to extend the table that they fill.
+func fewWorkers() int { return min(max(runtime.GOMAXPROCS(0), 2), 4) }
 
 func defaultManaged() *ManagedConfig {
 	return &ManagedConfig{Port: 5432, ListenAddresses: "localhost"}
