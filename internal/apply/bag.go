@@ -2,10 +2,7 @@ package apply
 
 import (
 	"slices"
-	"strconv"
 	"strings"
-
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/hawser/hawser/internal/pgoutput"
 )
@@ -15,10 +12,6 @@ import (
 // that comes. Rows that went are found by what they print as, thousands of them by one
 // pass over the table, which takes as many of those that are alike as the primary did.
 // (Where there is an index, each is looked for by itself.)
-
-// looseRows without a key are found by one pass over their table at most, and
-// looseParams bounds that statement's parameters.
-const looseRows, looseParams = 4096, 60_000
 
 // remove takes one of the rows that are like old, of a table without a key: of those
 // held, or of the table's.
@@ -48,35 +41,58 @@ func (g *gather) put(old, row []pgoutput.Column) {
 }
 
 // takeAway deletes rows of a table without a key: one by itself, more by a pass over the
-// table for parameters that are filled up to one of a few numbers of rows.
+// table. Statistics of a table that was just filled would have the planner compare each
+// with each.
 func (w *writer) takeAway(g *gather, rows []heldRow, cells [][]byte) error {
 	what := &doing{deleted.String(), g.rel}
 	if len(rows) == 1 {
 		return w.takeOne(g, cells[rows[0].first:][:len(g.rel.target.columns)], what)
 	}
-	most := min(looseRows, looseParams/len(g.writable))
-	for len(rows) > 0 {
-		kind := setKey{verb: deleted, rows: most}
-		for _, fewer := range []int{setRows, fewRows} {
-			if len(rows) <= fewer {
-				kind.rows = min(fewer, most)
-			}
+	array := []byte{'{'}
+	for n, h := range rows {
+		if n > 0 {
+			array = append(array, ',')
 		}
-		n := min(kind.rows, len(rows))
-		g.args = g.args[:0]
-		for _, h := range rows[:n] {
-			for _, c := range g.writable {
-				g.args = append(g.args, cells[h.first+c])
-			}
-		}
-		g.args = append(g.args, make([][]byte, (kind.rows-n)*len(g.writable))...)
-		g.args = append(g.args, strconv.AppendInt(nil, int64(n), 10))
-		if err := w.send(g.statement(kind), g.args, expectation{affected: int64(n), what: what}); err != nil {
-			return err
-		}
-		rows = rows[n:]
+		array = g.appendRow(array, cells[h.first:])
 	}
-	return nil
+	if err := w.nestLoops("off"); err != nil {
+		return err
+	}
+	err := w.send(g.statement(setKey{verb: deleted}), [][]byte{append(array, '}')}, expectation{affected: int64(len(rows)), what: what})
+	if err != nil {
+		return err
+	}
+	return w.nestLoops("on")
+}
+
+func (w *writer) nestLoops(value string) error {
+	return w.send(w.own(`SELECT pg_catalog.set_config('enable_nestloop', $1, true)`), [][]byte{[]byte(value)}, expectation{affected: -1})
+}
+
+// appendRow appends a row of the table's own type as an array's element: its text form,
+// where quotes and backslashes are escaped, inside of quotes, where they are once more.
+func (g *gather) appendRow(array []byte, row [][]byte) []byte {
+	array = append(array, '"', '(')
+	for n, i := range g.rel.target.layout {
+		if n > 0 {
+			array = append(array, ',')
+		}
+		if i < 0 || row[i] == nil {
+			continue // NULL
+		}
+		array = append(array, '\\', '"')
+		for _, c := range row[i] {
+			switch c {
+			case '"':
+				array = append(array, '\\', '\\', '\\')
+			case '\\':
+				array = append(array, '\\', '\\', '\\')
+			}
+			array = append(array, c)
+		}
+		array = append(array, '\\', '"')
+	}
+	return append(array, ')', '"')
 }
 
 func (w *writer) takeOne(g *gather, cells [][]byte, what *doing) error {
@@ -93,26 +109,19 @@ func (w *writer) takeOne(g *gather, cells [][]byte, what *doing) error {
 	return w.send(g.prepare(g.rel, b.String(), b.oids, what.verb), b.values, expectation{affected: 1, what: what})
 }
 
-// sqlTakeAway deletes as many rows of a table without a key as there are of each among the
-// parameters. These are filled up with rows of NULL; the last one says how many count.
-func (g *gather) sqlTakeAway(n int) (sql string, oids []uint32) {
+// sqlTakeAway deletes as many rows of a table without a key as there are of each in an
+// array of them.
+func (g *gather) sqlTakeAway() string {
 	t := g.rel.target
-	var names, mine, rows []string
-	for _, i := range g.writable {
-		names, mine = append(names, "c"+strconv.Itoa(i)), append(mine, "i."+t.columns[i].name)
-	}
-	for at := range n {
-		var values []string
+	image := func(row string) string {
+		var names []string
 		for _, i := range g.writable {
-			oids = append(oids, t.columns[i].oid)
-			values = append(values, "$"+strconv.Itoa(len(oids)))
+			names = append(names, row+"."+t.columns[i].name)
 		}
-		rows = append(rows, "("+strings.Join(values, ", ")+", "+strconv.Itoa(at)+")")
+		return "ROW(" + strings.Join(names, ", ") + ")::text"
 	}
-	oids = append(oids, pgtype.Int4OID)
-	images := "SELECT ROW(" + strings.Join(names, ", ") + ")::text AS image, count(*) AS n FROM (VALUES " + strings.Join(rows, ", ") +
-		") AS v (" + strings.Join(names, ", ") + ", at) WHERE at < $" + strconv.Itoa(len(oids)) + " GROUP BY 1"
+	images := "SELECT " + image("v") + " AS image, count(*) AS n FROM unnest($1::" + g.rel.quoted + "[]) AS v GROUP BY 1"
 	return "DELETE FROM " + t.rows + " AS t WHERE t.ctid = ANY (ARRAY(SELECT f.ctid FROM (" +
-		"SELECT i.ctid, v.n, row_number() OVER (PARTITION BY v.image) AS k FROM (" + images + ") AS v JOIN " + t.rows + " AS i ON ROW(" + strings.Join(mine, ", ") + ")::text = v.image" +
-		") AS f WHERE f.k <= f.n))", oids
+		"SELECT i.ctid, v.n, row_number() OVER (PARTITION BY v.image) AS k FROM (" + images + ") AS v JOIN " + t.rows + " AS i ON " + image("i") + " = v.image" +
+		") AS f WHERE f.k <= f.n))"
 }

@@ -86,7 +86,8 @@ const (
 	inserted
 )
 
-// setKey names a statement of several rows; one of INSERT for no number of them is COPY.
+// setKey names a statement of several rows. One of INSERT for no number of them is COPY,
+// one of DELETE takes an array.
 type setKey struct {
 	verb verb
 	sent uint64
@@ -266,7 +267,7 @@ func (w *writer) hold(g *gather, take func() bool) error {
 	switch {
 	case w.held >= w.most:
 		return w.settle()
-	case g.byKey == nil && w.turn == nil && len(g.rows) >= g.run(), len(g.rows) >= w.rows:
+	case g.byKey == nil && w.turn == nil && len(g.rows) >= g.run(), len(g.rows) >= w.rows && !g.rel.target.loose:
 		return w.drop(g)
 	}
 	return nil
@@ -536,7 +537,7 @@ func (g *gather) statement(kind setKey) *statement {
 	if s == nil {
 		sql, oids := g.sql(kind)
 		if t.loose && kind.verb == deleted {
-			sql, oids = g.sqlTakeAway(kind.rows)
+			sql, oids = g.sqlTakeAway(), nil
 		}
 		s = g.prepare(g.rel, sql, oids, kind.verb.String())
 		t.sets[kind] = s

@@ -2,9 +2,11 @@ package apply
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,6 +37,7 @@ type target struct {
 	checks     bool     // it has CHECK constraints, which may look at other tables
 	net        bool     // its changes may be held as net changes
 	loose      bool     // these are of whole rows: no key names one, and no index helps to find one
+	layout     []int    // of each column of the replica's table: which of columns it is, or -1
 	statements map[string]*statement
 	sets       map[setKey]*statement // of these, those of held changes
 	held       *gather               // its changes that were not written yet; nil until one is
@@ -45,6 +48,7 @@ type column struct {
 	attnum    int16
 	oid       uint32 // type on the replica, of a domain the one below it: a parameter's value is checked by no domain
 	generated bool
+	domain    bool
 	always    bool   // GENERATED ALWAYS AS IDENTITY: an UPDATE may not set it
 	lenient   string // its domain, when that has a check which older values need not meet
 	equal     string // the equality of its type that an index may serve; "" when there is none, and for arrays
@@ -124,7 +128,7 @@ func (w *writer) own(sql string) *statement {
 }
 
 const sqlTarget = `
-SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0), coalesce(a.attgenerated <> '', false), coalesce(a.attidentity = 'a', false),
+SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0), coalesce(a.attgenerated <> '', false), coalesce(a.atttypid <> b.base, false), coalesce(a.attidentity = 'a', false),
        CASE WHEN b.lenient THEN format_type(a.atttypid, NULL) ELSE '' END,
        coalesce((SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname)
                  FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
@@ -212,7 +216,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.index}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.domain, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.index}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -239,7 +243,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 			t.rows = r.quoted
 		}
 		net = net && f.kind == "r" && f.alone && !f.checks
-		loose = loose && f.kind == "r" && !f.index && !f.checks && f.lenient == ""
+		loose = loose && f.kind == "r" && !f.index && !f.checks && f.lenient == "" && !(f.generated && f.domain)
 	}
 	var flagged, unique []int
 	for i, c := range r.def.Columns {
@@ -267,6 +271,9 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 	}
 	t.net = net && len(t.key) > 0 && slices.Equal(t.key, unique)
 	t.loose = loose && slices.ContainsFunc(t.columns, func(c column) bool { return !c.generated })
+	for _, f := range slices.SortedFunc(maps.Values(byName), func(x, y columnFound) int { return cmp.Compare(x.attnum, y.attnum) }) {
+		t.layout = append(t.layout, slices.IndexFunc(t.columns, func(c column) bool { return c.attnum == f.attnum }))
+	}
 	return t, nil
 }
 
