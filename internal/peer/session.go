@@ -40,7 +40,6 @@ type session struct {
 	version  string
 	protocol int
 	dialled  bool // by us
-	test     bool
 	epoch    uint64
 	serial   uint64
 	since    time.Time
@@ -64,7 +63,7 @@ func newSession(g *greeting, w *wire, name string, h Handler, idle time.Duration
 		return nil, err
 	}
 	s := &session{
-		peer: name, print: g.print, version: g.hello.Version, protocol: g.protocol(), dialled: w.dialled, test: h == nil,
+		peer: name, print: g.print, version: g.hello.Version, protocol: g.protocol(), dialled: w.dialled,
 		since: time.Now(), wire: w, done: make(chan struct{}),
 	}
 	cfg := yamux.DefaultConfig()
