@@ -340,7 +340,7 @@ func (r Role) created() *problem.Problem {
 // checkCollations looks where the replica will look: in the database if it is
 // there, else in one that came from the same template.
 func (c *checker) checkCollations(ctx context.Context) error {
-	have, err := names(ctx, c.conn, `SELECT collname FROM pg_collation WHERE collencoding IN (-1, pg_char_to_encoding(`+literal(c.Database.Encoding)+`))
+	have, err := names(ctx, c.conn, `SELECT collname FROM pg_collation WHERE collencoding IN (-1, pg_char_to_encoding(`+postgres.QuoteLiteral(c.Database.Encoding)+`))
 		AND collnamespace = 'pg_catalog'::regnamespace`)
 	if err != nil {
 		return err
