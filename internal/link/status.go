@@ -16,7 +16,7 @@ import (
 	"github.com/hawser/hawser/internal/seed"
 )
 
-// State is what a link is doing, in DESIGN's words.
+// State is what a link is doing.
 type State string
 
 // The states of a link.
