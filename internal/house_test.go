@@ -22,7 +22,7 @@ var allowed = map[string][]string{
 	"pgoutput":    {},
 	"postgres":    {"problem"},
 	"filter":      {"problem"},
-	"grant":       {"filter"},
+	"grant":       {"problem", "filter"},
 	"catalog":     {"problem", "frame"},
 	"capture":     {"problem", "frame", "postgres", "filter"},
 	"peer":        {"problem", "frame", "peer/peerpb"},

@@ -201,14 +201,14 @@ func left(name, reason string, byUs bool) *problem.Problem {
 	case leaveReplaced:
 		return problem.New("peer-replaced", "peer "+shown(name), "a newer connection took its place", "none: the newer connection is used").Retry()
 	}
-	return problem.New("peer-left", "peer "+shown(name), here+" closed the connection: "+word(reason), "hawser peer test "+quoted(name)).Retry()
+	return problem.New("peer-left", "peer "+shown(name), here+" closed the connection: "+word(reason), "hawser peer test "+problem.Word(name)).Retry()
 }
 
 // end closes the session at once. Without a cause the wire is asked for one.
 func (s *session) end(cause *problem.Problem) {
 	s.once.Do(func() {
 		if cause == nil {
-			cause = problem.New("peer-lost", "peer "+shown(s.peer), s.wire.cause(), "none: it is connected again when it can be reached; hawser peer test "+quoted(s.peer)).Retry()
+			cause = problem.New("peer-lost", "peer "+shown(s.peer), s.wire.cause(), "none: it is connected again when it can be reached; hawser peer test "+problem.Word(s.peer)).Retry()
 		}
 		s.cause = cause
 		close(s.done)
