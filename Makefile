@@ -42,11 +42,11 @@ check: ## gofmt, go vet, staticcheck
 	go vet ./...
 	$(STATICCHECK) ./...
 
+FUZZTIME ?= 60s
 .PHONY: fuzz
-fuzz: ## Fuzz what parses bytes from outside, a minute each
-	go test ./internal/frame -fuzz FuzzDecode -fuzztime 60s
-	go test ./internal/pgoutput -fuzz FuzzDecode -fuzztime 60s
-	go test ./internal/postgres -fuzz FuzzOpen -fuzztime 60s
+fuzz: ## Fuzz what parses bytes from outside, a minute each: make fuzz FUZZTIME=1h
+	@grep -roE '^func Fuzz[A-Za-z]+' --include='*_test.go' internal | sed -E 's|(.*)/[^/]*:func (.*)|\1 \2|' | while read -r package target; do \
+		echo "$$package $$target"; go test "./$$package" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; done
 
 .PHONY: proto
 proto: ## Generate the peers' protocol (needs protoc, protoc-gen-go, protoc-gen-go-grpc)

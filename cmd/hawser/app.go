@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -180,8 +181,8 @@ func (a *app) do(body func(*cobra.Command, []string) error) func(*cobra.Command,
 
 // client returns a client of the agent that the flags or the environment name.
 func (a *app) client() (*api.Client, error) {
-	socket := either(either(a.socket, a.env("HAWSER_SOCKET")), agent.DefaultSocket())
-	file := either(a.tokenFile, a.env("HAWSER_TOKEN_FILE"))
+	socket := cmp.Or(a.socket, a.env("HAWSER_SOCKET"), agent.DefaultSocket())
+	file := cmp.Or(a.tokenFile, a.env("HAWSER_TOKEN_FILE"))
 	if file == "" || !strings.Contains(socket, "://") {
 		return api.Dial(socket, "")
 	}

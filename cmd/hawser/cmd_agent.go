@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -32,7 +33,7 @@ With -o json the log is in JSON.`,
 	c.Flags().StringVar(&file, "config", "", "configuration `file` in YAML (default HAWSER_CONFIG)")
 	agent.BindFlags(c.Flags())
 	c.RunE = a.do(func(c *cobra.Command, _ []string) error {
-		config, err := agent.LoadConfig(agent.Sources{File: either(file, a.env("HAWSER_CONFIG")), Environ: a.environ, Flags: c.Flags()})
+		config, err := agent.LoadConfig(agent.Sources{File: cmp.Or(file, a.env("HAWSER_CONFIG")), Environ: a.environ, Flags: c.Flags()})
 		if err != nil {
 			return usage{err}
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"runtime"
@@ -71,7 +72,7 @@ func (a *app) statusPage(p page, s instanceStatus) {
 }
 
 func postgresText(g api.Postgres) string {
-	text := either(g.Version, "of unknown version") + " at " + g.Address + ", " + string(g.State)
+	text := cmp.Or(g.Version, "of unknown version") + " at " + g.Address + ", " + string(g.State)
 	if g.Since != nil {
 		text += " since " + instant(*g.Since)
 	}
@@ -123,7 +124,7 @@ instance. A rotation that failed has changed nothing; run it again.`,
 			a.show(r, func(p page) {
 				p.line("%s has a new certificate.", clean(r.Certificate.Name))
 				p.fields([2]string{"fingerprint", r.Certificate.Fingerprint}, [2]string{"not after", instant(r.Certificate.NotAfter)},
-					[2]string{"peers", either(clean(strings.Join(r.Peers, ", ")), "none")})
+					[2]string{"peers", cmp.Or(clean(strings.Join(r.Peers, ", ")), "none")})
 			})
 			return nil
 		}),

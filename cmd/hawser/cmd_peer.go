@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -90,7 +91,7 @@ func checkPeerFlags(c *cobra.Command, address string, direction api.Direction) (
 }
 
 func peerFields(p page, peer api.Peer) {
-	p.fields([2]string{"fingerprint", peer.Fingerprint}, [2]string{"address", either(peer.Address, "none: this instance waits for it to connect")},
+	p.fields([2]string{"fingerprint", peer.Fingerprint}, [2]string{"address", cmp.Or(peer.Address, "none: this instance waits for it to connect")},
 		[2]string{"databases", strings.Join(peer.Databases, ", ")}, [2]string{"direction", string(peer.Direction)})
 	if len(peer.Changed) > 0 {
 		p.line("Changed: %s.", clean(strings.Join(peer.Changed, "; ")))
@@ -178,7 +179,7 @@ func (a *app) peerTable(p page, list api.PeerList) {
 	for _, peer := range list.Peers {
 		if peer.Cause != nil {
 			f := *peer.Cause
-			f.Object = either(f.Object, "peer "+peer.Name)
+			f.Object = cmp.Or(f.Object, "peer "+peer.Name)
 			p.problem("", "", &f)
 		}
 	}
@@ -188,7 +189,7 @@ func (a *app) peerTable(p page, list api.PeerList) {
 	p.line("")
 	p.line("%s", p.paint(warn, fmt.Sprintf("refused (%d)", len(list.Refused))))
 	for _, r := range list.Refused {
-		p.line("  %s, calling itself %s, %s ago", clean(r.Address), clean(either(r.Name, "nothing")), span(a.now().Sub(r.At).Seconds()))
+		p.line("  %s, calling itself %s, %s ago", clean(r.Address), clean(cmp.Or(r.Name, "nothing")), span(a.now().Sub(r.At).Seconds()))
 		p.fields([2]string{"  fingerprint", r.Fingerprint})
 		if r.Cause != nil {
 			p.problem("    ", "", r.Cause)
@@ -200,7 +201,7 @@ func (a *app) peerRow(peer api.Peer) []cell {
 	state, address := toned(bad, "disconnected"), peer.Address
 	if peer.Connected {
 		state = toned(good, "connected")
-		address = either(peer.RemoteAddress, address)
+		address = cmp.Or(peer.RemoteAddress, address)
 	}
 	since := ""
 	if peer.Since != nil {
@@ -210,7 +211,7 @@ func (a *app) peerRow(peer api.Peer) []cell {
 	if peer.RoundTripSeconds != nil {
 		trip = span(*peer.RoundTripSeconds)
 	}
-	return []cell{str(peer.Name), state, num(orDash(since)), str(either(address, "waits for it")),
+	return []cell{str(peer.Name), state, num(orDash(since)), str(cmp.Or(address, "waits for it")),
 		str(strings.Join(peer.Databases, ", ")), str(string(peer.Direction)), str(orDash(peer.Version)), num(orDash(trip)), num(bytesText(peer.BytesSent)), num(bytesText(peer.BytesReceived))}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -123,7 +124,7 @@ func stateProblem(l api.Link) error {
 	if l.Cause == nil {
 		return p
 	}
-	p.Code, p.Remedy = l.Cause.Code, either(l.Cause.Remedy, p.Remedy)
+	p.Code, p.Remedy = l.Cause.Code, cmp.Or(l.Cause.Remedy, p.Remedy)
 	p.Cause = "The link is " + string(l.State) + ". " + l.Cause.Cause
 	if l.Cause.Object != "" {
 		p.Cause = "The link is " + string(l.State) + ", because of " + l.Cause.Object + ". " + l.Cause.Cause

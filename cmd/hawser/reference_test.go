@@ -40,6 +40,13 @@ func TestReference(t *testing.T) {
 	root.InitDefaultHelpFlag()
 	b.WriteString("\nEvery command has these flags:\n\n" + flagTable(root.PersistentFlags()))
 	describe(t, &b, root)
+	_, documents, _ := strings.Cut(middle, "## JSON")
+	documents, _, _ = strings.Cut(documents, "\n## ")
+	for _, c := range leaves(root) {
+		if name := strings.TrimPrefix(c.CommandPath(), "hawser "); c.Name() != "agent" && c.Name() != "demo" && !strings.Contains(documents, "`"+name+"`") {
+			t.Errorf("%s does not tell the document of hawser %s", path, name)
+		}
+	}
 	if *update {
 		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
 			t.Fatal(err)
@@ -51,16 +58,22 @@ func TestReference(t *testing.T) {
 	}
 }
 
-// describe writes the commands that do something, in the order of their names.
-func describe(t *testing.T, b *strings.Builder, parent *cobra.Command) {
+// leaves are the commands that do something, in the order of their names.
+func leaves(parent *cobra.Command) (all []*cobra.Command) {
 	for _, c := range parent.Commands() {
-		if c.HasSubCommands() {
-			describe(t, b, c)
-			continue
+		switch {
+		case c.HasSubCommands():
+			all = append(all, leaves(c)...)
+		case c.Runnable(): // else a topic of help
+			all = append(all, c)
 		}
-		if !c.Runnable() {
-			continue // a topic of help
-		}
+	}
+	return all
+}
+
+// describe writes the commands that do something.
+func describe(t *testing.T, b *strings.Builder, root *cobra.Command) {
+	for _, c := range leaves(root) {
 		if c.Short == "" || c.Long == "" || c.Example == "" {
 			t.Errorf("%s lacks a description or an example", c.CommandPath())
 		}

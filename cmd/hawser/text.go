@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strconv"
@@ -52,15 +53,7 @@ type cell struct {
 func str(s string) cell           { return cell{text: s} }
 func num(s string) cell           { return cell{text: s, right: true} }
 func toned(t tone, s string) cell { return cell{text: s, tone: t} }
-func orDash(s string) string      { return either(s, "-") }
-
-// either is s, or other when s is empty.
-func either(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
-}
+func orDash(s string) string      { return cmp.Or(s, "-") }
 
 // table writes aligned columns under a head.
 func (p page) table(head []string, rows [][]cell) {
@@ -275,4 +268,11 @@ func stateTone(s api.State) tone {
 		return warn
 	}
 	return bad
+}
+
+func plural(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return count(n) + " " + one + "s"
 }

@@ -29,7 +29,8 @@ import (
 )
 
 // Run is the agent until ctx ends. A managed PostgreSQL is started first and
-// stopped last.
+// stopped last. An agent that can't begin leaves it running: the next one adopts it,
+// and where the reason is another agent, it is that one's.
 func Run(ctx context.Context, cfg Config, version string) error {
 	log := cfg.Log.Logger(os.Stderr).With("instance", cfg.Name)
 	log.Info("agent starts", "version", version, "config", cfg)

@@ -90,7 +90,7 @@ func TestGrantsRefuse(t *testing.T) {
 	a.grants(t, b, api.DirectionToPeer, "Shop") // folded, as names are
 	findings, err := a.ValidateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})
 	warned := slices.ContainsFunc(findings, func(p *problem.Problem) bool {
-		return p.Code == "failover-not-granted" && !p.Blocks() && strings.HasSuffix(p.Remedy, "--databases 'Shop' --direction both")
+		return p.Code == "failover-not-granted" && !p.Blocks() && strings.HasSuffix(p.Remedy, "--databases Shop --direction both")
 	})
 	if err != nil || !warned {
 		t.Errorf("validation does not warn of the failover: %v, %v", findings, err)

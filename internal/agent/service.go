@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/jackc/pgx/v5"
 
@@ -316,17 +315,7 @@ func differenceOf(link string, t verify.TableReport) *problem.Problem {
 		cause += ": " + strings.Join(rows, "; ")
 	}
 	return problem.New("rows-differ", "table "+postgres.QuoteIdent(t.Schema, t.Name), cause,
-		"hawser link resync "+link+" --table "+shellWord(t.Schema+"."+t.Name))
-}
-
-// shellWord is s as a shell reads it back.
-func shellWord(s string) string {
-	if strings.IndexFunc(s, func(r rune) bool {
-		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("_.-", r)
-	}) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+		"hawser link resync "+link+" --table "+problem.Word(t.Schema+"."+t.Name))
 }
 
 func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) (api.DropResult, error) {

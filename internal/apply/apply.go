@@ -26,7 +26,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -89,7 +88,6 @@ type Config struct {
 	// Accept is asked whether a handoff counts; one that does not is passed over.
 	// complete is false while tables or rows are still to be copied.
 	Accept func(content []byte, complete bool) bool
-	Log    *slog.Logger
 }
 
 // Handoff is the end of a term: the primary is fenced and wrote nothing after it.
@@ -143,7 +141,6 @@ type Applier struct {
 	commands chan command
 	wanted   atomic.Int32 // commands that wait
 	done     chan struct{}
-	stats    stats
 }
 
 // transaction is the source transaction whose changes are being applied.
@@ -164,7 +161,6 @@ type batch struct {
 	end     frame.LSN // of the last source transaction in it
 	commit  frame.LSN // of that one's commit record
 	xid     uint32
-	at      time.Time // when it was committed on the primary
 	ddl     bool
 }
 
@@ -176,19 +172,6 @@ type command struct {
 type waiter struct {
 	lsn  frame.LSN
 	done chan error
-}
-
-type stats struct {
-	transactions, changes atomic.Int64
-	commitTime            atomic.Int64 // unix nanoseconds
-	position              atomic.Uint64
-}
-
-// Stats tells how much was applied since Start.
-type Stats struct {
-	Transactions, Changes int64
-	Position              frame.LSN
-	CommitTime            time.Time // on the primary, of the last transaction applied
 }
 
 // New returns an applier that has touched nothing yet.
@@ -248,7 +231,6 @@ func (a *Applier) start(ctx context.Context) error {
 	}
 	a.last, a.position = last, last.End
 	a.durable, a.received, a.reached = last.Reached, last.Reached, last.Reached
-	a.stats.position.Store(uint64(last.End))
 	if err := a.seeds.load(ctx, a.conn, a.cfg.ID); err != nil {
 		return err
 	}
@@ -338,19 +320,6 @@ func (a *Applier) Close() {
 	for _, s := range a.spools {
 		s.discard()
 	}
-}
-
-// Stats may be called at any time.
-func (a *Applier) Stats() Stats {
-	s := Stats{
-		Transactions: a.stats.transactions.Load(),
-		Changes:      a.stats.changes.Load(),
-		Position:     frame.LSN(a.stats.position.Load()),
-	}
-	if ns := a.stats.commitTime.Load(); ns != 0 {
-		s.CommitTime = time.Unix(0, ns)
-	}
-	return s
 }
 
 // Apply carries out frames in order until ctx ends, frames is closed, a handoff

@@ -99,11 +99,6 @@ func (a *Applier) commitBatch(ctx context.Context, more bool) error {
 // committed takes note of a target transaction that is.
 func (a *Applier) committed(b batch) {
 	a.position = b.end
-	a.stats.position.Store(uint64(b.end))
-	a.stats.changes.Add(int64(b.changes))
-	if !b.at.IsZero() {
-		a.stats.commitTime.Store(b.at.UnixNano())
-	}
 	a.received = max(a.received, b.end)
 	a.reach(b.end)
 }

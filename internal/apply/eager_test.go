@@ -77,7 +77,7 @@ func TestEarly(t *testing.T) {
 				t.Errorf("%s rows are seen before the commit", n)
 			}
 			frames <- records(1200, append(block(990, 990, false, s.inserts(100, 150)), msgStreamCommit(990, 1200))...)
-			testpg.Eventually(t, 10*time.Second, "it is committed", func() (bool, error) { return a.Stats().Position >= 1208, nil })
+			testpg.Eventually(t, 10*time.Second, "it is committed", func() (bool, error) { return r.passed(1208), nil })
 			if got, want := r.table(r.c.Connect(t, r.db), tableNet), s.String(); got != want {
 				t.Errorf("the table is\n%s\nand should be\n%s", got, want)
 			}

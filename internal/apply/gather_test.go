@@ -164,13 +164,13 @@ func TestNetChanges(t *testing.T) {
 			at += 16
 		}
 		frames <- records(at, all...)
-		want := frame.LSN(at - 8)
+		want := at - 8
 		testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) {
 			select {
 			case <-a.done:
 				return false, end()
 			default:
-				return a.Stats().Position >= want, nil
+				return r.passed(want), nil
 			}
 		})
 	}
@@ -257,7 +257,7 @@ func (s *side) clash(key [2]string, v cell) bool {
 func TestManyAlike(t *testing.T) {
 	r := newReplica(t, testpg.Shared(t), gatherTables[0])
 	frames := make(chan frame.Frame, 10)
-	a, _, end := r.run(frames, func(frame.Ack) {})
+	_, _, end := r.run(frames, func(frame.Ack) {})
 	defer func() { _ = end() }()
 	s := &side{oid: tableNet, rows: map[[2]string][2]cell{}}
 	key := func(i int) [2]string { return [2]string{strconv.Itoa(i), "k"} }
@@ -276,7 +276,7 @@ func TestManyAlike(t *testing.T) {
 	}
 	frames <- frame.Heartbeat{Snapshot: "900:900:"}
 	frames <- records(1000, slices.Concat([][]byte{msgBegin(1000, 990), msgTable(tableNet)}, s.sent, [][]byte{msgCommit(1000)})...)
-	testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) { return a.Stats().Position >= 1008, nil })
+	testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) { return r.passed(1008), nil })
 	if got, want := r.table(r.c.Connect(t, r.db), tableNet), s.String(); got != want {
 		t.Errorf("the table has %d rows and should have %d, or other values", strings.Count(got, "\n")+1, len(s.rows))
 	}
@@ -295,11 +295,11 @@ func TestCopied(t *testing.T) {
 	t.Run("values", func(t *testing.T) {
 		r := newReplica(t, testpg.Shared(t), gatherTables[0])
 		frames := make(chan frame.Frame, 2)
-		a, _, end := r.run(frames, func(frame.Ack) {})
+		_, _, end := r.run(frames, func(frame.Ack) {})
 		defer func() { _ = end() }()
 		frames <- frame.Heartbeat{Snapshot: "900:900:"}
 		frames <- transaction
-		testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) { return a.Stats().Position >= 1008, nil })
+		testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) { return r.passed(1008), nil })
 		if got, want := r.table(r.c.Connect(t, r.db), tableNet), s.String(); got != want {
 			t.Errorf("the table has\n%s\nand should have\n%s", got, want)
 		}
@@ -412,13 +412,13 @@ func TestBagOfRows(t *testing.T) {
 			}
 			play(sent)
 		}
-		want := frame.LSN(at - 8)
+		want := at - 8
 		testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) {
 			select {
 			case <-a.done:
 				return false, end()
 			default:
-				return a.Stats().Position >= want, nil
+				return r.passed(want), nil
 			}
 		})
 		var lines []string

@@ -41,7 +41,6 @@ var ErrTablesFirst = errors.New("DDL waits for the tables that are being copied"
 // with the position, until some later snapshot sees them, and SnapshotTaken
 // refuses a snapshot that does not see them all.
 type seeding struct {
-	link    string
 	active  bool           // the copy is not known to be complete
 	schema  frame.Snapshot // of the schema's dump; zero when that is passed
 	tables  map[uint32]*seedTable
@@ -60,7 +59,7 @@ type seedTable struct {
 }
 
 func (s *seeding) load(ctx context.Context, db catalog.DB, link string) error {
-	*s = seeding{link: link, tables: map[uint32]*seedTable{}, skipped: map[uint64]bool{}}
+	*s = seeding{tables: map[uint32]*seedTable{}, skipped: map[uint64]bool{}}
 	state, ok, err := catalog.LoadSeeding(ctx, db, link)
 	if err != nil || !ok || state.Done {
 		return err

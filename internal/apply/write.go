@@ -63,7 +63,6 @@ type doing struct {
 type statement struct {
 	name string
 	sql  string
-	oids []uint32
 }
 
 func newWriter(conn *pgconn.PgConn) *writer {
@@ -86,7 +85,7 @@ func (w *writer) prepare(sql string, oids []uint32, what *doing) *statement {
 		w.late = err
 	}
 	w.names++
-	s := &statement{name: "h" + strconv.Itoa(w.names), sql: sql, oids: oids}
+	s := &statement{name: "h" + strconv.Itoa(w.names), sql: sql}
 	w.pipe.parse(s.name, sql, oids)
 	w.push(expectation{prepare: true, what: what}, len(sql))
 	return s

@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"time"
 
@@ -52,7 +51,6 @@ type Config struct {
 	Database string
 	Server   *postgres.Server
 	Watch    *Watch // of Server, shared by its links; nil: one of its own
-	Log      *slog.Logger
 }
 
 // Capture streams one link's changes. Run may be called again after it returned;

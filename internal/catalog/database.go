@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -92,6 +93,19 @@ func LoadSeeding(ctx context.Context, db DB, link string) (s Seeding, ok bool, e
 	return s, err == nil, err
 }
 
+// parseXIDs reads xid8s as decimal text: pgx knows no binary form of them on PostgreSQL 14.
+func parseXIDs(texts []string) ([]uint64, error) {
+	out := make([]uint64, len(texts))
+	for i, t := range texts {
+		x, err := strconv.ParseUint(t, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("transaction id %q in the catalog: %w", t, err)
+		}
+		out[i] = x
+	}
+	return out, nil
+}
+
 // StartSeeding records that a copy is to be made. It is not an error when it is
 // recorded already.
 func StartSeeding(ctx context.Context, db DB, link string) error {
@@ -107,15 +121,6 @@ func SetRestored(ctx context.Context, db DB, link string, snapshot frame.Snapsho
 	_, err := db.Exec(ctx, `UPDATE hawser.seeding SET snapshot = $2 WHERE link = $1`, link, snapshot.String())
 	if err != nil {
 		return fmt.Errorf("record the schema's snapshot: %w", err)
-	}
-	return nil
-}
-
-// SetSkipped replaces the list of transactions that were skipped for pending tables.
-func SetSkipped(ctx context.Context, db DB, link string, xids []uint64) error {
-	_, err := db.Exec(ctx, `UPDATE hawser.seeding SET skipped = $2 WHERE link = $1`, link, formatXIDs(xids))
-	if err != nil {
-		return fmt.Errorf("record skipped transactions: %w", err)
 	}
 	return nil
 }

@@ -14,12 +14,11 @@ import (
 
 // State is what the fence of a database is like.
 type State struct {
-	Prepared bool      `json:"prepared"` // every table has its trigger, and the event trigger is there
-	Closed   bool      `json:"closed"`
-	Sign     Sign      `json:"sign"`           // when closed
-	Since    time.Time `json:"since,omitzero"` // when closed
-	Open     int       `json:"open"`           // tables without working triggers
-	Outdated bool      `json:"outdated"`       // closed by an older agent: close it again
+	Prepared bool // every table has its trigger, and the event trigger is there
+	Closed   bool
+	Sign     Sign      // when closed
+	Since    time.Time // when closed
+	Outdated bool      // closed by an older agent: close it again
 }
 
 // named bounds the findings of one kind.
@@ -37,7 +36,7 @@ func Check(ctx context.Context, conn *pgx.Conn) (State, problem.Findings, error)
 	if err != nil {
 		return State{}, nil, fmt.Errorf("list the tables of the fence: %w", err)
 	}
-	s := State{Prepared: len(bare) == 0 && f.TableBody != "" && f.DDLBody != "" && f.Event == "A", Closed: f.Memo.Closed, Open: len(bare)}
+	s := State{Prepared: len(bare) == 0 && f.TableBody != "" && f.DDLBody != "" && f.Event == "A", Closed: f.Memo.Closed}
 	if s.Closed {
 		s.Sign, s.Since, s.Outdated = f.Memo.sign(), f.Memo.At, f.Memo.Form < form
 	}

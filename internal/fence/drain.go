@@ -9,19 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/problem"
 )
-
-// Drained is what Drain did.
-type Drained struct {
-	Ended      int           `json:"ended"`      // writing transactions that ended by themselves
-	Terminated int           `json:"terminated"` // sessions that were ended
-	Waited     time.Duration `json:"waited"`
-	// Position is where the WAL was when it was over: behind it there is no change
-	// of a table that an agent did not make.
-	Position frame.LSN `json:"position"`
-}
 
 const (
 	// endWithin bounds the end of a session after it was told to end, and the time
@@ -31,45 +20,34 @@ const (
 	pollMost  = 20 * time.Millisecond
 )
 
-// Drain ends whatever could still commit a change that began before Close. It
-// waits up to grace for transactions that write to end by themselves, then ends
+// Drain ends whatever could still commit a change that began before Close: behind
+// the position at which the WAL is then, no table has a change that an agent did not
+// make. It waits up to grace for transactions that write to end by themselves, then ends
 // the other sessions of the database but those with a process id in spare: the
 // agents' own. What it can't end (prepared transactions, subscriptions) is a
 // problem; it looks for that before it disturbs anybody.
-func Drain(ctx context.Context, conn *pgx.Conn, grace time.Duration, spare []uint32) (Drained, error) {
-	begin := time.Now()
+func Drain(ctx context.Context, conn *pgx.Conn, grace time.Duration, spare []uint32) error {
 	d := drain{conn: conn, spare: pids(spare)}
 	if err := d.obstacles(ctx); err != nil {
-		return d.out, err
+		return err
 	}
 	if err := d.await(ctx, grace); err != nil {
-		return d.out, fmt.Errorf("wait for writing transactions to end: %w", err)
+		return fmt.Errorf("wait for writing transactions to end: %w", err)
 	}
 	if err := d.terminate(ctx); err != nil {
-		return d.out, err
+		return err
 	}
 	// A transaction that was under way may have been prepared.
 	if err := d.obstacles(ctx); err != nil {
-		return d.out, err
+		return err
 	}
 	// Tables that were created after Prepare, or that nobody prepared.
-	if err := prepareTables(ctx, conn, &PrepareOptions{Idle: true, Patience: endWithin}); err != nil {
-		return d.out, err
-	}
-	var lsn string
-	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&lsn); err != nil {
-		return d.out, fmt.Errorf("read the position of the WAL: %w", err)
-	}
-	d.out.Waited = time.Since(begin)
-	var err error
-	d.out.Position, err = frame.ParseLSN(lsn)
-	return d.out, err
+	return prepareTables(ctx, conn, &PrepareOptions{Idle: true, Patience: endWithin})
 }
 
 type drain struct {
 	conn  *pgx.Conn
 	spare []int64
-	out   Drained
 }
 
 // session is a backend; a process id alone may be given to another one later.
@@ -102,7 +80,7 @@ func (d *drain) obstacles(ctx context.Context) error {
 // await waits until no other session has a transaction id, for grace at most.
 func (d *drain) await(ctx context.Context, grace time.Duration) error {
 	deadline := time.Now().Add(grace)
-	first, left := -1, 0
+	left := 0
 	for wait := pollFirst; ; wait = min(2*wait, pollMost) {
 		err := d.conn.QueryRow(ctx, `
 			SELECT count(*) FROM pg_stat_activity
@@ -111,10 +89,6 @@ func (d *drain) await(ctx context.Context, grace time.Duration) error {
 		if err != nil {
 			return err
 		}
-		if first < 0 {
-			first = left
-		}
-		d.out.Ended = max(0, first-left)
 		remains := time.Until(deadline)
 		if left == 0 || remains <= 0 {
 			return nil
@@ -132,7 +106,6 @@ func (d *drain) terminate(ctx context.Context) error {
 	if err != nil || len(victims) == 0 {
 		return err
 	}
-	d.out.Terminated = len(victims)
 	ids := make([]int64, len(victims))
 	for i, v := range victims {
 		ids[i] = v.PID

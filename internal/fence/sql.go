@@ -112,7 +112,8 @@ func closedFunctions(s Sign, h home) string {
 }
 
 // literal quotes a string so that it means the same whatever
-// standard_conforming_strings is.
+// standard_conforming_strings is. The bodies of fences that are closed hold what it
+// writes, and Check compares them, so it goes on writing the same.
 func literal(s string) string {
 	return "E'" + strings.ReplaceAll(strings.ReplaceAll(s, `\`, `\\`), `'`, `''`) + "'"
 }

@@ -48,16 +48,13 @@ func (f Filter) Equal(g Filter) bool {
 func (f Filter) String() string {
 	var out []string
 	for _, p := range f.Tables {
-		out = append(out, "--tables "+quote(p))
+		out = append(out, "--tables "+problem.Word(p))
 	}
 	for _, p := range f.Exclude {
-		out = append(out, "--exclude-tables "+quote(p))
+		out = append(out, "--exclude-tables "+problem.Word(p))
 	}
 	return strings.Join(out, " ")
 }
-
-// quote keeps a pattern whole in a shell.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // Likes are the patterns in the words of SQL's LIKE. The two lists of a pair are of
 // one length.

@@ -1,6 +1,10 @@
 package filter
 
-import "testing"
+import (
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
 
 func TestPatterns(t *testing.T) {
 	for _, c := range []struct{ pattern, schema, table string }{
@@ -56,4 +60,29 @@ func TestNames(t *testing.T) {
 			t.Errorf("%q is taken for a pattern", p)
 		}
 	}
+}
+
+// FuzzPatterns: every name has a pattern that means it alone, and what can't be read is
+// refused, not misread.
+func FuzzPatterns(f *testing.F) {
+	for _, s := range []string{"orders", `say "hi"`, `100%\`, "a.b", "*", "_", "Ä", "line\nbreak", `"open`} {
+		f.Add(s, "other")
+	}
+	f.Fuzz(func(t *testing.T, name, other string) {
+		if _, _, err := Like(name); err == nil && !strings.Contains(name, ".") {
+			t.Errorf("%q names a schema", name)
+		}
+		_, _ = Name(name)
+		if name == "" || strings.ContainsRune(name, 0) || !utf8.ValidString(name+other) {
+			return
+		}
+		quoted := `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
+		n, err := Name(quoted)
+		if err != nil || !n.MatchString(name) || n.MatchString(other) != (other == name) {
+			t.Errorf("%s: %v %v", quoted, n, err)
+		}
+		if _, _, err := Like(quoted + "." + quoted); err != nil {
+			t.Error(err)
+		}
+	})
 }

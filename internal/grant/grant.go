@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/hawser/hawser/internal/filter"
+	"github.com/hawser/hawser/internal/problem"
 )
 
 // Direction is a way of data between this instance and the peer.
@@ -89,17 +90,9 @@ func pattern(name string) string {
 func (g Grant) Flags() string {
 	var b strings.Builder
 	for _, p := range g.Databases {
-		b.WriteString("--databases " + quote(p) + " ")
+		b.WriteString("--databases " + problem.Word(p) + " ")
 	}
 	return b.String() + "--direction " + string(g.Direction)
-}
-
-// quote keeps a pattern whole in a shell.
-func quote(s string) string {
-	if plain.MatchString(s) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // String is the grant in words.

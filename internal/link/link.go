@@ -123,7 +123,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 	}
 	l.ctx, l.stop = context.WithCancel(m.ctx) // now: the other side may call before start
 	l.capture = capture.New(capture.Config{
-		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Watch: m.watch, Log: l.log,
+		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Watch: m.watch,
 	})
 	return l
 }
@@ -372,7 +372,7 @@ func (l *link) closeFence(ctx context.Context) error {
 				return err
 			}
 			l.timed("drain sessions", func() {
-				_, err = fence.Drain(ctx, conn, drainGrace, l.agentBackends(ctx, conn))
+				err = fence.Drain(ctx, conn, drainGrace, l.agentBackends(ctx, conn))
 			})
 			return err
 		})

@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -249,23 +248,34 @@ func (l *link) fetchSchema(ctx context.Context) (schemaReply, error) {
 		return schemaReply{}, err
 	}
 	defer s.Close()
+	return readSchema(s, maxSchema)
+}
+
+// maxSchema bounds the memory that a schema takes of this side: that of hundreds of
+// thousands of tables.
+const maxSchema = 1 << 30
+
+func readSchema(s peer.Stream, most int) (reply schemaReply, err error) {
 	var data []byte
 	for {
 		f, err := s.Recv()
 		if err != nil {
-			return schemaReply{}, fmt.Errorf("receive the schema: %w", err)
+			return reply, fmt.Errorf("receive the schema: %w", err)
 		}
 		switch f := f.(type) {
 		case frame.SeedChunk:
+			if len(data)+len(f.Data) > most {
+				return reply, problem.New("schema-too-large", "the database's definitions",
+					fmt.Sprintf("the primary sends more than the %d bytes that this side takes", most), "none: report it, with the number of the database's tables")
+			}
 			data = append(data, f.Data...)
-			continue
 		case frame.SeedEnd:
-			var reply schemaReply
 			if err := json.Unmarshal(data, &reply); err != nil {
-				return schemaReply{}, fmt.Errorf("read the schema: %w", err)
+				return reply, fmt.Errorf("read the schema: %w", err)
 			}
 			return reply, nil
+		default:
+			return reply, fmt.Errorf("unexpected %T in the schema", f)
 		}
-		return schemaReply{}, errors.New("unexpected frame in the schema")
 	}
 }

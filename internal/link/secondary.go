@@ -372,7 +372,6 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 		Replayer: newReplayer(l, key),
 		MakeWay:  l.makeWay,
 		Accept:   func(content []byte, complete bool) bool { return l.accepts(content, key, complete) },
-		Log:      l.log,
 	})
 }
 

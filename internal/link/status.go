@@ -16,7 +16,7 @@ import (
 	"github.com/hawser/hawser/internal/seed"
 )
 
-// State is what a link is doing, in DESIGN's words.
+// State is what a link is doing.
 type State string
 
 // The states of a link.
@@ -47,7 +47,6 @@ type Status struct {
 	Name, ID, Database, Peer string
 	Role                     role.Role
 	Term                     frame.Term
-	Phase                    role.Phase
 	State                    State
 	Cause                    *problem.Problem
 	Notes                    problem.Findings
@@ -74,7 +73,7 @@ func (l *link) status() Status {
 	defer l.mu.Unlock()
 	s := Status{
 		Name: l.rec.Name, ID: l.rec.ID, Database: l.rec.Database, Peer: l.rec.Peer,
-		Role: l.side.Role, Term: l.side.Term, Phase: l.side.Phase,
+		Role: l.side.Role, Term: l.side.Term,
 		Notes: append(problem.Findings(nil), l.notes...), CreatedAt: l.rec.CreatedAt, Failover: l.last,
 		Tables: l.rec.Tables, ExcludeTables: l.rec.ExcludeTables, MaxWAL: l.maxWAL,
 	}

@@ -146,7 +146,7 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 }
 
 func unresolved(address, host string, err error) *problem.Problem {
-	return problem.New("peer-name", "address "+address, "the host name can't be resolved", "mend the name, or DNS: getent hosts "+quoted(host)).Retry().Because(err)
+	return problem.New("peer-name", "address "+address, "the host name can't be resolved", "mend the name, or DNS: getent hosts "+problem.Word(host)).Retry().Because(err)
 }
 
 // notGreeted words why who answered did not become known.

@@ -122,7 +122,7 @@ func (s *session) wrap(ctx context.Context, err error) error {
 
 // disconnected is the problem of every call and stream that has no session.
 func disconnected(name string, last *problem.Problem) *problem.Problem {
-	p := problem.New("peer-disconnected", "peer "+shown(name), "there is no connection to it", "hawser peer test "+quoted(name)).Retry()
+	p := problem.New("peer-disconnected", "peer "+shown(name), "there is no connection to it", "hawser peer test "+problem.Word(name)).Retry()
 	if last != nil {
 		p.Cause += ": " + last.Cause
 		if last.Remedy != "" {

@@ -49,7 +49,7 @@ func (r refusal) ours(p parties) *problem.Problem {
 			"compare the fingerprint with that of hawser cert show there; if it is the same, hawser cert show > "+file(p.them)+" there, and here: hawser peer add "+file(p.them))
 	case other:
 		return problem.New("peer-other-instance", object, "another trusted instance answers at its address",
-			"hawser peer list, and give the right address: hawser peer set "+quoted(p.them)+" --address HOST:PORT")
+			"hawser peer list, and give the right address: hawser peer set "+problem.Word(p.them)+" --address HOST:PORT")
 	case expired:
 		return problem.New("peer-certificate-expired", object, "its certificate "+p.theirPrint+" expired on "+p.notAfter.UTC().Format(time.DateOnly)+", by the clock here",
 			"there: stop the agent, remove the directory identity from its state directory, start it; then hawser cert show there, and here: hawser peer add "+file(p.them))
@@ -62,7 +62,7 @@ func (r refusal) ours(p parties) *problem.Problem {
 	case version:
 		return versions(object, p)
 	}
-	return problem.New("peer-refused", object, "it was refused: "+string(r), "hawser peer test "+quoted(p.them))
+	return problem.New("peer-refused", object, "it was refused: "+string(r), "hawser peer test "+problem.Word(p.them))
 }
 
 // theirs words their refusal of us.
@@ -110,14 +110,6 @@ func shown(name string) string {
 		return name
 	}
 	return fmt.Sprintf("%q", name)
-}
-
-// quoted is a name as a shell takes it.
-func quoted(name string) string {
-	if plain(name) {
-		return name
-	}
-	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }
 
 // file is a file's name for a certificate. A name that a stranger chose does not

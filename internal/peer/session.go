@@ -40,7 +40,6 @@ type session struct {
 	version  string
 	protocol int
 	dialled  bool // by us
-	test     bool
 	epoch    uint64
 	serial   uint64
 	since    time.Time
@@ -64,7 +63,7 @@ func newSession(g *greeting, w *wire, name string, h Handler, idle time.Duration
 		return nil, err
 	}
 	s := &session{
-		peer: name, print: g.print, version: g.hello.Version, protocol: g.protocol(), dialled: w.dialled, test: h == nil,
+		peer: name, print: g.print, version: g.hello.Version, protocol: g.protocol(), dialled: w.dialled,
 		since: time.Now(), wire: w, done: make(chan struct{}),
 	}
 	cfg := yamux.DefaultConfig()
@@ -202,14 +201,14 @@ func left(name, reason string, byUs bool) *problem.Problem {
 	case leaveReplaced:
 		return problem.New("peer-replaced", "peer "+shown(name), "a newer connection took its place", "none: the newer connection is used").Retry()
 	}
-	return problem.New("peer-left", "peer "+shown(name), here+" closed the connection: "+word(reason), "hawser peer test "+quoted(name)).Retry()
+	return problem.New("peer-left", "peer "+shown(name), here+" closed the connection: "+word(reason), "hawser peer test "+problem.Word(name)).Retry()
 }
 
 // end closes the session at once. Without a cause the wire is asked for one.
 func (s *session) end(cause *problem.Problem) {
 	s.once.Do(func() {
 		if cause == nil {
-			cause = problem.New("peer-lost", "peer "+shown(s.peer), s.wire.cause(), "none: it is connected again when it can be reached; hawser peer test "+quoted(s.peer)).Retry()
+			cause = problem.New("peer-lost", "peer "+shown(s.peer), s.wire.cause(), "none: it is connected again when it can be reached; hawser peer test "+problem.Word(s.peer)).Retry()
 		}
 		s.cause = cause
 		close(s.done)

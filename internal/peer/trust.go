@@ -148,7 +148,7 @@ func (n *Node) read(list []Trusted) (map[string]*remote, map[string]*remote) {
 			r.unfit = self.ours(parties{them: t.Name})
 			continue
 		case holder != nil && holder != r:
-			r.unfit = problem.New("peer-duplicate", "peer "+shown(t.Name), "its certificate is trusted under the name "+shown(holder.name)+" already", "hawser peer remove "+quoted(t.Name))
+			r.unfit = problem.New("peer-duplicate", "peer "+shown(t.Name), "its certificate is trusted under the name "+shown(holder.name)+" already", "hawser peer remove "+problem.Word(t.Name))
 			continue
 		}
 		prints[fp] = r

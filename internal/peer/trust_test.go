@@ -392,11 +392,6 @@ func FuzzHear(f *testing.F) {
 	})
 }
 
-func FuzzStored(f *testing.F) {
-	f.Add([]byte{0, 0, 0, 1, 2})
-	f.Fuzz(func(_ *testing.T, in []byte) { _, _ = stored(in) })
-}
-
 // TestRefusalsSettle: what was mended is not shown for ever to who is connected.
 func TestRefusalsSettle(t *testing.T) {
 	t.Parallel()

@@ -291,3 +291,13 @@ func settings(ctx context.Context, conn *pgx.Conn) (map[string]string, error) {
 
 // QuoteIdent quotes the parts of a name: "a"."b".
 func QuoteIdent(parts ...string) string { return pgx.Identifier(parts).Sanitize() }
+
+// QuoteLiteral quotes a string so that it means the same whatever
+// standard_conforming_strings is.
+func QuoteLiteral(s string) string {
+	quoted := "'" + strings.ReplaceAll(s, "'", "''") + "'"
+	if strings.Contains(s, `\`) {
+		return " E" + strings.ReplaceAll(quoted, `\`, `\\`)
+	}
+	return quoted
+}

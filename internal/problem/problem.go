@@ -12,6 +12,7 @@ package problem
 import (
 	"errors"
 	"strings"
+	"unicode"
 )
 
 // Severity says what a problem stops.
@@ -183,4 +184,14 @@ func (f Findings) Err() error {
 		errs[i] = p
 	}
 	return errors.Join(errs...)
+}
+
+// Word is s as a shell reads it back, for a remedy that is a command.
+func Word(s string) string {
+	if s != "" && strings.IndexFunc(s, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("_.-", r)
+	}) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

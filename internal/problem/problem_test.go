@@ -29,3 +29,11 @@ func TestOn(t *testing.T) {
 		t.Error("the problem itself was changed")
 	}
 }
+
+func TestWord(t *testing.T) {
+	for s, want := range map[string]string{"shop": "shop", "public.été_1": "public.été_1", "": "''", "a b": "'a b'", "it's": `'it'\''s'`, `"A".b`: `'"A".b'`, "$x": "'$x'"} {
+		if got := Word(s); got != want {
+			t.Errorf("%q: %s, want %s", s, got, want)
+		}
+	}
+}

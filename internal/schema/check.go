@@ -18,17 +18,6 @@ import (
 // oldest is the oldest major version on either side of a link.
 const oldest = 14
 
-// Check tells whether a target can take over the database: all findings at once.
-// It needs to reach both servers; where one agent reaches only its own, Inspect
-// runs on the primary and Requirements.Check on the secondary.
-func Check(ctx context.Context, src, dst *postgres.Server, database string) (problem.Findings, error) {
-	r, err := Inspect(ctx, src, database)
-	if err != nil {
-		return nil, err
-	}
-	return r.Check(ctx, dst, database)
-}
-
 // Check compares the requirements with a target server on which the replica is to
 // be named database. It changes nothing. An error means that it could not check.
 func (r *Requirements) Check(ctx context.Context, dst *postgres.Server, database string) (problem.Findings, error) {
@@ -351,7 +340,7 @@ func (r Role) created() *problem.Problem {
 // checkCollations looks where the replica will look: in the database if it is
 // there, else in one that came from the same template.
 func (c *checker) checkCollations(ctx context.Context) error {
-	have, err := names(ctx, c.conn, `SELECT collname FROM pg_collation WHERE collencoding IN (-1, pg_char_to_encoding(`+literal(c.Database.Encoding)+`))
+	have, err := names(ctx, c.conn, `SELECT collname FROM pg_collation WHERE collencoding IN (-1, pg_char_to_encoding(`+postgres.QuoteLiteral(c.Database.Encoding)+`))
 		AND collnamespace = 'pg_catalog'::regnamespace`)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -26,11 +27,20 @@ func codes(f problem.Findings) []string {
 	return out
 }
 
+// check does what the two agents do, each at its own server.
+func check(ctx context.Context, src, dst *postgres.Server, database string) (problem.Findings, error) {
+	r, err := Inspect(ctx, src, database)
+	if err != nil {
+		return nil, err
+	}
+	return r.Check(ctx, dst, database)
+}
+
 func TestCheckOfAFitTarget(t *testing.T) {
 	t.Parallel()
 	ctx, c := t.Context(), testpg.Shared(t)
 	db, _ := loadZoo(t, c)
-	found, err := Check(ctx, c.Server(), c.Server(), db+"_replica")
+	found, err := check(ctx, c.Server(), c.Server(), db+"_replica")
 	if err == nil {
 		t.Fatalf("a database that is not there was inspected: %v", codes(found))
 	}
@@ -46,7 +56,7 @@ func TestCheckOfAFitTarget(t *testing.T) {
 	if got := codes(found); !slices.Equal(got, want) {
 		t.Errorf("findings are %q, want %q", got, want)
 	}
-	found, err = Check(ctx, c.Server(), c.Server(), db)
+	found, err = check(ctx, c.Server(), c.Server(), db)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +229,7 @@ func TestCheckOfFunctionsWithoutPath(t *testing.T) {
 		CREATE INDEX i ON t (outside(a)); CREATE INDEX j ON t (named(a)); CREATE INDEX k ON t (inside(a)); CREATE MATERIALIZED VIEW m AS SELECT reads(); CREATE VIEW v AS SELECT elsewhere()`)
 	want := []string{"function-without-path function public.outside(integer)", "function-without-path function public.reads()"}
 	for range 2 {
-		found, err := Check(ctx, c.Server(), newer.Server(), db)
+		found, err := check(ctx, c.Server(), newer.Server(), db)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -233,7 +243,7 @@ func TestCheckOfFunctionsWithoutPath(t *testing.T) {
 		}
 		want = nil
 	}
-	if found, err := Check(ctx, c.Server(), c.Server(), db); err != nil || slices.ContainsFunc(found, func(p *problem.Problem) bool { return p.Code == "function-without-path" }) {
+	if found, err := check(ctx, c.Server(), c.Server(), db); err != nil || slices.ContainsFunc(found, func(p *problem.Problem) bool { return p.Code == "function-without-path" }) {
 		t.Errorf("the same version: %v %v", codes(found), err)
 	}
 }

@@ -84,15 +84,15 @@ func (d DatabaseSettings) options(version int) (string, *problem.Problem) {
 	if bad != nil {
 		return "", bad
 	}
-	sql := "ENCODING " + literal(d.Encoding) + " LC_COLLATE " + literal(d.Collate) + " LC_CTYPE " + literal(d.Ctype)
+	sql := "ENCODING " + postgres.QuoteLiteral(d.Encoding) + " LC_COLLATE " + postgres.QuoteLiteral(d.Collate) + " LC_CTYPE " + postgres.QuoteLiteral(d.Ctype)
 	switch {
 	case d.Provider == "icu":
-		sql += " LOCALE_PROVIDER icu ICU_LOCALE " + literal(d.Locale)
+		sql += " LOCALE_PROVIDER icu ICU_LOCALE " + postgres.QuoteLiteral(d.Locale)
 		if d.Rules != "" {
-			sql += " ICU_RULES " + literal(d.Rules)
+			sql += " ICU_RULES " + postgres.QuoteLiteral(d.Rules)
 		}
 	case d.Provider == "builtin":
-		sql += " LOCALE_PROVIDER builtin BUILTIN_LOCALE " + literal(d.Locale)
+		sql += " LOCALE_PROVIDER builtin BUILTIN_LOCALE " + postgres.QuoteLiteral(d.Locale)
 	case version >= 150000:
 		sql += " LOCALE_PROVIDER libc"
 	}
@@ -111,11 +111,6 @@ func (d DatabaseSettings) same(other DatabaseSettings, version int) bool {
 	b, q := other.options(version)
 	spell := strings.NewReplacer("-", "", "_", "", "LOCALE_PROVIDER libc", "")
 	return p == nil && q == nil && strings.EqualFold(spell.Replace(a), spell.Replace(b))
-}
-
-// literal quotes a string for SQL.
-func literal(s string) string {
-	return "'" + strings.ReplaceAll(s, "'", "''") + "'"
 }
 
 // CreateDatabase makes an empty database like d on the target. One that is there,
@@ -291,7 +286,7 @@ func DropDatabase(ctx context.Context, dst *postgres.Server, name string) error 
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) && pgErr.Code == "55006" { // object_in_use
 		return problem.New("database-in-use", "database "+quoted, "something holds it that its sessions' end does not free, such as a replication slot",
-			"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = "+literal(name)+";").Because(err)
+			"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = "+postgres.QuoteLiteral(name)+";").Because(err)
 	}
 	if err != nil {
 		return fmt.Errorf("drop database %q: %w", name, err)

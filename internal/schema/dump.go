@@ -19,19 +19,11 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// FormatVersion is the Version of the dumps that this package makes and restores.
-const FormatVersion = 1
-
 // Dump is the definition of a database at one snapshot. It is sent as JSON.
 type Dump struct {
-	Version int `json:"version"`
-	// ServerVersion is the primary's, as server_version_num.
-	ServerVersion int              `json:"server_version"`
-	Database      DatabaseSettings `json:"database"`
-	Entries       []Entry          `json:"entries"`
+	Entries []Entry `json:"entries"`
 	// Roles are all roles that the entries name.
-	Roles      []Role      `json:"roles"`
-	Extensions []Extension `json:"extensions"`
+	Roles []Role `json:"roles"`
 }
 
 // Of returns the entries of one phase in their order; table 0 asks for those of
@@ -80,28 +72,24 @@ func TakeDump(ctx context.Context, src *postgres.Server, database string, o Dump
 			return nil, fmt.Errorf("export the snapshot of the dump: %w", err)
 		}
 	}
-	d := &Dump{Version: FormatVersion}
-	if d.ServerVersion, err = serverVersion(ctx, tx); err != nil {
-		return nil, err
-	}
 	f, err := readFacts(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
-	toc, err := runDump(ctx, src, database, o.Snapshot, d.ServerVersion/10000)
+	toc, err := runDump(ctx, src, database, o.Snapshot, f.version/10000)
 	if err != nil {
 		return nil, err
 	}
 	if err := untouched(ctx, tx, database); err != nil {
 		return nil, err
 	}
+	d := &Dump{}
 	if d.Entries, err = assemble(toc, f); err != nil {
 		return nil, err
 	}
 	if d.Roles, err = namedRoles(toc, f.roles); err != nil {
 		return nil, err
 	}
-	d.Extensions, d.Database = f.extensions, f.settings
 	return d, nil
 }
 

@@ -12,18 +12,16 @@ type object struct{ class, oid uint32 }
 
 // facts is what the catalog says, and the dump does not, about the objects in it.
 type facts struct {
-	owners     map[object]uint32     // the relation that an index, constraint, rule … belongs to
-	kinds      map[uint32]string     // pg_class.relkind
-	keys       map[uint32]foreignKey // by constraint
-	late       map[uint32]bool       // constraints that rows may violate
-	viewRules  map[uint32]bool       // rules that are the body of a view
-	ours       map[object]bool       // Hawser's own: not carried
-	populated  []relation            // materialized views, each after those it reads
-	roles      []Role                // all that the database may name
-	extensions []Extension
-	settings   DatabaseSettings
-	version    int  // of the server
-	noPublic   bool // schema public was dropped
+	owners    map[object]uint32     // the relation that an index, constraint, rule … belongs to
+	kinds     map[uint32]string     // pg_class.relkind
+	keys      map[uint32]foreignKey // by constraint
+	late      map[uint32]bool       // constraints that rows may violate
+	viewRules map[uint32]bool       // rules that are the body of a view
+	ours      map[object]bool       // Hawser's own: not carried
+	populated []relation            // materialized views, each after those it reads
+	roles     []Role                // all that the database may name
+	version   int                   // of the server
+	noPublic  bool                  // schema public was dropped
 }
 
 type relation struct {
@@ -54,7 +52,6 @@ func readFacts(ctx context.Context, tx pgx.Tx) (*facts, error) {
 		{"Hawser's objects", f.readOurs},
 		{"materialized views", f.readPopulated},
 		{"roles", f.readRoles},
-		{"extensions", f.readExtensions},
 		{"database", f.readDatabase},
 	} {
 		if err := step.read(ctx, tx); err != nil {
@@ -172,12 +169,6 @@ func (f *facts) readPopulated(ctx context.Context, tx pgx.Tx) error {
 		})
 }
 
-func (f *facts) readExtensions(ctx context.Context, tx pgx.Tx) error {
-	var err error
-	f.extensions, err = readExtensions(ctx, tx)
-	return err
-}
-
 func (f *facts) readRoles(ctx context.Context, tx pgx.Tx) error {
 	var err error
 	f.roles, err = readRoles(ctx, tx)
@@ -185,10 +176,6 @@ func (f *facts) readRoles(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (f *facts) readDatabase(ctx context.Context, tx pgx.Tx) error {
-	var err error
-	if f.settings, err = readSettings(ctx, tx, ""); err != nil {
-		return err
-	}
 	return tx.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'public')`).
 		Scan(&f.version, &f.noPublic)
 }

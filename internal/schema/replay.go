@@ -12,6 +12,7 @@ import (
 	pgq "github.com/pganalyze/pg_query_go/v6"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -398,7 +399,7 @@ func (r *replay) bareForRule(ctx context.Context, st *ddlStatement) error {
 		}
 		// That the table once had a trigger is kept until VACUUM, which can't run here.
 		for _, sql := range []string{"DROP TRIGGER IF EXISTS hawser_fence ON " + name, "DROP TRIGGER IF EXISTS hawser_fence_replica ON " + name,
-			"UPDATE pg_class SET relhastriggers = false WHERE oid = " + quoteLiteral(name) + "::regclass AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = pg_class.oid)"} {
+			"UPDATE pg_class SET relhastriggers = false WHERE oid = " + postgres.QuoteLiteral(name) + "::regclass AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = pg_class.oid)"} {
 			if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
 				return err
 			}
@@ -457,7 +458,7 @@ func configValue(name, value string) string {
 			return strings.Join(list, ", ")
 		}
 	}
-	return quoteLiteral(value)
+	return postgres.QuoteLiteral(value)
 }
 
 var listElement = regexp.MustCompile(`^\s*(?:"((?:[^"]|"")*)"|([^\s",][^\s,]*))\s*(?:,|$)`)
@@ -473,7 +474,7 @@ func listElements(list string) (literals []string, ok bool) {
 		if found[2] != "" {
 			element = strings.ToLower(found[2])
 		}
-		literals, rest = append(literals, quoteLiteral(element)), rest[len(found[0]):]
+		literals, rest = append(literals, postgres.QuoteLiteral(element)), rest[len(found[0]):]
 	}
 	return literals, len(literals) > 0
 }
@@ -592,12 +593,4 @@ func (r *replay) choose(ctx context.Context) error {
 
 func (r *replay) note(code, text string) {
 	r.result.Notes = append(r.result.Notes, problem.Noted(code, r.m.object(), text))
-}
-
-func quoteLiteral(s string) string {
-	quoted := "'" + strings.ReplaceAll(s, "'", "''") + "'"
-	if strings.Contains(s, `\`) {
-		return " E" + strings.ReplaceAll(quoted, `\`, `\\`)
-	}
-	return quoted
 }

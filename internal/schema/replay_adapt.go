@@ -10,6 +10,7 @@ import (
 	pgq "github.com/pganalyze/pg_query_go/v6"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -331,7 +332,7 @@ func (r *replay) extensionCommand(ctx context.Context) error {
 	if alter != nil {
 		sql := "ALTER EXTENSION " + name + " UPDATE"
 		if version {
-			sql += " TO " + quoteLiteral(e.Version)
+			sql += " TO " + postgres.QuoteLiteral(e.Version)
 		}
 		return r.run(ctx, order{sql: sql, node: st.node})
 	}
@@ -344,7 +345,7 @@ func (r *replay) extensionCommand(ctx context.Context) error {
 		sql += " SCHEMA " + e.Schema
 	}
 	if version {
-		sql += " VERSION " + quoteLiteral(e.Version)
+		sql += " VERSION " + postgres.QuoteLiteral(e.Version)
 	}
 	for _, o := range create.Options {
 		if o.GetDefElem().GetDefname() == "cascade" {

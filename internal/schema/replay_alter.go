@@ -31,7 +31,7 @@ func (r *replay) alterTable(ctx context.Context, st *ddlStatement) error {
 		return err
 	}
 	r.result.Keys = newKeys(alter)
-	fixed, defaults := r.withValues(alter, inventing)
+	fixed, defaults := r.withValues(inventing)
 	if !fixed {
 		err = r.orNotValid(ctx, st)
 	} else {
@@ -209,7 +209,7 @@ var relativeWords = regexp.MustCompile(`(?i)(?:^|[^a-z])(?:now|today|tomorrow|ye
 // withValues puts the primary's value in place of each default that it evaluated
 // once, and returns the statements that set the defaults afterwards. Columns of a
 // rewritten table have no such value; their rows come by seeding.
-func (r *replay) withValues(alter *pgq.AlterTableStmt, inventing []*pgq.AlterTableCmd) (changed bool, defaults []string) {
+func (r *replay) withValues(inventing []*pgq.AlterTableCmd) (changed bool, defaults []string) {
 	for _, cmd := range inventing {
 		if cmd.Subtype != pgq.AlterTableType_AT_AddColumn {
 			continue

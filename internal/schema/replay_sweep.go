@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -162,7 +163,7 @@ func (r *replay) databaseChange(ctx context.Context, c ddlChange) ([]string, err
 	case c.Name == "comment" && c.Value == nil:
 		return []string{"COMMENT ON DATABASE " + name + " IS NULL"}, nil
 	case c.Name == "comment":
-		return []string{"COMMENT ON DATABASE " + name + " IS " + quoteLiteral(*c.Value)}, nil
+		return []string{"COMMENT ON DATABASE " + name + " IS " + postgres.QuoteLiteral(*c.Value)}, nil
 	case c.Name == "connection limit" && c.Value != nil:
 		return []string{"ALTER DATABASE " + name + " CONNECTION LIMIT " + *c.Value}, nil
 	case c.Name == "owner" && c.Value != nil:
@@ -333,7 +334,7 @@ func (c ddlChange) eventTrigger() ([]string, error) {
 	if len(t.Tags) > 0 {
 		var tags []string
 		for _, tag := range t.Tags {
-			tags = append(tags, quoteLiteral(tag))
+			tags = append(tags, postgres.QuoteLiteral(tag))
 		}
 		create += " WHEN TAG IN (" + strings.Join(tags, ", ") + ")"
 	}
@@ -342,7 +343,7 @@ func (c ddlChange) eventTrigger() ([]string, error) {
 		statements = append(statements, "ALTER EVENT TRIGGER "+name+" "+word)
 	}
 	if t.Comment != nil {
-		statements = append(statements, "COMMENT ON EVENT TRIGGER "+name+" IS "+quoteLiteral(*t.Comment))
+		statements = append(statements, "COMMENT ON EVENT TRIGGER "+name+" IS "+postgres.QuoteLiteral(*t.Comment))
 	}
 	return append(statements, "ALTER EVENT TRIGGER "+name+" OWNER TO "+pgx.Identifier{t.Owner}.Sanitize()), nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -228,7 +229,7 @@ func optionList(options []string, sep string) string {
 	var out []string
 	for _, o := range options {
 		name, value, _ := strings.Cut(o, "=")
-		out = append(out, pgx.Identifier{name}.Sanitize()+sep+quoteLiteral(value))
+		out = append(out, pgx.Identifier{name}.Sanitize()+sep+postgres.QuoteLiteral(value))
 	}
 	return strings.Join(out, ", ")
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/postgres"
 )
 
 // When is the phase in which a secondary runs the entry. In the final phase all is made
@@ -111,7 +113,7 @@ func notValidated(ctx context.Context, db DB) (found []openCheck, err error) {
 func (c openCheck) entry() Entry {
 	sql := "ALTER " + c.of + " ADD CONSTRAINT " + c.name + " " + c.def + ";"
 	if c.comment != nil {
-		sql += " COMMENT ON CONSTRAINT " + c.name + " ON " + c.ofComment + " IS " + quoteLiteral(*c.comment) + ";"
+		sql += " COMMENT ON CONSTRAINT " + c.name + " ON " + c.ofComment + " IS " + postgres.QuoteLiteral(*c.comment) + ";"
 	}
 	return Entry{Kind: "CHECK CONSTRAINT", Schema: c.schema, Name: c.constraint, Phase: PhaseFinal, SQL: sql}
 }

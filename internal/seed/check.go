@@ -114,35 +114,3 @@ func held(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
 	}
 	return out, nil
 }
-
-// roomPercent is the room that a copy takes on the secondary, against what it
-// takes on the primary: WAL and the sorts of index builds come to the tables.
-const roomPercent = 125
-
-// CheckSpace tells, on the secondary, whether need bytes of tables and indexes fit
-// its disk. free asks what is left there; it fails where that can't be known, as
-// when PostgreSQL runs on another machine.
-func CheckSpace(need int64, free func() (int64, error)) problem.Findings {
-	want := need / 100 * roomPercent
-	have, err := free()
-	if err != nil {
-		return problem.Findings{problem.Noted("disk-unknown", "the secondary's disk",
-			"its free space could not be asked for; the copy needs about "+size(want)).Because(err)}
-	}
-	if have >= want {
-		return nil
-	}
-	return problem.Findings{problem.New("disk-too-small", "the secondary's disk",
-		fmt.Sprintf("%s are free, and the copy needs about %s with its indexes and WAL", size(have), size(want)),
-		"make room for "+size(want-have)+" more in the data directory's file system")}
-}
-
-// size writes bytes for people.
-func size(n int64) string {
-	units := []string{"bytes", "KiB", "MiB", "GiB", "TiB"}
-	v, i := float64(n), 0
-	for ; v >= 1024 && i < len(units)-1; i++ {
-		v /= 1024
-	}
-	return fmt.Sprintf("%.4g %s", v, units[i])
-}

@@ -44,7 +44,7 @@ func (r RowsRequest) sql() (string, error) {
 		}
 		b.WriteString([]string{"(", ", ("}[min(i, 1)])
 		for j, v := range key {
-			b.WriteString([]string{"", ", "}[min(j, 1)] + "'" + strings.ReplaceAll(v, "'", "''") + "'")
+			b.WriteString([]string{"", ", "}[min(j, 1)] + postgres.QuoteLiteral(v))
 		}
 		b.WriteString(")")
 	}

@@ -180,33 +180,6 @@ func TestCheck(t *testing.T) {
 			t.Errorf("want %q in\n%s", want, all)
 		}
 	}
-	if size, err := Size(t.Context(), p.from.Connect(t, p.src)); err != nil || size < 300<<10 || size > 800<<10 {
-		t.Errorf("size %d %v", size, err)
-	}
-}
-
-func TestCheckSpace(t *testing.T) {
-	t.Parallel()
-	const gib = 1 << 30
-	for name, c := range map[string]struct {
-		free int64
-		err  error
-		code string
-	}{
-		"enough":    {free: 200 * gib},
-		"too small": {free: 100 * gib, code: "disk-too-small"},
-		"unknown":   {err: errors.New("it is on another machine"), code: "disk-unknown"},
-	} {
-		got := CheckSpace(100*gib, func() (int64, error) { return c.free, c.err })
-		switch {
-		case c.code == "" && len(got) == 0:
-		case c.code == "" || len(got) != 1 || got[0].Code != c.code || got[0].Blocks() != (c.err == nil):
-			t.Errorf("%s: %v", name, got)
-		}
-	}
-	if got := CheckSpace(100*gib, func() (int64, error) { return 100 * gib, nil })[0]; !strings.Contains(got.Cause, "100 GiB are free") || !strings.Contains(got.Remedy, "25 GiB") {
-		t.Errorf("%v", got)
-	}
 }
 
 // keeper is a stream that keeps what was sent.

@@ -53,15 +53,3 @@ func Tables(ctx context.Context, db catalog.DB, publication string) ([]catalog.S
 	}
 	return tables, nil
 }
-
-// Size is the room that the tables take on disk, with their indexes.
-func Size(ctx context.Context, db catalog.DB) (int64, error) {
-	var size int64
-	err := db.QueryRow(ctx, `SELECT coalesce(sum(`+tableSize+` + coalesce((
-			SELECT sum(i.relpages::bigint * current_setting('block_size')::bigint)
-			FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = c.oid), 0)), 0)::bigint`+carried).Scan(&size)
-	if err != nil {
-		return 0, fmt.Errorf("add up the size of the tables: %w", err)
-	}
-	return size, nil
-}

@@ -13,7 +13,7 @@ func BenchmarkDigest(b *testing.B) {
 	db := c.CreateDatabase(b)
 	c.Exec(b, db, `CREATE TABLE t (id bigint PRIMARY KEY, branch int, balance numeric(12, 2), at timestamptz, filler text)`,
 		`INSERT INTO t SELECT i, i % 100, i * 1.25, '2024-01-01'::timestamptz + i * interval '1 second', md5(i::text) FROM generate_series(1, 1000000) i`, `VACUUM ANALYZE t`)
-	tables, err := Tables(b.Context(), c.Connect(b, db))
+	tables, err := tables(b.Context(), c.Connect(b, db), "")
 	must(b, err)
 	for _, m := range []struct {
 		name    string

@@ -12,14 +12,6 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// Tables lists the tables whose rows a link carries, ordered by name: ordinary
-// tables and partitions that are neither temporary nor unlogged, nor Hawser's own,
-// nor part of an extension that does not declare them to be the user's configuration.
-// It reads what conn's transaction sees.
-func Tables(ctx context.Context, conn *pgx.Conn) ([]Table, error) {
-	return tables(ctx, conn, "")
-}
-
 // db is a connection or a transaction.
 type db interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
@@ -59,7 +51,10 @@ func leftOut(ctx context.Context, conn db, publication string) ([]LeftOut, error
 	return out, nil
 }
 
-// tables lists those that a publication lists, if one is named.
+// tables lists the tables whose rows a link carries, ordered by name: ordinary tables
+// and partitions that are neither temporary nor unlogged, nor Hawser's own, nor part of
+// an extension that does not declare them to be the user's configuration; and of those
+// the ones that a publication lists, if it is named. It reads what conn's transaction sees.
 func tables(ctx context.Context, conn db, publication string) ([]Table, error) {
 	rows, err := conn.Query(ctx, `
 		SELECT n.nspname, c.relname,

@@ -48,12 +48,6 @@ func NewLocal(connect func(context.Context) (*pgx.Conn, error), snapshot string,
 	return &Local{connect: connect, snapshot: snapshot, o: o}
 }
 
-// Digest hashes tables in parallel, each under the snapshot: what a Local does
-// when it is asked to.
-func Digest(ctx context.Context, connect func(context.Context) (*pgx.Conn, error), snapshot string, tables []Table, o Options) ([]TableDigest, error) {
-	return NewLocal(connect, snapshot, o).Digest(ctx, DigestRequest{Tables: tables})
-}
-
 // settings fix what the text of a value depends on, and keep the scan going.
 var settings = map[string]string{
 	"DateStyle": "ISO, YMD", "IntervalStyle": "postgres", "TimeZone": "UTC", "bytea_output": "hex", "extra_float_digits": "3",

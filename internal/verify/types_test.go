@@ -31,9 +31,9 @@ func TestGoldenHash(t *testing.T) {
 	c := testpg.Shared(t)
 	db := c.CreateDatabase(t)
 	c.Exec(t, db, typesSQL(t))
-	found, err := Tables(t.Context(), c.Connect(t, db))
+	found, err := tables(t.Context(), c.Connect(t, db), "")
 	must(t, err)
-	digests, err := Digest(t.Context(), connector(c, db), "", found, Options{})
+	digests, err := NewLocal(connector(c, db), "", Options{}).Digest(t.Context(), DigestRequest{Tables: found})
 	must(t, err)
 	if len(digests) != 1 || digests[0].Problem != nil || digests[0].Rows != 200 || digests[0].Hash.String() != golden {
 		t.Errorf("digests %+v, want %s", digests, golden)
@@ -194,7 +194,7 @@ func TestWideMethod(t *testing.T) {
 	}
 	c.Exec(t, secondary, `UPDATE wide SET b = b || '\x00', d = d || 'z' WHERE id = 21`)
 	p, s := local(c, primary, ""), local(c, secondary, "")
-	list, err := Tables(t.Context(), c.Connect(t, primary))
+	list, err := tables(t.Context(), c.Connect(t, primary), "")
 	must(t, err)
 	for _, m := range []Method{{Wide: true}, {Wide: true, Portable: true}, {Portable: true}, {}} {
 		found, more, err := Differences(t.Context(), p, s, list[0], list[0], m, 100)

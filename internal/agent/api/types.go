@@ -19,11 +19,8 @@ const (
 // Tier is the service tier of a managed instance.
 type Tier string
 
-// The service tiers.
-const (
-	TierGeneralPurpose   Tier = "general-purpose"
-	TierBusinessCritical Tier = "business-critical"
-)
+// TierGeneralPurpose is an instance of one node.
+const TierGeneralPurpose Tier = "general-purpose"
 
 // Role is what one side of a link does.
 type Role string
@@ -37,11 +34,8 @@ const (
 // Mode says whether a commit on the primary waits for the secondary.
 type Mode string
 
-// The modes.
-const (
-	ModeAsync Mode = "async"
-	ModeSync  Mode = "sync"
-)
+// ModeAsync: it does not wait.
+const ModeAsync Mode = "async"
 
 // Direction is a way of data between an instance and its peer.
 type Direction string
@@ -76,7 +70,6 @@ type PostgresState string
 const (
 	PostgresRunning     PostgresState = "running"
 	PostgresStarting    PostgresState = "starting"
-	PostgresStopped     PostgresState = "stopped"
 	PostgresUnreachable PostgresState = "unreachable"
 )
 
@@ -84,7 +77,7 @@ const (
 type Instance struct {
 	Name          string    `json:"name" doc:"The instance's name"`
 	Kind          Kind      `json:"kind" enum:"server,managed" doc:"Who runs its PostgreSQL: somebody else (server) or the agent (managed)"`
-	Tier          Tier      `json:"tier,omitempty" enum:"general-purpose,business-critical" doc:"Service tier of a managed instance"`
+	Tier          Tier      `json:"tier,omitempty" enum:"general-purpose" doc:"Service tier of a managed instance"`
 	Version       string    `json:"version" doc:"Version of the agent"`
 	Endpoint      string    `json:"endpoint" doc:"Address on which the agent listens for its peers"`
 	Fingerprint   string    `json:"fingerprint" doc:"SHA-256 of the instance's certificate"`
@@ -97,7 +90,7 @@ type Instance struct {
 type Postgres struct {
 	Version  string           `json:"version,omitempty" doc:"As PostgreSQL tells it, for instance 17.2" example:"17.2"`
 	Address  string           `json:"address" doc:"Where the agent reaches it; never holds a secret"`
-	State    PostgresState    `json:"state" enum:"running,starting,stopped,unreachable"`
+	State    PostgresState    `json:"state" enum:"running,starting,unreachable"`
 	Cause    *problem.Problem `json:"cause,omitempty" doc:"Why it is not running"`
 	Since    *time.Time       `json:"since,omitempty" doc:"When it came into this state"`
 	Restarts int              `json:"restarts" doc:"How often the agent restarted it after a crash"`
@@ -206,7 +199,7 @@ type Link struct {
 	Cause        *problem.Problem `json:"cause,omitempty" doc:"Why it is in this state"`
 	Since        time.Time        `json:"since" doc:"When it came into this state"`
 	CreatedAt    time.Time        `json:"created_at"`
-	Mode         Mode             `json:"mode" enum:"async,sync"`
+	Mode         Mode             `json:"mode" enum:"async"`
 	LagBytes     *uint64          `json:"lag_bytes" doc:"WAL between commit on the primary and visible on the secondary; null when not known"`
 	LagSeconds   *float64         `json:"lag_seconds" doc:"The same in time; null when not known"`
 	Position     Position         `json:"position"`
