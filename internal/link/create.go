@@ -693,7 +693,7 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 	if err != nil {
 		return err
 	}
-	if err := capture.Uninstall(ctx, conn, l.rec.ID, left == 0); err != nil || left > 0 {
+	if err := capture.Uninstall(ctx, conn, l.rec.ID, left == 0); err != nil {
 		return err
 	}
 	if side, _ := l.now(); side.Role == role.Secondary { // before anybody else can write
@@ -701,13 +701,30 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 			return err
 		}
 	}
-	if err := fence.Resume(ctx, conn); err != nil {
+	if err := l.unfence(ctx, conn); err != nil || left > 0 {
 		return err
 	}
 	if err := fence.Remove(ctx, conn); err != nil {
 		return err
 	}
 	return catalog.DropSchema(ctx, conn)
+}
+
+// unfence opens a database that stays, unless another of its links closes it.
+func (l *link) unfence(ctx context.Context, conn *pgx.Conn) error {
+	release, err := l.m.gate(ctx, l.rec.Database)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if other := l.m.closes(l); other != nil {
+		l.log.Warn("the database stays read-only, since another link closes it", "other", other.rec.Name)
+		return nil
+	}
+	if err := fence.Resume(ctx, conn); err != nil {
+		return err
+	}
+	return fence.Open(ctx, conn)
 }
 
 func dropOrigins(ctx context.Context, conn *pgx.Conn, l *link) error {
