@@ -51,6 +51,15 @@ type FailoverResult struct {
 	// failover it is not known.
 	Closed float64 `json:"closed_seconds"`
 	Total  float64 `json:"total_seconds"`
+	// LastApplied is, of a forced failover, the last transaction that the new primary has.
+	LastApplied *LastApplied `json:"last_applied,omitempty"`
+}
+
+// LastApplied is a transaction of the old primary.
+type LastApplied struct {
+	Transaction uint32     `json:"transaction,omitempty"` // its id; 0: none was applied in that term
+	Position    frame.LSN  `json:"position"`              // of its commit, or where this side began to follow
+	Time        *time.Time `json:"time,omitempty"`        // of its commit, by the old primary's clock
 }
 
 const (
