@@ -426,9 +426,10 @@ const (
 	agentDies     = "its agent dies"
 	serverCrashes = "its PostgreSQL crashes"
 	serverDidIt   = "its PostgreSQL crashes having answered"
+	serverFull    = "its PostgreSQL ends the session and takes no more for a while"
 )
 
-var killFaults = []string{agentDies, serverCrashes, serverDidIt}
+var killFaults = []string{agentDies, serverCrashes, serverDidIt, serverFull}
 
 // play runs a command with a fault in it, and looks at what becomes of the link. It
 // tells whether the fault came before the command had ended.
@@ -439,7 +440,7 @@ func (d *duel) play(k kill) (within bool) {
 		d.again("create", d.create)
 	}
 	d.rest()
-	d.moreEntries()
+	d.moreEntries(d.p)
 	if c.before != nil {
 		c.before()
 	}
@@ -448,23 +449,24 @@ func (d *duel) play(k kill) (within bool) {
 		victim = d.p
 	}
 	tap := d.taps[victim]
-	held := tap.arm(k.at, k.fault == serverDidIt, but(c.deaf...))
-	done := make(chan error, 1)
-	go func() { done <- c.run() }()
+	var held <-chan struct{}
+	if k.fault == serverFull {
+		held = tap.fill(k.at, true, but(c.deaf...))
+	} else {
+		held = tap.arm(k.at, k.fault == serverDidIt, but(c.deaf...))
+	}
 	var err error
-	ended := false
+	ended := make(chan struct{})
+	go func() { defer close(ended); err = c.run() }()
 	select {
 	case <-held:
 		within = true
-	case err = <-done:
-		ended = true
+	case <-ended:
 	case <-time.After(20 * time.Second): // it waits for more than one question can tell
 		within = true
 	}
-	asked := d.strike(victim, k.fault)
-	if !ended {
-		err = <-done
-	}
+	asked := d.strike(victim, k.fault, ended)
+	<-ended
 	if within {
 		d.t.Logf("%s: %v", k, err)
 	} else {
@@ -487,8 +489,15 @@ func (d *duel) play(k kill) (within bool) {
 }
 
 // strike carries the fault out, and returns how many questions were asked before.
-func (d *duel) strike(victim *instance, fault string) (asked int) {
+func (d *duel) strike(victim *instance, fault string, ended <-chan struct{}) (asked int) {
 	d.t.Helper()
+	if fault == serverFull {
+		select {
+		case <-d.taps[victim].enough:
+		case <-ended:
+		}
+		return d.taps[victim].release()
+	}
 	if fault == agentDies {
 		victim.stop()
 		asked = d.taps[victim].release()
@@ -501,11 +510,11 @@ func (d *duel) strike(victim *instance, fault string) (asked int) {
 	return asked
 }
 
-// moreEntries waits until the primary's client has written some more.
-func (d *duel) moreEntries() {
+// moreEntries waits until an instance's client has written some more.
+func (d *duel) moreEntries(i *instance) {
 	d.t.Helper()
-	from := d.ledger.written(d.p.name)
-	testpg.Eventually(d.t, 30*time.Second, "the primary takes writes", func() (bool, error) { return d.ledger.written(d.p.name) > from+10, nil })
+	from := d.ledger.written(i.name)
+	testpg.Eventually(d.t, 30*time.Second, i.name+" takes writes", func() (bool, error) { return d.ledger.written(i.name) > from+10, nil })
 }
 
 // TestKillsInEveryCommand kills agents and PostgreSQL while a command is under way, at a
