@@ -521,23 +521,29 @@ func (d *duel) moreEntries(i *instance) {
 // question that its agent asks, with clients that write on both sides whenever they
 // may. Run again, the command succeeds; one side leads, the other follows, no
 // acknowledged transaction is lost, none is there twice, and both sides hold the same.
-// It plays a few kills that a seed chooses; make kills plays all of them.
+// It plays a few kills that a seed chooses; make kills plays all of them, or more.
 func TestKillsInEveryCommand(t *testing.T) {
 	t.Parallel()
 	d := newDuel(t)
 	d.again("create", d.create)
-	chosen := killsChosen
+	chosen, only := killsChosen, ""
 	if which := os.Getenv("HAWSER_TEST_KILLS"); which != "" {
-		var err error
-		if chosen, err = strconv.Atoi(which); err != nil {
+		name, count, some := strings.Cut(which, ":")
+		if !some {
 			d.all(which)
 			return
 		}
+		var err error
+		if chosen, err = strconv.Atoi(count); err != nil {
+			t.Fatalf("HAWSER_TEST_KILLS: %v", err)
+		}
+		only = name
 	}
 	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 0))
+	among := d.commandsNamed(only)
 	for range chosen {
-		c := d.commands()[random.IntN(len(d.commands()))]
+		c := among[random.IntN(len(among))]
 		d.play(kill{c.name, random.IntN(2) == 0, killFaults[random.IntN(len(killFaults))], 1 + random.IntN(c.asks)})
 		if t.Failed() {
 			return
@@ -545,15 +551,17 @@ func TestKillsInEveryCommand(t *testing.T) {
 	}
 }
 
+// commandsNamed are those whose names begin so; "all" are all of them.
+func (d *duel) commandsNamed(only string) []command {
+	return slices.DeleteFunc(d.commands(), func(c command) bool { return only != "all" && !strings.HasPrefix(c.name, only) })
+}
+
 // killsChosen take about a minute.
 const killsChosen = 12
 
-// all plays each kill of the commands whose names begin so; "all" is all of them.
+// all plays each kill of the commands whose names begin so.
 func (d *duel) all(only string) {
-	for _, c := range d.commands() {
-		if only != "all" && !strings.HasPrefix(c.name, only) {
-			continue
-		}
+	for _, c := range d.commandsNamed(only) {
 		for _, primary := range []bool{true, false} {
 			for _, fault := range killFaults {
 				for at := 1; d.play(kill{c.name, primary, fault, at}); at++ {
