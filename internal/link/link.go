@@ -557,9 +557,11 @@ var agentSettings = map[string]string{
 	"row_security":                        "off",
 }
 
-// noPath is set in a session, not as it begins: what a script of an extension's takes for
-// the database's own search_path is that from which sessions begin.
-const noPath = "SET search_path = ''"
+// settled is set in a session, not as it begins: what a script of an extension's takes for
+// the database's own search_path is that from which sessions begin, and not every version
+// has all of the time limits. A large table's copy takes longer than any of them.
+const settled = `SET search_path = '';
+	SELECT set_config(n, '0', false) FROM unnest(ARRAY['idle_session_timeout', 'transaction_timeout']) n WHERE current_setting(n, true) IS NOT NULL`
 
 func (m *Manager) connect(ctx context.Context, database, purpose string, extra map[string]string) (*pgx.Conn, error) {
 	return m.open(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: extra})
@@ -574,9 +576,9 @@ func (m *Manager) open(ctx context.Context, session postgres.Session) (*pgx.Conn
 	if err != nil {
 		return nil, keptOut(err)
 	}
-	if _, err := conn.Exec(ctx, noPath); err != nil {
+	if _, err := conn.PgConn().Exec(ctx, settled).ReadAll(); err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, fmt.Errorf("%s: %w", noPath, err)
+		return nil, fmt.Errorf("settle the session: %w", err)
 	}
 	return conn, nil
 }
