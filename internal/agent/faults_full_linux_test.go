@@ -101,7 +101,7 @@ func (d *duel) fullEvery() int {
 	if os.Getenv("HAWSER_TEST_KILLS") != "" {
 		return 1
 	}
-	return 9
+	return 23
 }
 
 // writesAgain looks whether a failover that failed left the old primary writable, and
