@@ -47,27 +47,29 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	case <-ctx.Done():
 		return FailoverResult{}, ctx.Err()
 	}
-	conn, err := l.connect(ctx, "force")
-	if err != nil {
-		return FailoverResult{}, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
-		return FailoverResult{}, err
-	}
-	if err := l.fitToForce(ctx, conn); err != nil {
-		return FailoverResult{}, err
-	}
-	last, err := followed(ctx, conn, apply.Origin(l.rec.ID, side.Term))
-	if err != nil {
-		return FailoverResult{}, err
-	}
-	asked, err := l.getReady(ctx, conn, last.End)
+	var last catalog.Applied
+	var asked role.ForceAsked
+	err = l.inSwap(ctx, func(conn *pgx.Conn) (err error) { // which is kept, to open with
+		if err = catalog.MigrateDatabase(ctx, conn); err != nil {
+			return err
+		}
+		if err = l.fitToForce(ctx, conn); err != nil {
+			return err
+		}
+		if last, err = followed(ctx, conn, apply.Origin(l.rec.ID, side.Term)); err != nil {
+			return err
+		}
+		asked, err = l.getReady(ctx, conn, last.End)
+		return err
+	})
 	if err != nil {
 		return FailoverResult{}, err
 	}
 	if side, err = l.ask(ctx, asked); err != nil {
 		return FailoverResult{}, err
+	}
+	if !side.Forced {
+		return FailoverResult{}, problem.New("failover-not-now", "link "+l.rec.Name, "the roles changed meanwhile: this side is "+string(side.Role), "hawser link show "+l.rec.Name)
 	}
 	if err := l.awaitOpen(ctx); err != nil {
 		return FailoverResult{}, err
