@@ -13,7 +13,7 @@ func TestSessionsHaveNoTimeLimits(t *testing.T) {
 	c := testpg.Shared(t)
 	db := c.CreateDatabase(t)
 	conn := c.Connect(t, db)
-	for _, name := range testpg.Rows(t, conn, `SELECT name FROM pg_settings WHERE name ~ '_timeout$' AND context = 'user' AND unit = 'ms' AND name NOT IN ('deadlock_timeout', 'tcp_user_timeout')`) {
+	for _, name := range testpg.Rows(t, conn, `SELECT name FROM pg_settings WHERE name ~ '_timeout$' AND context = 'user' AND unit = 'ms' AND name NOT IN ('deadlock_timeout', 'tcp_user_timeout', 'wal_sender_timeout')`) {
 		c.Exec(t, "postgres", `ALTER DATABASE `+db+` SET `+name+` = '7s'`)
 	}
 	m := &Manager{cfg: Config{Server: c.Server()}}
