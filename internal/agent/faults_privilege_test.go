@@ -15,16 +15,15 @@ import (
 func TestOpensWhenItMay(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	a, b := pair(t)
-	b.Exec(t, "postgres", `CREATE ROLE agent SUPERUSER LOGIN`)
-	for _, i := range []*instance{a, b} {
-		i.stop()
-	}
+	a, b := newInstance(t, "alpha"), newInstance(t, "beta")
+	a.stop()
+	b.stop()
+	b.Exec(t, "postgres", `CREATE ROLE agent SUPERUSER LOGIN`, `DROP SCHEMA hawser CASCADE`) // which the agent makes anew, as its own
 	tap := newTap(t, a)
 	b.connect = fmt.Sprintf("host=127.0.0.1 port=%d user=agent dbname=postgres sslmode=disable", b.Port())
 	a.run(t)
 	b.run(t)
-	a.awaitPeer(t)
+	introduce(t, a, b)
 	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`)
 	b.awaitState(t, "shop", api.StateSynchronized)
 	tap.when(14, ofFailover, func() { // the other side is prepared

@@ -118,7 +118,7 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		return Dropped, problem.Noted("dropping", "link "+s.Name, "it is being dropped")
 	case l.progress == catalog.Creating:
 		return Seeding, problem.Noted("creating", "link "+s.Name, "it is being created")
-	case l.obstructed != nil && l.side.Role == role.Primary && l.side.Phase != role.Diverged:
+	case l.obstructed != nil && l.side.Phase != role.Diverged:
 		return l.unsettled(), l.obstructed
 	case l.side.Phase == role.Expelled:
 		return FailingOver, problem.Noted("expelled", "link "+s.Name, "instance "+s.Peer+" took over by force; the database is being closed here")
@@ -186,9 +186,10 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	return Synchronized, problem.Noted("synchronized", "link "+s.Name, "the secondary follows the primary")
 }
 
-// unsettled is the state of a primary whose fence is not yet as its role wants it.
+// unsettled is the state of a side whose database, or record, is not yet as its role wants
+// it. The caller holds mu.
 func (l *link) unsettled() State {
-	if l.side.Phase == role.Steady && l.running == nil { // its PostgreSQL is away
+	if l.side.Phase == role.Steady && l.running == nil { // most likely its PostgreSQL is away
 		return Disconnected
 	}
 	return FailingOver
