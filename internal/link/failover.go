@@ -116,19 +116,30 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 		return FailoverResult{}, err
 	}
 	// Whoever asked may go away; the failover and its time limit go on to the end.
-	var result FailoverResult
-	ended := make(chan error, 1)
+	ended := make(chan failoverEnd, 1)
 	l.done.Go(func() {
-		var err error
-		result, err = l.see(run, time.Until(run.started.Add(o.Timeout)))
+		result, err := l.see(run, time.Until(run.started.Add(o.Timeout)), ended)
 		l.update(func() { l.running = nil })
-		ended <- err
+		tellOnce(ended, failoverEnd{result, err})
 	})
 	select {
-	case err := <-ended:
-		return result, err
+	case end := <-ended:
+		return end.result, end.err
 	case <-ctx.Done():
 		return FailoverResult{}, ctx.Err()
+	}
+}
+
+// failoverEnd is what whoever asked for a failover is told.
+type failoverEnd struct {
+	result FailoverResult
+	err    error
+}
+
+func tellOnce(to chan<- failoverEnd, end failoverEnd) {
+	select {
+	case to <- end:
+	default: // that it is not over yet was told
 	}
 }
 
@@ -187,11 +198,11 @@ func (l *link) askFailover(ctx context.Context) (role.State, error) {
 // backWithin is how long, after the time limit, the taking back of a failover is waited for.
 const backWithin = 10 * time.Second
 
-// see waits for the end of a failover.
-func (l *link) see(run *failoverRun, timeout time.Duration) (FailoverResult, error) {
+// see waits for the end of a failover. Where that does not come, it tells so, and goes on.
+func (l *link) see(run *failoverRun, timeout time.Duration, late chan<- failoverEnd) (FailoverResult, error) {
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
-	for over := false; ; {
+	for over := false; ; over = true {
 		select {
 		case err := <-run.done:
 			if err != nil {
@@ -200,10 +211,10 @@ func (l *link) see(run *failoverRun, timeout time.Duration) (FailoverResult, err
 			return l.succeeded(l.ctx, run)
 		case <-timer.C:
 			if over {
-				return FailoverResult{}, l.notBack()
+				tellOnce(late, failoverEnd{err: l.notBack()})
+				continue
 			}
 			l.tell(role.TimedOut{Cause: l.obstacle()})
-			over = true
 			timer.Reset(backWithin)
 		case <-l.ctx.Done():
 			return FailoverResult{}, errHalted
@@ -213,8 +224,8 @@ func (l *link) see(run *failoverRun, timeout time.Duration) (FailoverResult, err
 
 // notBack is told of a failover that did not end in time, and is not taken back yet.
 func (l *link) notBack() error {
-	p := problem.New("failover-timeout", "link "+l.rec.Name, "the failover did not end within its time limit; it is being taken back, and no side takes writes until it is",
-		"hawser link show "+l.rec.Name+" tells when the old primary writes again")
+	p := problem.New("failover-timeout", "link "+l.rec.Name, "the failover did not end within its time limit, and is not taken back yet: this side takes no writes until it is, or until the other one says that it took over",
+		"hawser link show "+l.rec.Name+" tells how it ends")
 	if met, ok := problem.As(l.obstacle()); ok {
 		p.Cause, p.Remedy = p.Cause+". What it meets: "+met.Cause, met.Remedy
 	}
