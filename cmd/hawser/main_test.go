@@ -561,8 +561,9 @@ func TestForcedFailoverTellsWhatIsLost(t *testing.T) {
 		"transaction 813 of mi-west, at 0/1E2C258; what it committed later is not here":                                       {Transaction: 813, Position: 0x1E2C258},
 		"no transaction of mi-west since position 0/1E2C258":                                                                  {Position: 0x1E2C258},
 	} {
-		l := catchingUp()
-		l.Failover.Forced, l.Failover.LastApplied = true, &last
+		l, forced := catchingUp(), failover()
+		forced.Forced, forced.LastApplied = true, &last
+		l.Failover = &forced
 		if _, out, _ := (call{args: "link show orders", fake: &fake{links: []api.Link{l}}}).run(t); !strings.Contains(out, want) {
 			t.Errorf("it does not say %q: %s", want, out)
 		}
