@@ -25,7 +25,8 @@ again to fail back. When the secondary has not caught up within --timeout, the
 primary opens again and nothing has changed.
 
 With --force the secondary opens without the primary: what it had not received
-is not in it. It asks first; without a terminal it needs --yes.
+is not in it. The result names the last transaction that it has, and when that was
+committed. It asks first; without a terminal it needs --yes.
 
 Ctrl-C leaves the command, not the failover: that goes on to its end.`,
 		Example:           "  hawser link failover orders\n  hawser link failover orders --force --yes",
@@ -116,9 +117,27 @@ func failoverPage(p page, r api.FailoverResult) {
 	if r.WriteOutageSeconds > 0 {
 		rows = append(rows, [2]string{"write outage", span(r.WriteOutageSeconds)})
 	}
-	p.fields(append(rows, [2]string{"in all", span(r.TotalSeconds)})...)
+	rows = append(rows, [2]string{"in all", span(r.TotalSeconds)})
+	if r.LastApplied != nil {
+		rows = append(rows, [2]string{"last applied", lastApplied(*r.LastApplied, clean(r.OldPrimary))})
+	}
+	p.fields(rows...)
 	p.findings(r.Findings)
 }
+
+// lastApplied says how much may be lost.
+func lastApplied(last api.LastApplied, old string) string {
+	switch {
+	case last.Transaction == 0:
+		return fmt.Sprintf("no transaction of %s since position %s", old, last.Position)
+	case last.Time == nil:
+		return fmt.Sprintf("transaction %d of %s, at %s; what it committed later is not here", last.Transaction, old, last.Position)
+	}
+	return fmt.Sprintf("transaction %d of %s, committed %s at %s; what it committed later is not here", last.Transaction, old, last.Time.UTC().Format(commitTime), last.Position)
+}
+
+// commitTime shows what part of a second was lost.
+const commitTime = "2006-01-02 15:04:05.000 UTC"
 
 // confirm asks a question that -y answers. Without a terminal there is nobody to ask.
 func (a *app) confirm(yes bool, question string) error {

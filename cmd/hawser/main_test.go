@@ -552,6 +552,24 @@ func TestForcedFailoverIsConfirmed(t *testing.T) {
 	}
 }
 
+// TestForcedFailoverTellsWhatIsLost: which transaction was the last that is not.
+func TestForcedFailoverTellsWhatIsLost(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 27, 1, 2, 3, 456e6, time.UTC)
+	for want, last := range map[string]api.LastApplied{
+		"transaction 813 of mi-west, committed 2026-11-27 01:02:03.456 UTC at 0/1E2C258; what it committed later is not here": {Transaction: 813, Position: 0x1E2C258, Time: &at},
+		"transaction 813 of mi-west, at 0/1E2C258; what it committed later is not here":                                       {Transaction: 813, Position: 0x1E2C258},
+		"no transaction of mi-west since position 0/1E2C258":                                                                  {Position: 0x1E2C258},
+	} {
+		l, forced := catchingUp(), failover()
+		forced.Forced, forced.LastApplied = true, &last
+		l.Failover = &forced
+		if _, out, _ := (call{args: "link show orders", fake: &fake{links: []api.Link{l}}}).run(t); !strings.Contains(out, want) {
+			t.Errorf("it does not say %q: %s", want, out)
+		}
+	}
+}
+
 // slowFailover ends its failover after it was looked at.
 type slowFailover struct {
 	*fake

@@ -36,9 +36,14 @@ func link(t *testing.T, a, b *instance, sql ...string) {
 // try runs sql in a session of its own and returns the error.
 func try(t *testing.T, i *instance, sql string) error {
 	t.Helper()
+	return tryIn(i, "shop", sql)
+}
+
+// tryIn does so in a database.
+func tryIn(i *instance, database, sql string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, i.DSN("shop"))
+	conn, err := pgx.Connect(ctx, i.DSN(database))
 	if err != nil {
 		return err
 	}

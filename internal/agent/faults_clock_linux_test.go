@@ -69,13 +69,20 @@ func (c clock) set(t *testing.T, off time.Duration) {
 }
 
 // TestClockJumps sets the clock of either PostgreSQL hours forward and back while the
-// link follows, and before failovers both ways. Lag, states and time limits are right.
+// link follows, and in the middle of failovers both ways. Lag, states and time limits are
+// right.
 func TestClockJumps(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	onA, clockA := onOwnClock(t)
 	onB, clockB := onOwnClock(t)
 	a, b := newInstanceOn(t, "alpha", onA), newInstanceOn(t, "beta", onB)
+	taps := map[clock]*tap{}
+	for c, i := range map[clock]*instance{clockA: a, clockB: b} {
+		i.stop()
+		taps[c] = newTap(t, i)
+		i.run(t)
+	}
 	introduce(t, a, b)
 	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, at timestamptz DEFAULT clock_timestamp())`)
 	b.awaitState(t, "shop", api.StateSynchronized)
@@ -94,8 +101,17 @@ func TestClockJumps(t *testing.T) {
 		}
 	}
 	for _, c := range []clock{clockA, clockB} {
-		for _, off := range []time.Duration{6 * time.Hour, -6 * time.Hour, 0} {
-			c.set(t, off)
+		for i, off := range []time.Duration{6 * time.Hour, -6 * time.Hour, 0} {
+			set := func() { c.set(t, off) }
+			if i == 0 {
+				set()
+				follows()
+			}
+			taps[c].when(4+2*i, ofFailover, set)
+			if _, err := p.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 40 * time.Second}); err != nil {
+				t.Fatalf("clock to %s: %v", off, err)
+			}
+			p, s = s, p
 			var skew float64
 			for _, line := range testpg.Rows(t, map[clock]*instance{clockA: a, clockB: b}[c].Connect(t, "postgres"), `SELECT extract(epoch FROM clock_timestamp())`) {
 				if _, err := fmt.Sscan(line, &skew); err != nil {
@@ -105,11 +121,6 @@ func TestClockJumps(t *testing.T) {
 			if d := time.Until(time.Unix(int64(skew), 0)) - off; d.Abs() > time.Hour {
 				t.Fatalf("the clock could not be set: it is off by %s", d)
 			}
-			follows()
-			if _, err := p.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 40 * time.Second}); err != nil {
-				t.Fatalf("clock at %s: %v", off, err)
-			}
-			p, s = s, p
 			follows()
 		}
 	}

@@ -426,9 +426,10 @@ const (
 	agentDies     = "its agent dies"
 	serverCrashes = "its PostgreSQL crashes"
 	serverDidIt   = "its PostgreSQL crashes having answered"
+	serverFull    = "its PostgreSQL ends the session and takes no more for a while"
 )
 
-var killFaults = []string{agentDies, serverCrashes, serverDidIt}
+var killFaults = []string{agentDies, serverCrashes, serverDidIt, serverFull}
 
 // play runs a command with a fault in it, and looks at what becomes of the link. It
 // tells whether the fault came before the command had ended.
@@ -439,7 +440,7 @@ func (d *duel) play(k kill) (within bool) {
 		d.again("create", d.create)
 	}
 	d.rest()
-	d.moreEntries()
+	d.moreEntries(d.p)
 	if c.before != nil {
 		c.before()
 	}
@@ -448,23 +449,24 @@ func (d *duel) play(k kill) (within bool) {
 		victim = d.p
 	}
 	tap := d.taps[victim]
-	held := tap.arm(k.at, k.fault == serverDidIt, but(c.deaf...))
-	done := make(chan error, 1)
-	go func() { done <- c.run() }()
+	var held <-chan struct{}
+	if k.fault == serverFull {
+		held = tap.fill(k.at, true, but(c.deaf...))
+	} else {
+		held = tap.arm(k.at, k.fault == serverDidIt, but(c.deaf...))
+	}
 	var err error
-	ended := false
+	ended := make(chan struct{})
+	go func() { defer close(ended); err = c.run() }()
 	select {
 	case <-held:
 		within = true
-	case err = <-done:
-		ended = true
+	case <-ended:
 	case <-time.After(20 * time.Second): // it waits for more than one question can tell
 		within = true
 	}
-	asked := d.strike(victim, k.fault)
-	if !ended {
-		err = <-done
-	}
+	asked := d.strike(victim, k.fault, ended)
+	<-ended
 	if within {
 		d.t.Logf("%s: %v", k, err)
 	} else {
@@ -487,8 +489,15 @@ func (d *duel) play(k kill) (within bool) {
 }
 
 // strike carries the fault out, and returns how many questions were asked before.
-func (d *duel) strike(victim *instance, fault string) (asked int) {
+func (d *duel) strike(victim *instance, fault string, ended <-chan struct{}) (asked int) {
 	d.t.Helper()
+	if fault == serverFull {
+		select {
+		case <-d.taps[victim].enough:
+		case <-ended:
+		}
+		return d.taps[victim].release()
+	}
 	if fault == agentDies {
 		victim.stop()
 		asked = d.taps[victim].release()
@@ -501,34 +510,40 @@ func (d *duel) strike(victim *instance, fault string) (asked int) {
 	return asked
 }
 
-// moreEntries waits until the primary's client has written some more.
-func (d *duel) moreEntries() {
+// moreEntries waits until an instance's client has written some more.
+func (d *duel) moreEntries(i *instance) {
 	d.t.Helper()
-	from := d.ledger.written(d.p.name)
-	testpg.Eventually(d.t, 30*time.Second, "the primary takes writes", func() (bool, error) { return d.ledger.written(d.p.name) > from+10, nil })
+	from := d.ledger.written(i.name)
+	testpg.Eventually(d.t, 30*time.Second, i.name+" takes writes", func() (bool, error) { return d.ledger.written(i.name) > from+10, nil })
 }
 
 // TestKillsInEveryCommand kills agents and PostgreSQL while a command is under way, at a
 // question that its agent asks, with clients that write on both sides whenever they
 // may. Run again, the command succeeds; one side leads, the other follows, no
 // acknowledged transaction is lost, none is there twice, and both sides hold the same.
-// It plays a few kills that a seed chooses; make kills plays all of them.
+// It plays a few kills that a seed chooses; make kills plays all of them, or more.
 func TestKillsInEveryCommand(t *testing.T) {
 	t.Parallel()
 	d := newDuel(t)
 	d.again("create", d.create)
-	chosen := killsChosen
+	chosen, only := killsChosen, ""
 	if which := os.Getenv("HAWSER_TEST_KILLS"); which != "" {
-		var err error
-		if chosen, err = strconv.Atoi(which); err != nil {
+		name, count, some := strings.Cut(which, ":")
+		if !some {
 			d.all(which)
 			return
 		}
+		var err error
+		if chosen, err = strconv.Atoi(count); err != nil {
+			t.Fatalf("HAWSER_TEST_KILLS: %v", err)
+		}
+		only = name
 	}
 	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 0))
+	among := d.commandsNamed(only)
 	for range chosen {
-		c := d.commands()[random.IntN(len(d.commands()))]
+		c := among[random.IntN(len(among))]
 		d.play(kill{c.name, random.IntN(2) == 0, killFaults[random.IntN(len(killFaults))], 1 + random.IntN(c.asks)})
 		if t.Failed() {
 			return
@@ -536,15 +551,17 @@ func TestKillsInEveryCommand(t *testing.T) {
 	}
 }
 
+// commandsNamed are those whose names begin so; "all" are all of them.
+func (d *duel) commandsNamed(only string) []command {
+	return slices.DeleteFunc(d.commands(), func(c command) bool { return only != "all" && !strings.HasPrefix(c.name, only) })
+}
+
 // killsChosen take about a minute.
 const killsChosen = 12
 
-// all plays each kill of the commands whose names begin so; "all" is all of them.
+// all plays each kill of the commands whose names begin so.
 func (d *duel) all(only string) {
-	for _, c := range d.commands() {
-		if only != "all" && !strings.HasPrefix(c.name, only) {
-			continue
-		}
+	for _, c := range d.commandsNamed(only) {
 		for _, primary := range []bool{true, false} {
 			for _, fault := range killFaults {
 				for at := 1; d.play(kill{c.name, primary, fault, at}); at++ {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -159,6 +160,54 @@ func TestSlotGoesUnderTheLink(t *testing.T) {
 	again("slot-invalidated")
 }
 
+// backends are the processes of an instance's PostgreSQL that serve the agent's sessions of
+// a name like that.
+func backends(i *instance, like string) (pids []int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, i.DSN("postgres"))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx)
+	rows, err := conn.Query(ctx, `SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'hawser:' || $1::text`, like)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int])
+}
+
+// kill9 kills one of those processes, as the system does when memory runs out: PostgreSQL
+// ends all its sessions then, and recovers.
+func kill9(i *instance, like string) error {
+	pids, err := backends(i, like)
+	if err != nil || len(pids) == 0 {
+		return err
+	}
+	return syscall.Kill(pids[0], syscall.SIGKILL)
+}
+
+// starve lets those processes have no more memory.
+func starve(i *instance, like string) error {
+	pids, err := backends(i, like)
+	if err != nil {
+		return err
+	}
+	owner, err := os.Stat(i.DataDir())
+	if err != nil {
+		return err
+	}
+	who := owner.Sys().(*syscall.Stat_t)
+	for _, pid := range pids { // as the server's own user
+		limit := exec.Command("prlimit", "--pid", strconv.Itoa(pid), "--as=8388608")
+		limit.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: who.Uid, Gid: who.Gid}}
+		if out, err := limit.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	return nil
+}
+
 // TestBackendKilled: PostgreSQL ends all sessions and recovers when the system kills one
 // of them, as it does when memory runs out.
 func TestBackendKilled(t *testing.T) {
@@ -170,17 +219,9 @@ func TestBackendKilled(t *testing.T) {
 		name string
 	}{{b, "%:seed%"}, {b, "%:apply"}, {a, "%:capture"}, {a, "%:heartbeat"}, {b, "%catalog"}} {
 		more(t, n)
-		conn, err := pgx.Connect(t.Context(), victim.of.DSN("postgres"))
-		if err != nil {
-			t.Fatal(err)
+		if err := kill9(victim.of, victim.name); err != nil {
+			t.Skipf("a process of the server can't be killed: %v", err)
 		}
-		for _, pid := range testpg.Rows(t, conn, `SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'hawser:' || $1::text LIMIT 1`, victim.name) {
-			p, _ := strconv.Atoi(pid)
-			if err := syscall.Kill(p, syscall.SIGKILL); err != nil {
-				t.Skipf("a process of the server can't be killed: %v", err)
-			}
-		}
-		_ = conn.Close(t.Context())
 		b.awaitState(t, "shop", api.StateSynchronized)
 	}
 	more(t, n)
@@ -194,19 +235,17 @@ func TestBackendOutOfMemory(t *testing.T) {
 	a, b := pair(t)
 	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text)`)
 	b.awaitState(t, "shop", api.StateSynchronized)
-	pid := testpg.Rows(t, b.Connect(t, "postgres"), `SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'hawser:%:apply'`)[0]
-	limit := exec.Command("prlimit", "--pid", pid, "--as=8388608")
-	if was, err := os.Stat(b.DataDir()); err == nil { // as the server's own user
-		owner := was.Sys().(*syscall.Stat_t)
-		limit.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}}
+	before, err := backends(b, "%:apply")
+	if err == nil {
+		err = starve(b, "%:apply")
 	}
-	if out, err := limit.CombinedOutput(); err != nil {
-		t.Skipf("no limit can be set for the server's processes: %v: %s", err, out)
+	if err != nil {
+		t.Skipf("no limit can be set for the server's processes: %v", err)
 	}
 	a.Exec(t, "shop", `INSERT INTO t SELECT 1, repeat('x', 40000000)`, `INSERT INTO t VALUES (2, 'small')`)
 	equal(t, a, b, "shop")
 	b.awaitState(t, "shop", api.StateSynchronized)
-	if now := testpg.Rows(t, b.Connect(t, "postgres"), `SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'hawser:%:apply'`); now[0] == pid {
-		t.Error("the backend had all the memory that it wanted")
+	if now, err := backends(b, "%:apply"); err != nil || slices.Equal(now, before) {
+		t.Errorf("the backend had all the memory that it wanted: %v", err)
 	}
 }

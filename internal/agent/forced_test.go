@@ -4,15 +4,18 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/frame"
 )
 
 // TestForcedFailoverAndRejoin cuts a primary off, opens the secondary by force,
@@ -44,6 +47,13 @@ func TestForcedFailoverAndRejoin(t *testing.T) {
 	t.Logf("forced failover: %+v", result)
 	if !result.Forced || result.Term != 2 {
 		t.Errorf("result %+v", result)
+	}
+	last := result.LastApplied
+	if last == nil || last.Transaction == 0 || last.Time == nil || last.Position == 0 || time.Since(*last.Time).Abs() > time.Hour {
+		t.Errorf("it tells of the last transaction that it has %+v", last)
+	}
+	if l, err := b.Link(ctx, "shop"); err != nil || l.Failover == nil || !reflect.DeepEqual(l.Failover.LastApplied, last) {
+		t.Errorf("the link tells of the failover %+v, %v", l.Failover, err)
 	}
 	b.Exec(t, "shop",
 		`INSERT INTO customer (id, name) OVERRIDING SYSTEM VALUE VALUES (900002, 'of b')`,
@@ -82,6 +92,14 @@ func TestForcedFailoverAndRejoin(t *testing.T) {
 
 	ops := map[string]int{}
 	for _, line := range report(t, a, "shop-term1.jsonl") {
+		lsn, err := frame.ParseLSN(line["lsn"].(string))
+		at, err2 := time.Parse(time.RFC3339Nano, line["time"].(string))
+		if err := errors.Join(err, err2); err != nil {
+			t.Fatal(err)
+		}
+		if last != nil && last.Time != nil && (lsn <= last.Position || at.Before(*last.Time)) {
+			t.Errorf("a lost transaction of %s at %s is none behind the last that was applied, %+v", at, lsn, last)
+		}
 		ops[line["table"].(string)+" "+line["operation"].(string)]++
 	}
 	if got, want := fmt.Sprint(ops), "map[My Order update:11 audit insert:1 customer insert:2 customer update:2 event_1 delete:31 event_2 delete:20]"; got != want {

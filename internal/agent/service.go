@@ -220,6 +220,9 @@ func failoverOf(r link.FailoverResult) api.FailoverResult {
 		WriteOutageSeconds: r.Closed, TotalSeconds: r.Total,
 		StartedAt: r.At.Add(-time.Duration(r.Total * float64(time.Second))), FinishedAt: &r.At,
 	}
+	if last := r.LastApplied; last != nil {
+		out.LastApplied = &api.LastApplied{Transaction: last.Transaction, Position: last.Position, Time: last.Time}
+	}
 	for _, p := range r.Phases {
 		out.Phases = append(out.Phases, api.FailoverPhase{Name: p.Name, Seconds: p.Seconds})
 	}

@@ -472,6 +472,31 @@ func TestSiblingOfAForcedFailover(t *testing.T) {
 	proven(t, b, "shop")
 }
 
+// TestDropOfADivergedSibling: alpha is forced out by one of its links. When a person drops
+// that, nothing closes the database any more, and the other link leads it.
+func TestDropOfADivergedSibling(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b, c := family(t)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := try(t, a, `INSERT INTO audit (what) VALUES ('x')`); err == nil {
+		t.Error("alpha took a write while it was diverged")
+	}
+	a.stop()
+	a.run(t) // the other link finds the database closed
+	a.awaitState(t, "shop", api.StateDiverged)
+	if _, err := a.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads again')`)
+	equal(t, a, c, "shop")
+	a.awaitState(t, "other", api.StateSynchronized)
+	proven(t, a, "other")
+}
+
 // TestSiblingAwayThereAndBack: gamma is away while alpha hands over to beta, and beta
 // back to alpha, which still keeps what gamma needs to get to the first handoff. Gamma
 // stops at the second one, since nobody has what follows it, and a person has it compared.

@@ -8,10 +8,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // tap lies between an agent and its PostgreSQL. It counts what the agent asks, and
-// holds everything up at a chosen question, so that a fault can strike just there.
+// holds everything up at a chosen question, or does something else, so that a fault can
+// strike just there; or has the server take no more connections from there on.
 type tap struct {
 	to string
 
@@ -22,6 +25,13 @@ type tap struct {
 	late     bool                      // hold when the server has done it, not before it hears of it
 	held     chan struct{}             // closed when it is held
 	released chan struct{}             // closed when what is held is to be given up
+
+	doAt    int           // the question before which do is called; 0: none
+	do      func()        //
+	ends    bool          // the session of that question ends
+	full    bool          // the server takes no more connections
+	refused int           // connections since it is
+	enough  chan struct{} // closed when some were refused
 }
 
 // newTap has the next run of an agent reach its PostgreSQL through a tap.
@@ -58,12 +68,52 @@ func (p *tap) arm(at int, late bool, hears func(purpose string) bool) (held <-ch
 	return p.held
 }
 
-// release gives up what is held, and holds nothing from then on. It returns how many
-// questions there were.
+// when begins to count, and calls do when the question of that number is asked.
+func (p *tap) when(at int, hears func(purpose string) bool, do func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count, p.at, p.hears, p.doAt, p.do, p.ends = 0, 0, hears, at, do, false
+}
+
+// fill begins to count, and has all other clients take every connection that is left
+// when the question of that number is asked; with ends the server hears no more of its
+// session either.
+func (p *tap) fill(at int, ends bool, hears func(purpose string) bool) (full <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count, p.at, p.hears, p.doAt, p.ends, p.refused = 0, 0, hears, at, ends, 0
+	p.held, p.enough = make(chan struct{}), make(chan struct{})
+	p.do = func() { p.full = true; close(p.held) }
+	return p.held
+}
+
+// enoughRefused is how often an agent tries in vain before the server has room again.
+const enoughRefused = 4
+
+// turnsAway tells whether the server is full, to a connection that is being made.
+func (p *tap) turnsAway() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.full {
+		return false
+	}
+	if p.refused++; p.refused == enoughRefused {
+		close(p.enough)
+	}
+	return true
+}
+
+// tooMany is what a server says that is full.
+var tooMany, _ = (&pgproto3.ErrorResponse{
+	Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "53300", Message: "sorry, too many clients already", Routine: "InitProcess",
+}).Encode(nil)
+
+// release gives up what is held, and holds nothing from then on; a server that was full
+// has room. It returns how many questions there were.
 func (p *tap) release() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.at = 0
+	p.at, p.doAt, p.full = 0, 0, false
 	if p.released != nil {
 		close(p.released)
 		p.released = nil
@@ -79,6 +129,7 @@ const (
 	struck        // held: the server never hears of it
 	answered      // held: the server answers, and the agent never hears of that
 	standing      // asked while another one is held
+	ended         // its session is ended
 )
 
 // ask counts a question.
@@ -91,6 +142,12 @@ func (p *tap) ask(purpose string) (fate, <-chan struct{}) {
 	}
 	if counts {
 		p.count++
+	}
+	if counts && p.doAt > 0 && p.count == p.doAt {
+		p.do()
+		if p.ends {
+			return ended, nil
+		}
 	}
 	switch {
 	case p.at == 0 || p.count < p.at:
@@ -146,8 +203,15 @@ func (p *tap) serve(client net.Conn) {
 	defer func() { _ = server.Close(); <-replied }()
 	buf := make([]byte, 64<<10)
 	n, err := client.Read(buf)
+	if p.turnsAway() {
+		_, _ = client.Write(tooMany)
+		return
+	}
 	for name := purpose(buf[:n]); err == nil; n, err = client.Read(buf) {
 		fate, released := p.ask(name)
+		if fate == ended {
+			return
+		}
 		holding.Store(fate == answered)
 		if fate == passes || fate == answered {
 			if _, err := server.Write(buf[:n]); err != nil {

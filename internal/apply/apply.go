@@ -161,6 +161,7 @@ type batch struct {
 	end     frame.LSN // of the last source transaction in it
 	commit  frame.LSN // of that one's commit record
 	xid     uint32
+	at      time.Time // when it was committed on the primary
 	ddl     bool
 }
 

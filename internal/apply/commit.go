@@ -76,7 +76,7 @@ func (a *Applier) commitBatch(ctx context.Context, more bool) error {
 	a.batch = batch{}
 	a.backlog.closed(b)
 	if b.end <= a.position {
-		b.end, b.commit, b.xid = a.position, a.last.Commit, a.last.XID // sent again after a reconnect, and skipped
+		b.end, b.commit, b.xid, b.at = a.position, a.last.Commit, a.last.XID, a.last.At // sent again after a reconnect, and skipped
 	}
 	switch {
 	case b.open && more && a.backlog.behind() && !a.seeds.active:
@@ -112,7 +112,7 @@ func (a *Applier) commitTarget(b batch) error {
 		return err
 	}
 	err := a.out.send(a.out.own(catalog.SQLSetPosition), [][]byte{
-		[]byte(a.cfg.Origin), []byte(b.end.String()), []byte(b.commit.String()), []byte(strconv.FormatUint(uint64(b.xid), 10))}, expectation{affected: 1})
+		[]byte(a.cfg.Origin), []byte(b.end.String()), []byte(b.commit.String()), []byte(strconv.FormatUint(uint64(b.xid), 10)), instant(b.at)}, expectation{affected: 1})
 	if err != nil {
 		return err
 	}
@@ -120,10 +120,18 @@ func (a *Applier) commitTarget(b batch) error {
 		return err
 	}
 	return a.askWhere(func(insert, flushed frame.LSN) {
-		a.last.End, a.last.Commit, a.last.XID = b.end, b.commit, b.xid
+		a.last.End, a.last.Commit, a.last.XID, a.last.At = b.end, b.commit, b.xid, b.at
 		a.pending = append(a.pending, commitMark{b.end, insert})
 		a.flushed(flushed)
 	})
+}
+
+// instant is a time as PostgreSQL reads it, or NULL where it is not known.
+func instant(at time.Time) []byte {
+	if at.IsZero() {
+		return nil
+	}
+	return at.UTC().AppendFormat(nil, time.RFC3339Nano)
 }
 
 // askWhere waits for all answers; the last is the replica's own WAL position. What is

@@ -89,7 +89,8 @@ func (a *Applier) commit(ctx context.Context, end frame.LSN, at time.Time, more 
 			return err
 		}
 	}
-	a.batch.end, a.batch.commit, a.batch.xid = end, a.txn.commit, a.txn.xid
+	a.batch.end, a.batch.at = end, at
+	a.batch.commit, a.batch.xid = a.txn.commit, a.txn.xid
 	a.batch.ddl = a.batch.ddl || a.txn.ddl
 	a.busy, a.backlog.last = time.Now(), at
 	a.out.rows = a.backlog.rows()

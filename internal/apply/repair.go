@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
@@ -160,7 +161,7 @@ func (a *Applier) Repair(ctx context.Context, snapshot frame.Snapshot, until fra
 			}
 			// Transactions that were withheld whole opened none here, and so left the stored
 			// position in front of them; the rows have their effect from now on.
-			if _, err := tx.Exec(ctx, catalog.SQLSetPosition, a.cfg.Origin, a.position.String(), a.last.Commit.String(), int64(a.last.XID)); err != nil {
+			if _, err := tx.Exec(ctx, catalog.SQLSetPosition, a.cfg.Origin, a.position.String(), a.last.Commit.String(), int64(a.last.XID), pgtype.Timestamptz{Time: a.last.At, Valid: !a.last.At.IsZero()}); err != nil {
 				return err
 			}
 			return catalog.ForgetRepairs(ctx, tx, a.cfg.ID)

@@ -505,11 +505,12 @@ func TestPositions(t *testing.T) {
 		return p.End
 	}
 	want(t, "one that is known stays", at(), frame.LSN(1<<63+5))
-	_ = get[pgconn.CommandTag](t)(conn.Exec(ctx, SQLSetPosition, origin, frame.LSN(1<<64-1).String(), "7/8", 9))
+	committed := time.Date(2026, 11, 27, 1, 2, 3, 4000, time.UTC)
+	_ = get[pgconn.CommandTag](t)(conn.Exec(ctx, SQLSetPosition, origin, frame.LSN(1<<64-1).String(), "7/8", 9, committed))
 	want(t, "moved", at(), frame.LSN(1<<64-1))
 	last, _, err := Position(ctx, conn, origin)
 	do(t, err)
-	want(t, "what was applied last", last, Applied{End: 1<<64 - 1, Commit: 7<<32 + 8, XID: 9, Reached: 1<<64 - 1, Known: true})
+	want(t, "what was applied last", last, Applied{End: 1<<64 - 1, Commit: 7<<32 + 8, XID: 9, At: committed, Reached: 1<<64 - 1, Known: true})
 	do(t, MovePosition(ctx, conn, origin, 5))
 	last, _, err = Position(ctx, conn, origin)
 	do(t, err)

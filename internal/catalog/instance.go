@@ -72,6 +72,8 @@ const (
 	Running Progress = "running"
 	// Dropping: the link is being removed; a crash here ends in its removal.
 	Dropping Progress = "dropping"
+	// Removing: the same, and the replica goes with it.
+	Removing Progress = "removing"
 )
 
 // Link is one side's record of a link.

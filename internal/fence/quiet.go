@@ -75,8 +75,5 @@ func Resume(ctx context.Context, conn *pgx.Conn) error {
 			END $$`)
 		return err
 	})
-	if err != nil {
-		return fmt.Errorf("let the triggers that fire for replication fire again: %w", err)
-	}
-	return nil
+	return explain("let the triggers that fire for replication fire again", err)
 }

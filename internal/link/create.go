@@ -428,7 +428,7 @@ func (m *Manager) makeSecondary(ctx context.Context, l *link, r createRequest) e
 	if err := json.Unmarshal(r.Settings, &settings); err != nil {
 		return fmt.Errorf("read the settings of the primary's database: %w", err)
 	}
-	created, err := schema.CreateDatabase(ctx, m.cfg.Server, settings)
+	created, err := schema.CreateDatabase(ctx, m.cfg.Server, settings, l.rec.ID)
 	if err != nil {
 		return err
 	}
@@ -530,7 +530,9 @@ func (m *Manager) finishSoon(l *link) {
 func (m *Manager) finishDrop(l *link) {
 	making := l.rec.Progress == catalog.Creating
 	steps := []func(context.Context) error{
-		func(ctx context.Context) error { return m.dismantle(ctx, l, making) },
+		func(ctx context.Context) error {
+			return m.dismantle(ctx, l, making || l.rec.Progress == catalog.Removing)
+		},
 		func(ctx context.Context) error {
 			if err := l.disown(ctx); making {
 				return err
@@ -596,22 +598,27 @@ func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) er
 	if !m.has(l) { // somebody else was quicker, and there may be another one of the name
 		return nil
 	}
-	err := m.store.Do(ctx, func(conn *pgx.Conn) error {
-		return catalog.SetProgress(ctx, conn, l.rec.Name, catalog.Dropping)
-	})
+	progress := catalog.Dropping
+	if removeReplica {
+		progress = catalog.Removing
+	}
+	err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetProgress(ctx, conn, l.rec.Name, progress) })
 	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
 		err = nil // the answer to its removal was lost
 	}
 	if err != nil {
 		return err
 	}
-	l.update(func() { l.progress = catalog.Dropping })
+	l.update(func() { l.progress = progress })
 	l.halt()
 	side, _ := l.now()
 	l.mu.Lock()
 	owns := l.ownsDB
 	l.mu.Unlock()
 	err = l.discardHeirs(ctx)
+	if err == nil && side.Role == role.Secondary {
+		err = schema.DropUnfinished(ctx, m.cfg.Server, l.rec.ID)
+	}
 	switch {
 	case err != nil:
 	case side.Role == role.Secondary && owns && removeReplica:
@@ -686,7 +693,7 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 	if err != nil {
 		return err
 	}
-	if err := capture.Uninstall(ctx, conn, l.rec.ID, left == 0); err != nil || left > 0 {
+	if err := capture.Uninstall(ctx, conn, l.rec.ID, left == 0); err != nil {
 		return err
 	}
 	if side, _ := l.now(); side.Role == role.Secondary { // before anybody else can write
@@ -694,13 +701,30 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 			return err
 		}
 	}
-	if err := fence.Resume(ctx, conn); err != nil {
+	if err := l.unfence(ctx, conn); err != nil || left > 0 {
 		return err
 	}
 	if err := fence.Remove(ctx, conn); err != nil {
 		return err
 	}
 	return catalog.DropSchema(ctx, conn)
+}
+
+// unfence opens a database that stays, unless another of its links closes it.
+func (l *link) unfence(ctx context.Context, conn *pgx.Conn) error {
+	release, err := l.m.gate(ctx, l.rec.Database)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if other := l.m.closes(l); other != nil {
+		l.log.Warn("the database stays read-only, since another link closes it", "other", other.rec.Name)
+		return nil
+	}
+	if err := fence.Resume(ctx, conn); err != nil {
+		return err
+	}
+	return fence.Open(ctx, conn)
 }
 
 func dropOrigins(ctx context.Context, conn *pgx.Conn, l *link) error {

@@ -51,6 +51,15 @@ type FailoverResult struct {
 	// failover it is not known.
 	Closed float64 `json:"closed_seconds"`
 	Total  float64 `json:"total_seconds"`
+	// LastApplied is, of a forced failover, the last transaction that the new primary has.
+	LastApplied *LastApplied `json:"last_applied,omitempty"`
+}
+
+// LastApplied is a transaction of the old primary.
+type LastApplied struct {
+	Transaction uint32     `json:"transaction,omitempty"` // its id; 0: none was applied in that term
+	Position    frame.LSN  `json:"position"`              // of its commit, or where this side began to follow
+	Time        *time.Time `json:"time,omitempty"`        // of its commit, by the old primary's clock
 }
 
 const (
@@ -100,25 +109,37 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 		return FailoverResult{}, err
 	}
 	l.update(func() { run.within = o.Timeout })
+	l.swapWithin(o.Timeout)
 	if err := l.enter(ctx, o.Timeout); err != nil {
 		l.update(func() { l.running = nil })
 		l.swaps.end()
 		return FailoverResult{}, err
 	}
 	// Whoever asked may go away; the failover and its time limit go on to the end.
-	var result FailoverResult
-	ended := make(chan error, 1)
+	ended := make(chan failoverEnd, 1)
 	l.done.Go(func() {
-		var err error
-		result, err = l.see(run, time.Until(run.started.Add(o.Timeout)))
+		result, err := l.see(run, time.Until(run.started.Add(o.Timeout)), ended)
 		l.update(func() { l.running = nil })
-		ended <- err
+		tellOnce(ended, failoverEnd{result, err})
 	})
 	select {
-	case err := <-ended:
-		return result, err
+	case end := <-ended:
+		return end.result, end.err
 	case <-ctx.Done():
 		return FailoverResult{}, ctx.Err()
+	}
+}
+
+// failoverEnd is what whoever asked for a failover is told.
+type failoverEnd struct {
+	result FailoverResult
+	err    error
+}
+
+func tellOnce(to chan<- failoverEnd, end failoverEnd) {
+	select {
+	case to <- end:
+	default: // that it is not over yet was told
 	}
 }
 
@@ -150,8 +171,8 @@ func (l *link) answering(ctx context.Context) error {
 	within, cancel := context.WithTimeout(ctx, answersWithin)
 	defer cancel()
 	err := l.inSwap(within, func(conn *pgx.Conn) error { return conn.Ping(within) })
-	if err == nil {
-		return nil
+	if p, ok := problem.As(err); err == nil || ok && p.Code == "too-many-connections" { // it is there, and says why not
+		return err
 	}
 	return problem.New("primary-unreachable", "link "+l.rec.Name, "PostgreSQL of instance "+l.m.cfg.Instance+", the primary, does not answer its agent, so nothing can be handed over",
 		"bring it back, or open the secondary without it, on instance "+l.rec.Peer+": hawser link failover "+l.rec.Name+" --force").Because(err)
@@ -174,11 +195,14 @@ func (l *link) askFailover(ctx context.Context) (role.State, error) {
 	return l.ask(ctx, role.FailoverAsked{})
 }
 
-// see waits for the end of a failover.
-func (l *link) see(run *failoverRun, timeout time.Duration) (FailoverResult, error) {
+// backWithin is how long, after the time limit, the taking back of a failover is waited for.
+const backWithin = 10 * time.Second
+
+// see waits for the end of a failover. Where that does not come, it tells so, and goes on.
+func (l *link) see(run *failoverRun, timeout time.Duration, late chan<- failoverEnd) (FailoverResult, error) {
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
-	for {
+	for over := false; ; over = true {
 		select {
 		case err := <-run.done:
 			if err != nil {
@@ -186,11 +210,26 @@ func (l *link) see(run *failoverRun, timeout time.Duration) (FailoverResult, err
 			}
 			return l.succeeded(l.ctx, run)
 		case <-timer.C:
-			l.tell(role.TimedOut{})
+			if over {
+				tellOnce(late, failoverEnd{err: l.notBack()})
+				continue
+			}
+			l.tell(role.TimedOut{Cause: l.obstacle()})
+			timer.Reset(backWithin)
 		case <-l.ctx.Done():
 			return FailoverResult{}, errHalted
 		}
 	}
+}
+
+// notBack is told of a failover that did not end in time, and is not taken back yet.
+func (l *link) notBack() error {
+	p := problem.New("failover-timeout", "link "+l.rec.Name, "the failover did not end within its time limit, and is not taken back yet: this side takes no writes until it is, or until the other one says that it took over",
+		"hawser link show "+l.rec.Name+" tells how it ends")
+	if met, ok := problem.As(l.obstacle()); ok {
+		p.Cause, p.Remedy = p.Cause+". What it meets: "+met.Cause, met.Remedy
+	}
+	return p
 }
 
 func (l *link) begin() (*failoverRun, error) {
@@ -283,8 +322,11 @@ func sum(phases []Phase, names ...string) float64 {
 	return s
 }
 
-// report ends the failover that somebody waits for.
+// report ends the failover, and tells whoever waits for it.
 func (l *link) report(cause error) {
+	if cause == nil {
+		l.swaps.end() // nothing is to be opened here
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.running != nil {
@@ -332,15 +374,14 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 		if err = l.installFence(ctx); err != nil {
 			return
 		}
-		err = l.sweep(ctx)
+		err = l.inSwap(ctx, func(conn *pgx.Conn) error { return l.sweep(ctx, conn) })
 	})
 	if err != nil {
-		l.swaps.end()
 		return err
 	}
 	l.timed("catch up", func() {
 		if err = l.awaitCatchUp(ctx); err == nil {
-			err = l.checkSequences(ctx)
+			err = l.inSwap(ctx, func(conn *pgx.Conn) error { return l.checkSequences(ctx, conn) })
 		}
 	})
 	return err
@@ -381,8 +422,10 @@ func (l *link) patience() time.Duration {
 	if l.running == nil {
 		return 0
 	}
-	return time.Until(l.running.started.Add(l.running.within)) * 3 / 4
+	return time.Until(l.running.started.Add(l.running.within)) * patiencePart / patienceOf
 }
+
+const patiencePart, patienceOf = 3, 4
 
 // installFence puts the triggers of the fence, open, on tables that lack them,
 // and refuses a failover that the fence could not complete.
@@ -401,23 +444,32 @@ func (l *link) installFence(ctx context.Context) error {
 	})
 }
 
-// swapFor is how long the session of a failover is kept for the next of its steps.
+// swapFor is how long the session of a failover is kept for the next of its steps, beyond
+// the time limit.
 const swapFor = time.Minute
 
 // inSwap does a step of a failover in a session that is kept for the next one: each that
-// is opened while no side takes writes makes that time longer. Whoever does the last step
-// on a side, or takes the failover back, ends it.
+// is opened while no side takes writes makes that time longer, and there may be none to
+// be had: clients that were sent away come back. Whoever does the last step on a side, or
+// takes the failover back, ends it.
 func (l *link) inSwap(ctx context.Context, step func(conn *pgx.Conn) error) error {
 	conn, err := l.session(ctx, &l.swaps, "failover")
 	if err != nil {
 		return err
 	}
-	if err := step(conn); err != nil {
-		farewell(conn)
-		return err
-	}
-	l.swaps.keep(conn, swapFor, func() bool { return l.ctx.Err() == nil })
-	return nil
+	err = step(conn)
+	l.mu.Lock()
+	within := max(0, time.Until(l.swapUntil)) + swapFor
+	l.mu.Unlock()
+	l.swaps.keep(conn, within, func() bool { return l.ctx.Err() == nil && conn.PgConn().TxStatus() == 'I' })
+	return err
+}
+
+// swapWithin tells how long the steps of a failover that begins may take on this side.
+func (l *link) swapWithin(limit time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.swapUntil = time.Now().Add(limit)
 }
 
 func (l *link) awaitCatchUp(ctx context.Context) error {
@@ -473,6 +525,7 @@ func (l *link) unprepareSwap(ctx context.Context) {
 // old primary will follow, and those of the database's other links. A slot has to
 // exist before the first write here.
 func (l *link) prepareToLead(ctx context.Context, r prepareRequest) (prepareReply, error) {
+	l.swapWithin(r.Patience * patienceOf / patiencePart)
 	if err := l.awaitFit(ctx, r.Patience); err != nil {
 		return prepareReply{}, err
 	}
@@ -599,7 +652,6 @@ const handoffPrefix = "hawser.handoff"
 // hand writes the handoff behind everything that was committed here. It may be
 // written twice, after a crash; the second one meets a side that has taken over.
 func (l *link) hand(ctx context.Context, term frame.Term) error {
-	defer l.swaps.end()
 	return l.retry(ctx, "hand over", func(ctx context.Context) error {
 		return l.inSwap(ctx, func(conn *pgx.Conn) error { return l.writeHandoff(ctx, conn, term) })
 	})

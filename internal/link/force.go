@@ -30,6 +30,11 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	}
 	defer l.update(func() { l.running = nil })
 	side, _ := l.now()
+	if side.Phase == role.Expelled || side.Phase == role.Diverged {
+		return FailoverResult{}, problem.New("diverged", "link "+l.rec.Name,
+			"instance "+l.rec.Peer+" took over by force, and this side has transactions that the other one never received: it is no copy that could be opened",
+			"hawser link rejoin "+l.rec.Name+", when instance "+l.rec.Peer+" can be reached; if that is gone for good: hawser link drop "+l.rec.Name+" --force, which opens this database as it is")
+	}
 	if side.Role != role.Secondary {
 		return FailoverResult{}, problem.New("not-secondary", "link "+l.rec.Name,
 			"this side is the primary; it is the secondary that can be opened without the other side", "run the command on instance "+l.rec.Peer)
@@ -42,23 +47,29 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	case <-ctx.Done():
 		return FailoverResult{}, ctx.Err()
 	}
-	conn, err := l.connect(ctx, "force")
-	if err != nil {
-		return FailoverResult{}, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
-		return FailoverResult{}, err
-	}
-	if err := l.fitToForce(ctx, conn); err != nil {
-		return FailoverResult{}, err
-	}
-	asked, err := l.getReady(ctx, conn, side)
+	var last catalog.Applied
+	var asked role.ForceAsked
+	err = l.inSwap(ctx, func(conn *pgx.Conn) (err error) { // which is kept, to open with
+		if err = catalog.MigrateDatabase(ctx, conn); err != nil {
+			return err
+		}
+		if err = l.fitToForce(ctx, conn); err != nil {
+			return err
+		}
+		if last, err = followed(ctx, conn, apply.Origin(l.rec.ID, side.Term)); err != nil {
+			return err
+		}
+		asked, err = l.getReady(ctx, conn, last.End)
+		return err
+	})
 	if err != nil {
 		return FailoverResult{}, err
 	}
 	if side, err = l.ask(ctx, asked); err != nil {
 		return FailoverResult{}, err
+	}
+	if !side.Forced {
+		return FailoverResult{}, problem.New("failover-not-now", "link "+l.rec.Name, "the roles changed meanwhile: this side is "+string(side.Role), "hawser link show "+l.rec.Name)
 	}
 	if err := l.awaitOpen(ctx); err != nil {
 		return FailoverResult{}, err
@@ -69,7 +80,7 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	}
 	r := FailoverResult{
 		Link: l.rec.Name, Forced: true, OldPrimary: l.rec.Peer, NewPrimary: l.m.cfg.Instance, Term: side.Term, At: time.Now(),
-		Phases: run.phases, Total: time.Since(run.started).Seconds(),
+		Phases: run.phases, Total: time.Since(run.started).Seconds(), LastApplied: lastOf(last),
 	}
 	return r, l.remember(ctx, r)
 }
@@ -94,10 +105,8 @@ func (l *link) fitToForce(ctx context.Context, conn *pgx.Conn) error {
 
 // getReady prepares the opening: the fence's triggers, the sequences, and the way
 // back for the old primary, if there is to be one.
-func (l *link) getReady(ctx context.Context, conn *pgx.Conn, side role.State) (asked role.ForceAsked, err error) {
-	if asked.Since, err = followed(ctx, conn, apply.Origin(l.rec.ID, side.Term)); err != nil {
-		return asked, err
-	}
+func (l *link) getReady(ctx context.Context, conn *pgx.Conn, since frame.LSN) (asked role.ForceAsked, err error) {
+	asked.Since = since
 	l.timed("prepare", func() {
 		if err = fence.Prepare(ctx, conn, nil); err == nil {
 			err = apply.AdvanceSequences(ctx, conn)
@@ -128,13 +137,24 @@ func (l *link) restored() bool {
 	return l.suspended != nil && l.suspended.Code == "primary-restored"
 }
 
-// followed is the position up to which this side has applied.
-func followed(ctx context.Context, conn *pgx.Conn, origin string) (frame.LSN, error) {
+// followed is how far this side has applied.
+func followed(ctx context.Context, conn *pgx.Conn, origin string) (catalog.Applied, error) {
 	p, known, err := catalog.Position(ctx, conn, origin)
 	if err == nil && !known {
 		err = fmt.Errorf("how far this side followed is not recorded for origin %s", origin)
 	}
-	return p.End, err
+	return p, err
+}
+
+func lastOf(p catalog.Applied) *LastApplied {
+	if p.Commit == 0 {
+		return &LastApplied{Position: p.End}
+	}
+	last := &LastApplied{Transaction: p.XID, Position: p.Commit}
+	if !p.At.IsZero() {
+		last.Time = &p.At
+	}
+	return last
 }
 
 func insertPosition(ctx context.Context, conn *pgx.Conn) (frame.LSN, error) {

@@ -78,7 +78,7 @@ func (l *link) guard() {
 			l.log.Debug("can't hand the database's links over yet", "error", err)
 		}
 		if !still && n%sweepEvery == 0 && side.Phase == role.Steady && !l.left() {
-			if err := l.sweep(l.ctx); err != nil {
+			if err := l.sweepNow(l.ctx); err != nil {
 				l.trouble("can't see what changed without an event", err)
 			} else {
 				looked = end
@@ -121,14 +121,18 @@ func (l *link) left() bool {
 	return l.suspended != nil && l.suspended.Code == "primary-moved"
 }
 
-// sweep puts into the stream what fired no event trigger: privileges of the database,
+// sweepNow puts into the stream what fired no event trigger: privileges of the database,
 // its settings, owners.
-func (l *link) sweep(ctx context.Context) error {
+func (l *link) sweepNow(ctx context.Context) error {
 	conn, err := l.connect(ctx, "sweep")
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	return l.sweep(ctx, conn)
+}
+
+func (l *link) sweep(ctx context.Context, conn *pgx.Conn) error {
 	n, err := capture.SweepDDL(ctx, conn)
 	if n > 0 {
 		l.log.Info("changes that fired no event trigger are in the stream", "changes", n)

@@ -1,9 +1,9 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -81,7 +81,9 @@ type link struct {
 	capture     *capture.Capture
 	streaming   bool
 	running     *failoverRun
-	last        json.RawMessage // result of the last failover
+	swapUntil   time.Time        // how long the steps of a failover may take on this side
+	obstructed  *problem.Problem // what keeps the fence from being opened or closed, or the role from being stored, just now
+	last        json.RawMessage  // result of the last failover
 	ownsDB      bool
 	notes       problem.Findings
 	passable    problem.Findings // what could pass the fence of this side
@@ -288,8 +290,10 @@ func (l *link) persist(what string, write func(context.Context, *pgx.Conn) error
 	for wait := newBackoff(); ; {
 		err := l.m.store.Do(l.ctx, func(conn *pgx.Conn) error { return write(l.ctx, conn) })
 		if err == nil {
+			l.obstruct(nil)
 			return true
 		}
+		l.obstruct(err)
 		l.trouble("can't store the link's state, trying again", err, "what", what)
 		if !wait.sleep(l.ctx) {
 			return false
@@ -352,13 +356,16 @@ func (l *link) answer(ctx context.Context, ok role.Event, err error) {
 	}
 }
 
-// closeFence makes the database read-only. A primary also ends what is under way.
+// closeFence makes the database read-only. A primary also ends what is under way. A
+// failover that can't is taken back; what is closed for another reason has to be.
 func (l *link) closeFence(ctx context.Context) error {
 	state, _ := l.now()
+	try := l.retry
 	if state.Phase != role.Fencing {
 		defer l.swaps.end() // no step follows
+		try = l.insist
 	}
-	return l.retry(ctx, "close the fence", func(ctx context.Context) error {
+	return try(ctx, "close the fence", func(ctx context.Context) error {
 		return l.inSwap(ctx, func(conn *pgx.Conn) (err error) {
 			l.timed("fence", func() {
 				var release func()
@@ -405,42 +412,61 @@ func (l *link) agentBackends(ctx context.Context, conn *pgx.Conn) []uint32 {
 
 func (l *link) openFence(ctx context.Context) error {
 	defer l.swaps.end()
-	return l.retry(ctx, "open the fence", func(ctx context.Context) error {
-		return l.inSwap(ctx, func(conn *pgx.Conn) error {
-			release, err := l.m.gate(ctx, l.rec.Database)
-			if err != nil {
-				return err
-			}
-			defer release()
-			if other := l.m.closes(l); other != nil {
-				l.log.Warn("the database stays read-only, since another link closes it", "other", other.rec.Name)
-				return nil
-			}
-			if err := fence.Resume(ctx, conn); err != nil {
-				return err
-			}
-			return fence.Open(ctx, conn)
-		})
+	return l.insist(ctx, "open the fence", func(ctx context.Context) error {
+		return l.inSwap(ctx, func(conn *pgx.Conn) error { return l.unfence(ctx, conn) })
 	})
 }
 
 // retry repeats an action that may fail for a passing reason, as a PostgreSQL
 // that restarts, until it succeeds, ctx ends, or the failure is not passing.
 func (l *link) retry(ctx context.Context, what string, do func(context.Context) error) error {
+	return l.repeat(ctx, what, do, func(err error) bool {
+		p, ok := problem.As(err)
+		return !ok || p.Retryable
+	})
+}
+
+// insist repeats an action that nobody else would carry out later, whatever it fails for.
+func (l *link) insist(ctx context.Context, what string, do func(context.Context) error) error {
+	return l.repeat(ctx, what, do, func(error) bool { return true })
+}
+
+func (l *link) repeat(ctx context.Context, what string, do func(context.Context) error, again func(error) bool) error {
+	defer l.obstruct(nil)
 	for wait := newBackoff(); ; {
 		err := do(ctx)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || !again(err) {
 			return err
 		}
-		var p *problem.Problem
-		if errors.As(err, &p) && !p.Retryable {
-			return err
-		}
+		l.obstruct(err)
 		l.trouble("trying again", err, "what", what)
 		if !wait.sleep(ctx) {
 			return err
 		}
 	}
+}
+
+// obstruct notes what keeps this side from where its role wants it; nil: nothing.
+func (l *link) obstruct(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.obstructed = nil
+		return
+	}
+	p := *withReason(problem.Of(err, "not-carried-out"))
+	p.Remedy = cmp.Or(p.Remedy, "none: it is tried again")
+	l.obstructed = &p
+}
+
+// obstacle is what obstruct noted.
+func (l *link) obstacle() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.obstructed == nil {
+		return nil
+	}
+	return l.obstructed
 }
 
 // meet takes the other side's state and returns ours.
@@ -531,9 +557,11 @@ var agentSettings = map[string]string{
 	"row_security":                        "off",
 }
 
-// noPath is set in a session, not as it begins: what a script of an extension's takes for
-// the database's own search_path is that from which sessions begin.
-const noPath = "SET search_path = ''"
+// settled is set in a session, not as it begins: what a script of an extension's takes for
+// the database's own search_path is that from which sessions begin, and not every version
+// has all of the time limits. A large table's copy takes longer than any of them.
+const settled = `SET search_path = '';
+	SELECT set_config(n, '0', false) FROM unnest(ARRAY['idle_session_timeout', 'transaction_timeout']) n WHERE current_setting(n, true) IS NOT NULL`
 
 func (m *Manager) connect(ctx context.Context, database, purpose string, extra map[string]string) (*pgx.Conn, error) {
 	return m.open(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: extra})
@@ -548,9 +576,9 @@ func (m *Manager) open(ctx context.Context, session postgres.Session) (*pgx.Conn
 	if err != nil {
 		return nil, keptOut(err)
 	}
-	if _, err := conn.Exec(ctx, noPath); err != nil {
+	if _, err := conn.PgConn().Exec(ctx, settled).ReadAll(); err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, fmt.Errorf("%s: %w", noPath, err)
+		return nil, fmt.Errorf("settle the session: %w", err)
 	}
 	return conn, nil
 }

@@ -24,12 +24,7 @@ type unfitSequence struct {
 // checkSequences refuses a failover after which a sequence would be missing, while
 // this side still writes. One that the secondary lacks only since its DDL is still on
 // its way is waited for.
-func (l *link) checkSequences(ctx context.Context) error {
-	conn, err := l.connect(ctx, "sequences")
-	if err != nil {
-		return err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
+func (l *link) checkSequences(ctx context.Context, conn *pgx.Conn) error {
 	first, err := l.askUnfit(ctx, conn)
 	if err != nil || len(first) == 0 {
 		return err
@@ -67,13 +62,12 @@ func (l *link) askUnfit(ctx context.Context, conn *pgx.Conn) (unfit []unfitSeque
 }
 
 // unfitSequences is the secondary's answer.
-func (l *link) unfitSequences(ctx context.Context, values []frame.SequenceValue) ([]unfitSequence, error) {
-	conn, err := l.connect(ctx, "sequences")
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	return unfitOf(ctx, conn, values)
+func (l *link) unfitSequences(ctx context.Context, values []frame.SequenceValue) (unfit []unfitSequence, err error) {
+	err = l.inSwap(ctx, func(conn *pgx.Conn) error {
+		unfit, err = unfitOf(ctx, conn, values)
+		return err
+	})
+	return unfit, err
 }
 
 func unfitOf(ctx context.Context, conn *pgx.Conn, values []frame.SequenceValue) ([]unfitSequence, error) {

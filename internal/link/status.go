@@ -113,10 +113,12 @@ func (l *link) status() Status {
 // state names what the link is doing and why. The caller holds mu.
 func (l *link) state(s Status) (State, *problem.Problem) {
 	switch {
-	case l.progress == catalog.Dropping:
+	case l.progress == catalog.Dropping || l.progress == catalog.Removing:
 		return Dropped, problem.Noted("dropping", "link "+s.Name, "it is being dropped")
 	case l.progress == catalog.Creating:
 		return Seeding, problem.Noted("creating", "link "+s.Name, "it is being created")
+	case l.obstructed != nil && l.side.Phase != role.Diverged:
+		return l.unsettled(), l.obstructed
 	case l.side.Phase == role.Expelled:
 		return FailingOver, problem.Noted("expelled", "link "+s.Name, "instance "+s.Peer+" took over by force; the database is being closed here")
 	case l.side.Phase == role.Diverged:
@@ -183,6 +185,15 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	return Synchronized, problem.Noted("synchronized", "link "+s.Name, "the secondary follows the primary")
 }
 
+// unsettled is the state of a side whose database, or record, is not yet as its role wants
+// it. The caller holds mu.
+func (l *link) unsettled() State {
+	if l.side.Phase == role.Steady && l.running == nil { // most likely its PostgreSQL is away
+		return Disconnected
+	}
+	return FailingOver
+}
+
 // openWithin is how long after a change of roles nobody has to look why nothing streams.
 const openWithin = 10 * time.Second
 
@@ -222,7 +233,7 @@ func (l *link) full(ctx context.Context) Status {
 		return s
 	}
 	var theirs Status
-	if s.State == Diverged || s.State == FailingOver || s.State == Dropped || s.State == Suspended ||
+	if l.obstacle() != nil || s.State == Diverged || s.State == FailingOver || s.State == Dropped || s.State == Suspended ||
 		s.Cause != nil && s.Cause.Code == "peer-not-granted" {
 		return s
 	}

@@ -222,7 +222,7 @@ func values(rel *pgoutput.Relation, row []pgoutput.Column, keyOnly bool) (named 
 func (l *link) account(ctx context.Context) error {
 	side, _ := l.now()
 	// What fired no event is told in the WAL by this. It is no reason to have no report.
-	if err := l.sweep(ctx); err != nil {
+	if err := l.sweepNow(ctx); err != nil {
 		l.log.Warn("can't see which owners and settings changed", "error", err)
 	}
 	path := l.reportPath(side.Term)

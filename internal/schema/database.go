@@ -113,10 +113,12 @@ func (d DatabaseSettings) same(other DatabaseSettings, version int) bool {
 	return p == nil && q == nil && strings.EqualFold(spell.Replace(a), spell.Replace(b))
 }
 
-// CreateDatabase makes an empty database like d on the target. One that is there,
-// is empty and compares text alike is taken as it is; created tells them apart,
-// and DropDatabase knows it too. A database with anything in it is a problem.
-func CreateDatabase(ctx context.Context, dst *postgres.Server, d DatabaseSettings) (created bool, err error) {
+// CreateDatabase makes an empty database like d on the target. One that is there, is
+// empty and compares text alike is taken as it is; created tells whether Hawser made it,
+// now or in an earlier try, and DropDatabase knows it too. A database with anything in it
+// is a problem. It is made under a name of the link's own, and gets its own when it has
+// its mark: a crash leaves none of that name of which nobody knows whose it is.
+func CreateDatabase(ctx context.Context, dst *postgres.Server, d DatabaseSettings, link string) (created bool, err error) {
 	conn, err := dst.Connect(ctx, writing(dst.Database()))
 	if err != nil {
 		return false, err
@@ -132,19 +134,42 @@ func CreateDatabase(ctx context.Context, dst *postgres.Server, d DatabaseSetting
 	}
 	there, err := readSettings(ctx, conn, d.Name)
 	if err == nil {
-		return false, adoptable(ctx, dst, there, d, version)
+		if err := adoptable(ctx, dst, there, d, version); err != nil {
+			return false, err
+		}
+		ours, _, err := ownership(ctx, conn, d.Name)
+		return ours, err
 	}
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return false, fmt.Errorf("look for database %q: %w", d.Name, err)
 	}
-	name := postgres.QuoteIdent(d.Name)
-	if _, err := conn.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE template0 "+options); err != nil {
-		return false, d.notCreated(ctx, conn, err)
-	}
-	if _, err := conn.Exec(ctx, "ALTER DATABASE "+name+" SET "+mark+" = 'true'"); err != nil {
-		return true, fmt.Errorf("mark database %q as made by Hawser: %w", d.Name, err)
+	unfinished := postgres.QuoteIdent(unfinishedName(link))
+	for _, sql := range []string{
+		"CREATE DATABASE " + unfinished + " TEMPLATE template0 " + options,
+		"ALTER DATABASE " + unfinished + " SET " + mark + " = 'true'",
+		"ALTER DATABASE " + unfinished + " RENAME TO " + postgres.QuoteIdent(d.Name),
+	} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return false, d.notCreated(ctx, conn, err)
+		}
 	}
 	return true, nil
+}
+
+// unfinishedName is that of a database while it is made for a link.
+func unfinishedName(link string) string { return "hawser_unfinished_" + link }
+
+// DropUnfinished removes what CreateDatabase left of a database that it did not finish.
+func DropUnfinished(ctx context.Context, dst *postgres.Server, link string) error {
+	conn, err := dst.Connect(ctx, writing(dst.Database()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, "DROP DATABASE IF EXISTS "+postgres.QuoteIdent(unfinishedName(link))+" WITH (FORCE)"); err != nil {
+		return fmt.Errorf("drop the unfinished database of link %s: %w", link, err)
+	}
+	return nil
 }
 
 // writing is a session in which databases are made, even where they are fenced.
@@ -252,6 +277,18 @@ func userObjects(ctx context.Context, db querier) ([]string, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
+// ownership tells whether Hawser made a database, and whether it is a template.
+func ownership(ctx context.Context, conn *pgx.Conn, name string) (ours, template bool, err error) {
+	err = conn.QueryRow(ctx, `
+		SELECT $2 = ANY (s.setconfig) IS TRUE, d.datistemplate
+		FROM pg_database d LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid AND s.setrole = 0
+		WHERE d.datname = $1`, name, mark+"=true").Scan(&ours, &template)
+	if err != nil {
+		err = fmt.Errorf("look for database %q: %w", name, err)
+	}
+	return ours, template, err
+}
+
 // DropDatabase removes a database that CreateDatabase made, with the sessions in
 // it. One that is not there is none to remove; one that Hawser did not make is
 // left alone, and a problem.
@@ -261,16 +298,12 @@ func DropDatabase(ctx context.Context, dst *postgres.Server, name string) error 
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	var ours, template bool
-	err = conn.QueryRow(ctx, `
-		SELECT $2 = ANY (s.setconfig) IS TRUE, d.datistemplate
-		FROM pg_database d LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid AND s.setrole = 0
-		WHERE d.datname = $1`, name, mark+"=true").Scan(&ours, &template)
+	ours, template, err := ownership(ctx, conn, name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look for database %q: %w", name, err)
+		return err
 	}
 	quoted := postgres.QuoteIdent(name)
 	if !ours {

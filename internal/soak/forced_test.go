@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/testpg"
@@ -44,10 +45,12 @@ func (d *drill) force(t *testing.T, s step) {
 	pause(s.forced.after)
 	d.w.heal(t)
 	d.strike(t, s.faults, func() { _ = d.rejoin(old) }) // it may be too early
+	began := time.Now()
 	testpg.Eventually(t, patience, old.name+" follows again", func() (bool, error) {
 		if now, err := d.w.agreed(); err == nil {
 			return now == next, nil
 		}
+		d.w.calm.Store(time.Since(began) > calmAfter)
 		return false, d.rejoin(old)
 	})
 	d.w.awaitSynchronized(t)

@@ -271,6 +271,14 @@ type FailoverResult struct {
 	Findings           problem.Findings `json:"findings,omitempty" doc:"What clients of the new primary will miss"`
 	StartedAt          time.Time        `json:"started_at"`
 	FinishedAt         *time.Time       `json:"finished_at,omitempty" doc:"Absent while it runs"`
+	LastApplied        *LastApplied     `json:"last_applied,omitempty" doc:"Of a forced failover: the last transaction of the old primary that the new one has. What the old one committed later is lost to it"`
+}
+
+// LastApplied is a transaction of the old primary.
+type LastApplied struct {
+	Transaction uint32     `json:"transaction,omitempty" doc:"Its id; absent when none was applied in that term"`
+	Position    frame.LSN  `json:"position" doc:"Of its commit; without a transaction, where the new primary had begun to follow"`
+	Time        *time.Time `json:"time,omitempty" doc:"Of its commit, by the old primary's clock"`
 }
 
 // FailoverPhase is one part of a failover.

@@ -148,8 +148,8 @@ type (
 	Failed struct{ Cause error }
 	// Fenced: nothing can be committed on this side any more.
 	Fenced struct{}
-	// TimedOut: the failover took longer than it was given.
-	TimedOut struct{}
+	// TimedOut: the failover took longer than it was given. Cause is what it met, if known.
+	TimedOut struct{ Cause error }
 	// HandoffApplied: this side, the secondary, applied everything up to the
 	// handoff of Term. Position is where its own WAL stands.
 	HandoffApplied struct {
@@ -282,8 +282,7 @@ func Step(s State, e Event) (State, []Action) {
 	case Failed:
 		return back(s, e.Cause)
 	case TimedOut:
-		return back(s, problem.New("failover-timeout", "", "the failover did not end within its time limit; the old primary writes again",
-			"look for the cause with hawser link show, then run it again or give it a larger --timeout"))
+		return back(s, timedOut(e.Cause))
 	case HandoffApplied:
 		return handoff(s, e)
 	case Opened:
@@ -326,6 +325,15 @@ func Step(s State, e Event) (State, []Action) {
 		return goOver(s, e.Primary, s.Phase == Waiting || s.Phase == Steady)
 	}
 	return s, nil
+}
+
+func timedOut(cause error) error {
+	p := problem.New("failover-timeout", "", "the failover did not end within its time limit; the old primary writes again",
+		"look for the cause with hawser link show, then run it again or give it a larger --timeout")
+	if met, ok := problem.As(cause); ok {
+		p.Cause, p.Remedy = p.Cause+". What it met: "+met.Cause, met.Remedy+"; then run it again"
+	}
+	return p
 }
 
 // goOver makes a secondary follow who took up its primary's place after its own term.
@@ -372,7 +380,10 @@ func asked(s State) (State, []Action) {
 // back takes a failover back as far as this side may decide alone.
 func back(s State, cause error) (State, []Action) {
 	switch s.Phase {
-	case Preparing, Fencing:
+	case Preparing:
+		next, _ := reopen(s, cause)
+		return next, []Action{Persist{}, Report{cause}, Open{}, Unprepare{}} // it is open
+	case Fencing:
 		return reopen(s, cause)
 	case Handing:
 		s.Phase = Aborting

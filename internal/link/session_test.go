@@ -1,0 +1,28 @@
+package link
+
+import (
+	"testing"
+
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// TestSessionsHaveNoTimeLimits: what a database allows its clients ends no copy.
+func TestSessionsHaveNoTimeLimits(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	db := c.CreateDatabase(t)
+	conn := c.Connect(t, db)
+	for _, name := range testpg.Rows(t, conn, `SELECT name FROM pg_settings WHERE name ~ '_timeout$' AND context = 'user' AND unit = 'ms' AND name NOT IN ('deadlock_timeout', 'tcp_user_timeout', 'wal_sender_timeout')`) {
+		c.Exec(t, "postgres", `ALTER DATABASE `+db+` SET `+name+` = '7s'`)
+	}
+	m := &Manager{cfg: Config{Server: c.Server()}}
+	ours, err := m.open(t.Context(), postgres.Session{Database: db, Purpose: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close(t.Context())
+	for _, left := range testpg.Rows(t, ours, `SELECT name FROM pg_settings WHERE setting = '7000'`) {
+		t.Errorf("%s ends the agent's session", left)
+	}
+}
