@@ -88,6 +88,8 @@ func TestReplayRoles(t *testing.T) {
 			`CREATE ROLE rb_group; CREATE FOREIGN DATA WRAPPER dummy; GRANT USAGE ON FOREIGN DATA WRAPPER dummy TO rb_group`,
 			`GRANT rb_group TO rb_app; SET ROLE rb_app; CREATE SERVER srv FOREIGN DATA WRAPPER dummy; CREATE USER MAPPING FOR PUBLIC SERVER srv; ALTER SERVER srv VERSION '2'; RESET ROLE`,
 			`SET ROLE rb_admin; CREATE PUBLICATION every FOR ALL TABLES; CREATE FOREIGN DATA WRAPPER admins; RESET ROLE; CREATE FOREIGN DATA WRAPPER w; ALTER FOREIGN DATA WRAPPER w OWNER TO rb_admin; CREATE PUBLICATION all_of FOR ALL TABLES; ALTER PUBLICATION all_of OWNER TO rb_admin`,
+			`CREATE ROLE rb_member IN ROLE rb_admin; CREATE PUBLICATION of_member FOR TABLE t; ALTER PUBLICATION of_member OWNER TO rb_member; ALTER TABLE s.t OWNER TO rb_member; GRANT USAGE ON SCHEMA s TO rb_member`,
+			`SET ROLE rb_member; ALTER PUBLICATION of_member OWNER TO rb_admin; ALTER TABLE s.t OWNER TO rb_admin; RESET ROLE`,
 			`CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER heard ON sql_drop EXECUTE FUNCTION heard(); ALTER EVENT TRIGGER heard OWNER TO rb_admin`,
 		}, check: func(t *testing.T, p *pair) {
 			if got := column(t, p.secondary, `SELECT rolsuper::text FROM pg_roles WHERE rolname = 'rb_admin'`); got[0] != "false" {

@@ -224,7 +224,7 @@ func (r *replay) runAs(ctx context.Context, as role, o order) error {
 		}
 		return r.give(ctx, as.name)
 	case inert(node):
-		return r.execMember(ctx, as.name, o.sql)
+		return r.execMember(ctx, as.name, order{sql: o.sql, node: node})
 	}
 	owner, found, lookup := r.owner(ctx)
 	if lookup != nil || !found || !slices.Contains(r.m.User.MemberOf, owner) {
@@ -265,7 +265,11 @@ func (r *replay) execRole(ctx context.Context, name, sql string) error {
 
 // newOwner is the role to which a command hands an object, "" if it does not.
 func (r *replay) newOwner(node *pgq.Node) string {
-	switch to := node.GetAlterOwnerStmt().GetNewowner(); to.GetRoletype() {
+	to := node.GetAlterOwnerStmt().GetNewowner()
+	for _, c := range node.GetAlterTableStmt().GetCmds() {
+		to = c.GetAlterTableCmd().GetNewowner()
+	}
+	switch to.GetRoletype() {
 	case pgq.RoleSpecType_ROLESPEC_CSTRING:
 		return to.Rolename
 	case pgq.RoleSpecType_ROLESPEC_SESSION_USER:
@@ -366,7 +370,7 @@ func bareSchema(node *pgq.Node) bool {
 
 // execMember is execDefiner while the role has the memberships that it has on the
 // primary: in the roles of this side that are neither superusers nor PostgreSQL's own.
-func (r *replay) execMember(ctx context.Context, name, sql string) error {
+func (r *replay) execMember(ctx context.Context, name string, o order) error {
 	rows, err := r.conn.Query(ctx, `SELECT g.rolname FROM pg_catalog.pg_roles g, pg_catalog.pg_roles u
 		WHERE u.rolname OPERATOR(pg_catalog.=) $1 AND g.rolname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.text[])
 		AND NOT g.rolsuper AND NOT pg_catalog.starts_with(g.rolname::pg_catalog.text, 'pg_')
@@ -385,7 +389,7 @@ func (r *replay) execMember(ctx context.Context, name, sql string) error {
 			return err
 		}
 	}
-	if err := r.execDefiner(ctx, name, sql); err != nil {
+	if err := r.handing(ctx, r.newOwner(o.node), func() error { return r.execDefiner(ctx, name, o.sql) }); err != nil {
 		return err
 	}
 	for _, g := range groups {
