@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -49,6 +50,16 @@ func TestReplayRoles(t *testing.T) {
 			`CREATE ROLE rl_owner; CREATE ROLE rl_other; CREATE ROLE rl_migrator IN ROLE rl_owner, rl_other; CREATE SCHEMA s AUTHORIZATION rl_owner; SET ROLE rl_owner; CREATE TABLE s.t (a int); RESET ROLE`,
 			`SET ROLE rl_migrator; ALTER TABLE s.t ADD b serial, ADD CHECK (a > 0); CREATE INDEX ON s.t (b); GRANT SELECT ON s.t TO rl_other; COMMENT ON TABLE s.t IS 'x'; ALTER TABLE s.t RENAME b TO c; DROP TABLE s.t; RESET ROLE`,
 			`SET ROLE rl_owner; CREATE TABLE s.u (a int); RESET ROLE`, `SET ROLE rl_migrator; ALTER TABLE s.u OWNER TO rl_migrator; RESET ROLE`,
+		}},
+		{name: "members of whom no sweep told yet", sent: []string{
+			`CREATE ROLE rg_owner; CREATE ROLE rg_middle IN ROLE rg_owner; CREATE ROLE rg_member IN ROLE rg_middle; GRANT ALL ON SCHEMA public TO rg_owner, rg_middle, rg_member`,
+			`SET ROLE rg_owner; CREATE TABLE parent (a int PRIMARY KEY, b text); RESET ROLE`,
+			`SET ROLE rg_member; CREATE TABLE child () INHERITS (parent); CREATE TABLE refers (a int REFERENCES parent); CREATE INDEX ON parent (lower(b)); CREATE VIEW v AS SELECT * FROM parent; RESET ROLE`,
+		}, check: func(t *testing.T, p *pair) {
+			got := column(t, p.secondary, `SELECT r.rolname::text FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid WHERE m.member = 'rg_member'::regrole`)
+			if want := []string{"rg_middle"}; !slices.Equal(got, want) {
+				t.Errorf("it is a member of %q, want %q", got, want)
+			}
 		}},
 		{name: "superusers that are none here", sent: []string{
 			`CREATE ROLE rs_admin SUPERUSER; CREATE SCHEMA s; CREATE ROLE rs_reader`,
@@ -143,6 +154,18 @@ func TestReplayRoles(t *testing.T) {
 			p.equal()
 		})
 	}
+	t.Run("a group that has rights elsewhere stays shut", func(t *testing.T) {
+		t.Parallel()
+		script := `CREATE ROLE rx_owner; CREATE ROLE rx_member IN ROLE rx_owner; GRANT ALL ON SCHEMA public TO rx_owner, rx_member`
+		t.Cleanup(func() { dropRoles(t, from, script) })
+		p := newPair(t, from, to)
+		p.exec(p.secondary, `CREATE ROLE rx_owner; GRANT CREATE ON DATABASE postgres TO rx_owner`)
+		p.play(script, `SET ROLE rx_owner; CREATE TABLE parent (a int); RESET ROLE`)
+		p.exec(p.primary, `SET ROLE rx_member; CREATE TABLE child () INHERITS (parent); RESET ROLE`)
+		if refused, ok := problem.As(p.sync()); !ok || refused.Code != "ddl-permission" {
+			t.Errorf("got %v", refused)
+		}
+	})
 }
 
 // dropRoles drops the roles that a script created, once their objects are gone with
