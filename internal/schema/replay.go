@@ -2,6 +2,7 @@ package schema
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -509,11 +510,32 @@ func (r *replay) keepMoments(ctx context.Context, st *ddlStatement) error {
 // could not finish was told by no event.
 func (r *replay) reindex(ctx context.Context) error {
 	for _, sql := range r.m.Indexes {
+		if index := alone(sql).GetIndexStmt(); index != nil {
+			owner, err := r.ownerWithout(ctx, index)
+			if err != nil {
+				return err
+			}
+			if owner == "" {
+				continue
+			}
+			r.m.User = ddlUser{Name: owner} // who may REINDEX need not own the table (17 and later)
+		}
 		if err := r.run(ctx, order{sql: ifMissing(sql), generated: true}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ownerWithout is the owner of an index's table, "" where the index is there.
+func (r *replay) ownerWithout(ctx context.Context, index *pgq.IndexStmt) (owner string, err error) {
+	err = r.conn.QueryRow(ctx, `SELECT pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2 AND NOT EXISTS (SELECT FROM pg_class i WHERE i.relnamespace = n.oid AND i.relname = $3)`,
+		index.Relation.GetSchemaname(), index.Relation.GetRelname(), index.Idxname).Scan(&owner)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return "", fmt.Errorf("look for index %q: %w", index.Idxname, err)
+	}
+	return owner, nil
 }
 
 // ifMissing is pg_get_indexdef's text as the command for an index that may be there.
