@@ -51,6 +51,10 @@ func TestReplayRoles(t *testing.T) {
 			`SET ROLE rl_migrator; ALTER TABLE s.t ADD b serial, ADD CHECK (a > 0); CREATE INDEX ON s.t (b); GRANT SELECT ON s.t TO rl_other; COMMENT ON TABLE s.t IS 'x'; ALTER TABLE s.t RENAME b TO c; DROP TABLE s.t; RESET ROLE`,
 			`SET ROLE rl_owner; CREATE TABLE s.u (a int); RESET ROLE`, `SET ROLE rl_migrator; ALTER TABLE s.u OWNER TO rl_migrator; RESET ROLE`,
 		}},
+		{name: "the session's user", sent: []string{
+			`CREATE ROLE ru_deploy SUPERUSER; CREATE ROLE ru_admin SUPERUSER`,
+			`SET SESSION AUTHORIZATION ru_deploy; SET ROLE ru_admin; CREATE SCHEMA s AUTHORIZATION SESSION_USER; CREATE TABLE s.t (a int); GRANT SELECT ON s.t TO SESSION_USER; RESET SESSION AUTHORIZATION`,
+		}},
 		{name: "members of whom no sweep told yet", sent: []string{
 			`CREATE ROLE rg_owner; CREATE ROLE rg_middle IN ROLE rg_owner; CREATE ROLE rg_member IN ROLE rg_middle; GRANT ALL ON SCHEMA public TO rg_owner, rg_middle, rg_member`,
 			`SET ROLE rg_owner; CREATE TABLE parent (a int PRIMARY KEY, b text); RESET ROLE`,

@@ -55,8 +55,12 @@ type role struct {
 func (r *replay) prepareRoles(ctx context.Context, node *pgq.Node) (role, error) {
 	names := []string{r.m.User.Name}
 	walk(node, func(m protoreflect.Message) {
-		if spec, ok := m.Interface().(*pgq.RoleSpec); ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_CSTRING {
+		spec, ok := m.Interface().(*pgq.RoleSpec)
+		switch {
+		case ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_CSTRING:
 			names = append(names, spec.Rolename)
+		case ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_SESSION_USER:
+			names = append(names, r.m.User.Session)
 		}
 	})
 	var made []string
