@@ -150,6 +150,9 @@ func (r *Replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (
 		r.begin(m)
 		return Result{}, nil
 	}
+	if m.Source != nil && len(*m.Source) >= repeatedText {
+		r.texts[m.Ref] = *m.Source
+	}
 	run := &replay{Replayer: r, conn: conn, m: m, result: Result{Tag: m.Tag, Relations: m.relations()}}
 	if err := run.command(ctx); err != nil {
 		return Result{}, err
@@ -302,9 +305,6 @@ func (r *replay) statement() (*ddlStatement, error) {
 	source, ok := r.texts[m.Ref]
 	if m.Source != nil {
 		source, ok = *m.Source, true
-		if len(source) >= repeatedText {
-			r.texts[m.Ref] = source
-		}
 	}
 	if !ok {
 		return nil, notFound(m, "(a text that this transaction has not sent)")
