@@ -671,7 +671,7 @@ BEGIN
 			WHERE i.indisvalid AND (SELECT c.relkind FROM pg_class c WHERE c.oid = i.indrelid) IN ('r', 'p', 'm')) END,
 		-- A bound may be written as an expression, which the server evaluates at once. An
 		-- attached partition is locked still.
-		'bounds', CASE WHEN tag IN ('CREATE TABLE', 'ALTER TABLE') AND source ~* 'partition' THEN (
+		'bounds', CASE WHEN tag IN ('CREATE TABLE', 'CREATE SCHEMA', 'ALTER TABLE') AND source ~* 'partition' THEN (
 			SELECT json_agg(json_build_object('schema', n.nspname, 'table', c.relname, 'def', pg_get_expr(c.relpartbound, c.oid)))
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relispartition AND c.relpersistence <> 't' AND (c.oid = ANY (relids) OR tag = 'ALTER TABLE'

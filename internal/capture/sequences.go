@@ -48,10 +48,11 @@ func lastValues(ctx context.Context, conn *pgx.Conn) ([]frame.SequenceValue, err
 	})
 }
 
-// beingChanged tells that a transaction alters or drops a sequence.
+// beingChanged tells that a transaction alters or drops a sequence: lock_not_available,
+// undefined_table, or what pg_sequences says of one that went while it was asked.
 func beingChanged(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "42P01") // lock_not_available, undefined_table
+	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "42P01" || pg.Code == "XX000" && pg.Routine == "relation_open")
 }
 
 // moved returns those that moved since the last time, as they are now; at first all. Of

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -21,18 +23,27 @@ type membership struct {
 	version int
 }
 
-// confined tells whether role $1 gives its members no right but in this database.
-const confined = `
+// confined tells whether a role gives its members no right but in this database. A user's
+// search_path may be in force.
+func confined(ctx context.Context, db querier, role string) (yes bool, err error) {
+	err = db.QueryRow(ctx, `
 WITH RECURSIVE g (oid) AS (
-	SELECT oid FROM pg_roles WHERE rolname = $1
-	UNION SELECT m.roleid FROM pg_auth_members m JOIN g ON m.member = g.oid
+	SELECT oid FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) $1::pg_catalog.name
+	UNION SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN g ON m.member OPERATOR(pg_catalog.=) g.oid
 )
-SELECT NOT EXISTS (SELECT FROM g JOIN pg_roles r ON r.oid = g.oid
-	WHERE r.oid < 16384 OR r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls)
-AND NOT EXISTS (SELECT FROM g JOIN pg_shdepend d ON d.refclassid = 'pg_authid'::regclass AND d.refobjid = g.oid
-	JOIN pg_database here ON here.datname = current_database()
-	WHERE d.dbid <> here.oid AND d.classid <> 'pg_auth_members'::regclass
-	AND NOT (d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = here.oid))`
+SELECT NOT EXISTS (SELECT FROM g JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) g.oid
+	WHERE r.oid OPERATOR(pg_catalog.<) 16384::pg_catalog.oid OR r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls)
+AND NOT EXISTS (SELECT FROM g JOIN pg_catalog.pg_shdepend d
+	ON d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_authid'::pg_catalog.regclass AND d.refobjid OPERATOR(pg_catalog.=) g.oid
+	JOIN pg_catalog.pg_database here ON here.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()
+	WHERE d.dbid OPERATOR(pg_catalog.<>) here.oid AND d.classid OPERATOR(pg_catalog.<>) 'pg_catalog.pg_auth_members'::pg_catalog.regclass
+	AND NOT (d.dbid OPERATOR(pg_catalog.=) 0::pg_catalog.oid AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_database'::pg_catalog.regclass
+		AND d.objid OPERATOR(pg_catalog.=) here.oid))`, pgx.QueryExecModeExec, role).Scan(&yes)
+	if err != nil {
+		return false, fmt.Errorf("look for the rights of role %q: %w", role, err)
+	}
+	return yes, nil
+}
 
 // give makes the role a member, by exec, which must roll back what fails. The note says
 // why it did not.
@@ -74,13 +85,11 @@ func (m membership) end(ctx context.Context, db querier, exec func(sql string) e
 func (m membership) look(ctx context.Context, db querier) (is, mine bool, err error) {
 	err = db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid JOIN pg_roles u ON u.oid = m.member
 		WHERE g.rolname = $1 AND u.rolname = $2)`, m.Role, m.member).Scan(&is)
-	if err == nil {
-		err = db.QueryRow(ctx, confined, m.Role).Scan(&mine)
-	}
 	if err != nil {
 		return false, false, fmt.Errorf("look for the groups of role %q: %w", m.member, err)
 	}
-	return is, mine, nil
+	mine, err = confined(ctx, db, m.Role)
+	return is, mine, err
 }
 
 // grant returns the statement that makes member one of m.Role. The options of

@@ -2,6 +2,7 @@ package schema
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -149,6 +150,9 @@ func (r *Replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (
 	if m.Phase == "begin" {
 		r.begin(m)
 		return Result{}, nil
+	}
+	if m.Source != nil && len(*m.Source) >= repeatedText {
+		r.texts[m.Ref] = *m.Source
 	}
 	run := &replay{Replayer: r, conn: conn, m: m, result: Result{Tag: m.Tag, Relations: m.relations()}}
 	if err := run.command(ctx); err != nil {
@@ -302,9 +306,6 @@ func (r *replay) statement() (*ddlStatement, error) {
 	source, ok := r.texts[m.Ref]
 	if m.Source != nil {
 		source, ok = *m.Source, true
-		if len(source) >= repeatedText {
-			r.texts[m.Ref] = source
-		}
 	}
 	if !ok {
 		return nil, notFound(m, "(a text that this transaction has not sent)")
@@ -510,11 +511,32 @@ func (r *replay) keepMoments(ctx context.Context, st *ddlStatement) error {
 // could not finish was told by no event.
 func (r *replay) reindex(ctx context.Context) error {
 	for _, sql := range r.m.Indexes {
+		if index := alone(sql).GetIndexStmt(); index != nil {
+			owner, err := r.ownerWithout(ctx, index)
+			if err != nil {
+				return err
+			}
+			if owner == "" {
+				continue
+			}
+			r.m.User = ddlUser{Name: owner} // who may REINDEX need not own the table (17 and later)
+		}
 		if err := r.run(ctx, order{sql: ifMissing(sql), generated: true}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ownerWithout is the owner of an index's table, "" where the index is there.
+func (r *replay) ownerWithout(ctx context.Context, index *pgq.IndexStmt) (owner string, err error) {
+	err = r.conn.QueryRow(ctx, `SELECT pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname = $2 AND NOT EXISTS (SELECT FROM pg_class i WHERE i.relnamespace = n.oid AND i.relname = $3)`,
+		index.Relation.GetSchemaname(), index.Relation.GetRelname(), index.Idxname).Scan(&owner)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return "", fmt.Errorf("look for index %q: %w", index.Idxname, err)
+	}
+	return owner, nil
 }
 
 // ifMissing is pg_get_indexdef's text as the command for an index that may be there.

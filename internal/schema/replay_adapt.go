@@ -60,7 +60,10 @@ func (r *replay) adapt(ctx context.Context, st *ddlStatement) (string, error) {
 
 // boundEdits puts the primary's bound in place of one that is written as an expression,
 // which has the value of the moment.
-func (r *replay) boundEdits(node *pgq.Node, scan *pgq.ScanResult) []edit {
+func (r *replay) boundEdits(node *pgq.Node, scan *pgq.ScanResult) (edits []edit) {
+	for _, element := range node.GetCreateSchemaStmt().GetSchemaElts() {
+		edits = append(edits, r.boundEdits(element, scan)...)
+	}
 	name, bound := node.GetCreateStmt().GetRelation(), node.GetCreateStmt().GetPartbound()
 	for _, c := range node.GetAlterTableStmt().GetCmds() {
 		if p := c.GetAlterTableCmd().GetDef().GetPartitionCmd(); p.GetBound() != nil {
@@ -68,7 +71,7 @@ func (r *replay) boundEdits(node *pgq.Node, scan *pgq.ScanResult) []edit {
 		}
 	}
 	if bound == nil || !computed(bound) {
-		return nil
+		return edits
 	}
 	var def string
 	for _, b := range r.m.Bounds {
@@ -78,9 +81,9 @@ func (r *replay) boundEdits(node *pgq.Node, scan *pgq.ScanResult) []edit {
 	}
 	from, to, ok := boundPlace(scan, bound.Location)
 	if def == "" || !ok {
-		return nil
+		return edits
 	}
-	return []edit{{from, to, def}}
+	return append(edits, edit{from, to, def})
 }
 
 // computed reports whether a bound is more than constants.

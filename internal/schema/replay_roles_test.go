@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -50,6 +51,20 @@ func TestReplayRoles(t *testing.T) {
 			`SET ROLE rl_migrator; ALTER TABLE s.t ADD b serial, ADD CHECK (a > 0); CREATE INDEX ON s.t (b); GRANT SELECT ON s.t TO rl_other; COMMENT ON TABLE s.t IS 'x'; ALTER TABLE s.t RENAME b TO c; DROP TABLE s.t; RESET ROLE`,
 			`SET ROLE rl_owner; CREATE TABLE s.u (a int); RESET ROLE`, `SET ROLE rl_migrator; ALTER TABLE s.u OWNER TO rl_migrator; RESET ROLE`,
 		}},
+		{name: "the session's user", sent: []string{
+			`CREATE ROLE ru_deploy SUPERUSER; CREATE ROLE ru_admin SUPERUSER`,
+			`SET SESSION AUTHORIZATION ru_deploy; SET ROLE ru_admin; CREATE SCHEMA s AUTHORIZATION SESSION_USER; CREATE TABLE s.t (a int); GRANT SELECT ON s.t TO SESSION_USER; RESET SESSION AUTHORIZATION`,
+		}},
+		{name: "members of whom no sweep told yet", sent: []string{
+			`CREATE ROLE rg_owner; CREATE ROLE rg_middle IN ROLE rg_owner; CREATE ROLE rg_member IN ROLE rg_middle; GRANT ALL ON SCHEMA public TO rg_owner, rg_middle, rg_member`,
+			`SET ROLE rg_owner; CREATE TABLE parent (a int PRIMARY KEY, b text); RESET ROLE`,
+			`SET ROLE rg_member; CREATE TABLE child () INHERITS (parent); CREATE TABLE refers (a int REFERENCES parent); CREATE INDEX ON parent (lower(b)); CREATE VIEW v AS SELECT * FROM parent; RESET ROLE`,
+		}, check: func(t *testing.T, p *pair) {
+			got := column(t, p.secondary, `SELECT r.rolname::text FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid WHERE m.member = 'rg_member'::regrole`)
+			if want := []string{"rg_middle"}; !slices.Equal(got, want) {
+				t.Errorf("it is a member of %q, want %q", got, want)
+			}
+		}},
 		{name: "superusers that are none here", sent: []string{
 			`CREATE ROLE rs_admin SUPERUSER; CREATE SCHEMA s; CREATE ROLE rs_reader`,
 			`SET ROLE rs_admin; ALTER DEFAULT PRIVILEGES IN SCHEMA s GRANT SELECT ON TABLES TO rs_reader; CREATE TABLE s.t (id serial PRIMARY KEY); GRANT INSERT ON s.t TO rs_reader; CREATE TYPE s.e AS ENUM ('a'); CREATE SEQUENCE s.q;
@@ -88,6 +103,8 @@ func TestReplayRoles(t *testing.T) {
 			`CREATE ROLE rb_group; CREATE FOREIGN DATA WRAPPER dummy; GRANT USAGE ON FOREIGN DATA WRAPPER dummy TO rb_group`,
 			`GRANT rb_group TO rb_app; SET ROLE rb_app; CREATE SERVER srv FOREIGN DATA WRAPPER dummy; CREATE USER MAPPING FOR PUBLIC SERVER srv; ALTER SERVER srv VERSION '2'; RESET ROLE`,
 			`SET ROLE rb_admin; CREATE PUBLICATION every FOR ALL TABLES; CREATE FOREIGN DATA WRAPPER admins; RESET ROLE; CREATE FOREIGN DATA WRAPPER w; ALTER FOREIGN DATA WRAPPER w OWNER TO rb_admin; CREATE PUBLICATION all_of FOR ALL TABLES; ALTER PUBLICATION all_of OWNER TO rb_admin`,
+			`CREATE ROLE rb_member IN ROLE rb_admin; CREATE PUBLICATION of_member FOR TABLE t; ALTER PUBLICATION of_member OWNER TO rb_member; ALTER TABLE s.t OWNER TO rb_member; GRANT USAGE ON SCHEMA s TO rb_member`,
+			`SET ROLE rb_member; ALTER PUBLICATION of_member OWNER TO rb_admin; ALTER TABLE s.t OWNER TO rb_admin; RESET ROLE`,
 			`CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER heard ON sql_drop EXECUTE FUNCTION heard(); ALTER EVENT TRIGGER heard OWNER TO rb_admin`,
 		}, check: func(t *testing.T, p *pair) {
 			if got := column(t, p.secondary, `SELECT rolsuper::text FROM pg_roles WHERE rolname = 'rb_admin'`); got[0] != "false" {
@@ -141,6 +158,18 @@ func TestReplayRoles(t *testing.T) {
 			p.equal()
 		})
 	}
+	t.Run("a group that has rights elsewhere stays shut", func(t *testing.T) {
+		t.Parallel()
+		script := `CREATE ROLE rx_owner; CREATE ROLE rx_member IN ROLE rx_owner; GRANT ALL ON SCHEMA public TO rx_owner, rx_member`
+		t.Cleanup(func() { dropRoles(t, from, script) })
+		p := newPair(t, from, to)
+		p.exec(p.secondary, `CREATE ROLE rx_owner; GRANT CREATE ON DATABASE postgres TO rx_owner`)
+		p.play(script, `SET ROLE rx_owner; CREATE TABLE parent (a int); RESET ROLE`)
+		p.exec(p.primary, `SET ROLE rx_member; CREATE TABLE child () INHERITS (parent); RESET ROLE`)
+		if refused, ok := problem.As(p.sync()); !ok || refused.Code != "ddl-permission" {
+			t.Errorf("got %v", refused)
+		}
+	})
 }
 
 // dropRoles drops the roles that a script created, once their objects are gone with

@@ -55,8 +55,12 @@ type role struct {
 func (r *replay) prepareRoles(ctx context.Context, node *pgq.Node) (role, error) {
 	names := []string{r.m.User.Name}
 	walk(node, func(m protoreflect.Message) {
-		if spec, ok := m.Interface().(*pgq.RoleSpec); ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_CSTRING {
+		spec, ok := m.Interface().(*pgq.RoleSpec)
+		switch {
+		case ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_CSTRING:
 			names = append(names, spec.Rolename)
+		case ok && spec.Roletype == pgq.RoleSpecType_ROLESPEC_SESSION_USER:
+			names = append(names, r.m.User.Session)
 		}
 	})
 	var made []string
@@ -194,8 +198,8 @@ func (r *replay) set(ctx context.Context, names, values []string) error {
 // SCHEMA. The text of a command is never proof of what its user may do: he may lead
 // Hawser to another statement than the one that ran. So what this side refuses to the
 // role, which may lack a membership here, is run with the memberships that it has on
-// the primary where it can't call anybody's code; else by the table's owner, if that is
-// one of these.
+// the primary where it can't call anybody's code; else with those that open nothing but
+// this database, or by the table's owner, if that is one of these.
 func (r *replay) runAs(ctx context.Context, as role, o order) error {
 	super := r.m.User.Superuser
 	switch {
@@ -214,23 +218,41 @@ func (r *replay) runAs(ctx context.Context, as role, o order) error {
 	if !super {
 		node = alone(o.sql)
 	}
-	switch {
-	case super || bareSchema(node):
-		err := r.attempt(ctx, func() error {
-			return r.handing(ctx, r.newOwner(o.node), func() error { return r.exec(ctx, o.sql) })
-		})
-		if err != nil {
-			return err
+	if !super && !bareSchema(node) {
+		return r.runAsMember(ctx, as.name, node, o.sql, err)
+	}
+	err = r.attempt(ctx, func() error {
+		return r.handing(ctx, r.newOwner(o.node), func() error { return r.exec(ctx, o.sql) })
+	})
+	if err != nil {
+		return err
+	}
+	return r.give(ctx, as.name)
+}
+
+// runAsMember runs what this side refused to a role, which may be in fewer groups here.
+func (r *replay) runAsMember(ctx context.Context, name string, node *pgq.Node, sql string, refused error) error {
+	groups, err := r.lacking(ctx, name)
+	if err != nil {
+		return err
+	}
+	if inert(node) {
+		return r.handing(ctx, r.newOwner(node), func() error { return r.execMember(ctx, name, groups, sql) })
+	}
+	if groups, err = r.confined(ctx, groups); err != nil {
+		return err
+	}
+	if len(groups) > 0 {
+		refused = r.attempt(ctx, func() error { return r.execMember(ctx, name, groups, sql) })
+		if sqlState(refused) != "42501" {
+			return refused
 		}
-		return r.give(ctx, as.name)
-	case inert(node):
-		return r.execMember(ctx, as.name, o.sql)
 	}
-	owner, found, lookup := r.owner(ctx)
-	if lookup != nil || !found || !slices.Contains(r.m.User.MemberOf, owner) {
-		return errors.Join(err, lookup)
+	owner, found, err := r.owner(ctx)
+	if err != nil || !found || !slices.Contains(r.m.User.MemberOf, owner) {
+		return errors.Join(refused, err)
 	}
-	return r.execDefiner(ctx, owner, o.sql)
+	return r.execDefiner(ctx, owner, sql)
 }
 
 // alone is the statement that a text consists of; nil where it holds several, or can't
@@ -265,7 +287,11 @@ func (r *replay) execRole(ctx context.Context, name, sql string) error {
 
 // newOwner is the role to which a command hands an object, "" if it does not.
 func (r *replay) newOwner(node *pgq.Node) string {
-	switch to := node.GetAlterOwnerStmt().GetNewowner(); to.GetRoletype() {
+	to := node.GetAlterOwnerStmt().GetNewowner()
+	for _, c := range node.GetAlterTableStmt().GetCmds() {
+		to = c.GetAlterTableCmd().GetNewowner()
+	}
+	switch to.GetRoletype() {
 	case pgq.RoleSpecType_ROLESPEC_CSTRING:
 		return to.Rolename
 	case pgq.RoleSpecType_ROLESPEC_SESSION_USER:
@@ -364,21 +390,41 @@ func bareSchema(node *pgq.Node) bool {
 	return n != nil && len(n.SchemaElts) == 0 && n.Authrole == nil
 }
 
-// execMember is execDefiner while the role has the memberships that it has on the
-// primary: in the roles of this side that are neither superusers nor PostgreSQL's own.
-func (r *replay) execMember(ctx context.Context, name, sql string) error {
+// lacking are the groups that a role is a member of on the primary and not here: those of
+// this side's roles that are neither superusers nor PostgreSQL's own.
+func (r *replay) lacking(ctx context.Context, name string) ([]string, error) {
 	rows, err := r.conn.Query(ctx, `SELECT g.rolname FROM pg_catalog.pg_roles g, pg_catalog.pg_roles u
 		WHERE u.rolname OPERATOR(pg_catalog.=) $1 AND g.rolname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ($2::pg_catalog.text[])
 		AND NOT g.rolsuper AND NOT pg_catalog.starts_with(g.rolname::pg_catalog.text, 'pg_')
 		AND NOT pg_catalog.pg_has_role(u.oid, g.oid, 'MEMBER') AND NOT pg_catalog.pg_has_role(g.oid, u.oid, 'MEMBER')`,
 		pgx.QueryExecModeExec, name, r.m.User.MemberOf)
 	if err != nil {
-		return fmt.Errorf("look for the groups of role %q: %w", name, err)
+		return nil, fmt.Errorf("look for the groups of role %q: %w", name, err)
 	}
 	groups, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return fmt.Errorf("look for the groups of role %q: %w", name, err)
+		return nil, fmt.Errorf("look for the groups of role %q: %w", name, err)
 	}
+	return groups, nil
+}
+
+// confined are the groups that give no right but in this database. The primary's word
+// of a membership in one is taken, and may come later in the stream (see membership).
+func (r *replay) confined(ctx context.Context, groups []string) (out []string, err error) {
+	for _, g := range groups {
+		yes, err := confined(ctx, r.conn, g)
+		if err != nil {
+			return nil, err
+		}
+		if yes {
+			out = append(out, g)
+		}
+	}
+	return out, nil
+}
+
+// execMember is execDefiner while the role is a member of groups.
+func (r *replay) execMember(ctx context.Context, name string, groups []string, sql string) error {
 	member := pgx.Identifier{name}.Sanitize()
 	for _, g := range groups {
 		if err := r.exec(ctx, "GRANT "+pgx.Identifier{g}.Sanitize()+" TO "+member); err != nil {

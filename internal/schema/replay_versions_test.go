@@ -22,6 +22,7 @@ var newer = map[int][]string{
 		`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')`,
 		`WITH m AS (MERGE INTO t USING (VALUES (1, 'x'), (3, 'y')) s (id, v) ON t.id = s.id WHEN MATCHED THEN UPDATE SET v = s.v WHEN NOT MATCHED THEN INSERT VALUES (s.id, s.v) WHEN NOT MATCHED BY SOURCE THEN DELETE RETURNING merge_action(), t.*) SELECT count(*) FROM m`,
 		`GRANT MAINTAIN ON t TO pg_monitor; ALTER DEFAULT PRIVILEGES GRANT MAINTAIN ON TABLES TO pg_monitor`,
+		`CREATE ROLE keeper; GRANT MAINTAIN ON t TO keeper; CREATE INDEX ON t (v)`, `SET ROLE keeper; REINDEX TABLE t; RESET ROLE`,
 		`CREATE COLLATION builtin_c (PROVIDER = builtin, LOCALE = 'C.UTF-8'); CREATE TABLE collated (a text COLLATE builtin_c PRIMARY KEY); INSERT INTO collated VALUES ('ä')`,
 		`ALTER TABLE t ADD g int GENERATED ALWAYS AS (id * 2) STORED`, `ALTER TABLE t ALTER g SET EXPRESSION AS (id * 3)`, `ALTER TABLE t ALTER v SET STATISTICS DEFAULT`,
 		`CREATE TABLE exclusive (a int, b int, EXCLUDE USING btree (a WITH =, b WITH =)) PARTITION BY LIST (a)`,

@@ -199,7 +199,7 @@ UNION ALL
 SELECT 'comment', i.type || ' ' || i.identity, d.description, false
 FROM pg_description d CROSS JOIN pg_identify_object(d.classoid, d.objoid, d.objsubid) i
 WHERE d.objoid >= 16384 AND (d.classoid, d.objoid) NOT IN (SELECT classid, objid FROM member UNION ALL SELECT classid, objid FROM own)
-AND i.schema IS DISTINCT FROM 'hawser' AND i.identity <> 'hawser' AND i.type <> 'extension'
+AND i.schema IS DISTINCT FROM 'hawser' AND i.identity <> 'hawser' AND i.type NOT IN ('extension', 'large object') -- what is not carried is named elsewhere
 
 UNION ALL
 SELECT 'grant', acl.object || ' to ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,

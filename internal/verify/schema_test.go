@@ -26,10 +26,11 @@ func TestSchemaDifferences(t *testing.T) {
 	t.Parallel()
 	c := testpg.Shared(t)
 	primary, secondary := twins(t, c, schemaSQL)
-	// What Hawser puts there does not count.
+	// What Hawser puts there does not count, nor what no link carries.
 	c.Exec(t, primary, `CREATE SCHEMA hawser; CREATE FUNCTION hawser.fence() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; COMMENT ON FUNCTION hawser.fence() IS 'x';
 		CREATE TRIGGER hawser_fence BEFORE INSERT ON s.parent FOR EACH STATEMENT EXECUTE FUNCTION hawser.fence(); COMMENT ON TRIGGER hawser_fence ON s.parent IS 'y';
-		ALTER TABLE s.parts REPLICA IDENTITY FULL; CREATE FUNCTION hawser.ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER hawser_x ON sql_drop EXECUTE FUNCTION hawser.ddl()`)
+		ALTER TABLE s.parts REPLICA IDENTITY FULL; CREATE FUNCTION hawser.ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER hawser_x ON sql_drop EXECUTE FUNCTION hawser.ddl();
+		SELECT lo_create(99999); COMMENT ON LARGE OBJECT 99999 IS 'z'`)
 	mustEqual(t, compare(t, c, primary, secondary, RunOptions{}))
 
 	conn := c.Connect(t, secondary)
