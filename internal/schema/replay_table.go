@@ -102,20 +102,27 @@ func (r *replay) createTableAs(ctx context.Context) error {
 		r.creating = r.creating[:n-1]
 	}
 	for _, t := range r.m.Tables {
-		r.writable(t)
-		table := Table{t.OID, t.Schema, t.Name}
-		r.result.Created = append(r.result.Created, table)
-		if _, ok := r.provided[t.OID]; ok {
-			delete(r.provided, t.OID)
-			if err := r.complete(ctx, t); err != nil {
-				return err
-			}
-			continue
-		}
-		sql, err := r.createTable(ctx, t)
-		if err != nil {
+		_, provided := r.provided[t.OID]
+		delete(r.provided, t.OID)
+		if err := r.makeTable(ctx, t, provided); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// makeTable makes the table, or completes what was made for its rows.
+func (r *replay) makeTable(ctx context.Context, t ddlTable, provided bool) error {
+	r.writable(t)
+	r.result.Created = append(r.result.Created, Table{t.OID, t.Schema, t.Name})
+	if provided {
+		return r.complete(ctx, t)
+	}
+	sql, err := r.createTable(ctx, t)
+	if err != nil {
+		return err
+	}
+	for _, sql := range append([]string{sql}, t.Indexes...) {
 		if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
 			return err
 		}
