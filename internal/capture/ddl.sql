@@ -513,8 +513,8 @@ END $f$;
 
 -- hawser.ddl_unfired lists what can be changed without an event: event triggers, the
 -- settings of the database and of roles in it, its owner, privileges, comment and
--- connection limit, the roles that it names with the groups of theirs that it names, what
--- CLUSTER marked, indexes that CREATE INDEX CONCURRENTLY left unfinished and owners
+-- connection limit, the roles that it names and their members, with the groups of theirs
+-- that are among them, what CLUSTER marked, indexes that CREATE INDEX CONCURRENTLY left unfinished and owners
 -- (REASSIGN OWNED). Of these, objects that follow another object's owner are left out.
 CREATE OR REPLACE FUNCTION hawser.ddl_unfired(wanted text)
 RETURNS TABLE (kind text, class oid, id oid, name text, value text)
@@ -549,11 +549,14 @@ BEGIN
 		WHERE s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 		AND split_part(c, '=', 1) <> 'default_transaction_read_only' AND c NOT LIKE 'hawser.%' AND c NOT LIKE '%preload_libraries=%';
 	RETURN QUERY SELECT 'large objects', 'pg_largeobject'::regclass::oid, 0::oid, '', 'some' WHERE EXISTS (SELECT FROM pg_largeobject_metadata);
-	RETURN QUERY WITH named AS (
-			SELECT DISTINCT d.refobjid AS oid FROM pg_shdepend d, pg_database b WHERE b.datname = current_database()
+	RETURN QUERY WITH RECURSIVE named AS (
+			(SELECT d.refobjid AS oid FROM pg_shdepend d, pg_database b WHERE b.datname = current_database()
 			AND d.refclassid = 'pg_authid'::regclass AND d.refobjid >= 16384
 			AND (d.dbid = b.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid)
-			UNION SELECT s.setrole FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase WHERE b.datname = current_database() AND s.setrole >= 16384)
+			UNION SELECT s.setrole FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase WHERE b.datname = current_database() AND s.setrole >= 16384
+			-- One that was told once is told of when it is no member any more.
+			UNION SELECT r.oid FROM hawser.ddl_seen s JOIN pg_roles r ON r.rolname = s.name WHERE s.kind = 'role')
+			UNION SELECT m.member FROM pg_auth_members m JOIN named n ON n.oid = m.roleid WHERE m.member >= 16384)
 		SELECT 'role', 'pg_authid'::regclass::oid, 0::oid, r.rolname::text, json_build_object('inherit', r.rolinherit, 'member_of', (
 			SELECT json_agg(json_build_object('role', g.name, 'admin', g.admin, 'inherit', g.inherit, 'set', g.set) ORDER BY g.name) FROM (
 				SELECT g.rolname AS name, bool_or(m.admin_option) AS admin, -- a version before 16 knows no more of a membership
