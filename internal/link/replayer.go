@@ -33,6 +33,7 @@ func newReplayer(l *link, key []byte) replayer {
 		Link:    l.rec.ID,
 		Partial: !l.filter().All(),
 		Copying: l.copying,
+		Loud:    func(ctx context.Context, conn *pgx.Conn) error { return fence.Loud(ctx, conn) },
 	})}
 }
 
@@ -73,7 +74,7 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 // mayFire reports whether a command may have made a trigger or rule that fires for
 // replication. Changes without a command have no tag; event triggers are among them.
 func mayFire(result schema.Result) bool {
-	return strings.HasPrefix(result.Tag, "ALTER TABLE") || strings.HasSuffix(result.Tag, "TRIGGER") || strings.HasSuffix(result.Tag, "RULE") ||
+	return result.Loud || strings.HasPrefix(result.Tag, "ALTER TABLE") || strings.HasSuffix(result.Tag, "TRIGGER") || strings.HasSuffix(result.Tag, "RULE") ||
 		result.Tag == "" && len(result.Statements) > 0
 }
 

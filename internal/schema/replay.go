@@ -33,6 +33,9 @@ type ReplayOptions struct {
 	// Copying reports whether tables are still being copied, so that each is at a time of
 	// its own, or empty. Nil: none is.
 	Copying func(ctx context.Context, conn *pgx.Conn) (bool, error)
+	// Loud gives triggers and rules that are kept quiet here the states that they have on
+	// the primary, for a command that speaks of them (Result.Loud). Nil: none is kept quiet.
+	Loud func(ctx context.Context, conn *pgx.Conn) error
 }
 
 // A Replayer runs the primary's DDL on the secondary. It is for one link's applier,
@@ -88,6 +91,9 @@ type Result struct {
 	// Later are foreign keys that need the rows of all tables: to be validated when
 	// seeding is done.
 	Later []Place
+	// Loud says that triggers and rules have the states of the primary: those that fire for
+	// replication are to be kept quiet again.
+	Loud bool
 	// Keys are the names of the foreign keys that the statement gave to new ones.
 	Keys []string
 	// CommitAfter forbids to join the transaction with later ones of the primary: a new
@@ -226,6 +232,9 @@ func (r *replay) command(ctx context.Context) error {
 		return err
 	}
 	r.describe(st)
+	if err := r.loud(ctx, st); err != nil {
+		return err
+	}
 	switch m.Tag {
 	case "REFRESH MATERIALIZED VIEW":
 		for _, sql := range m.Views {
