@@ -693,6 +693,9 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 		if err := apply.AdvanceSequences(ctx, conn); err != nil {
 			return err
 		}
+		if err := harden(ctx, conn); err != nil {
+			return err
+		}
 	}
 	if err := fence.Resume(ctx, conn); err != nil {
 		return err

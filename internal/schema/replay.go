@@ -33,6 +33,9 @@ type ReplayOptions struct {
 	// Copying reports whether tables are still being copied, so that each is at a time of
 	// its own, or empty. Nil: none is.
 	Copying func(ctx context.Context, conn *pgx.Conn) (bool, error)
+	// Unchecked are the foreign keys of this side whose rows are checked when all tables are
+	// copied; the primary's are checked. It is asked while Copying. Nil: there are none.
+	Unchecked func(ctx context.Context, conn *pgx.Conn) ([]uint32, error)
 	// Loud gives triggers and rules that are kept quiet here the states that they have on
 	// the primary, for a command that speaks of them (Result.Loud). Nil: none is kept quiet.
 	Loud func(ctx context.Context, conn *pgx.Conn) error
@@ -370,7 +373,9 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 	if err := r.bareForRule(ctx, st); err != nil {
 		return err
 	}
-	run := func() error { return r.run(ctx, order{sql: text, node: st.node}) }
+	run := func() error {
+		return r.orSoft(ctx, st, func() error { return r.run(ctx, order{sql: text, node: st.node}) })
+	}
 	if fills(st.node) {
 		err = r.fill(ctx, st, run)
 	} else if r.options.Carries == nil {

@@ -31,6 +31,9 @@ func (r *replay) alterTable(ctx context.Context, st *ddlStatement) error {
 	if err := r.reseed(ctx, len(inventing) > 0); err != nil {
 		return err
 	}
+	if err := r.meetPartitions(ctx, alter); err != nil {
+		return err
+	}
 	r.result.Keys = newKeys(alter)
 	fixed, defaults := r.withValues(alter, inventing)
 	if !fixed {
