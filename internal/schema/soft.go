@@ -23,7 +23,7 @@ const (
 
 // Soften makes constraints that may look at other tables soft.
 func Soften(ctx context.Context, db DB) error {
-	return remakeChecks(ctx, db, `NOT `+isSoft+` AND EXISTS (
+	return remakeChecks(ctx, db, `NOT `+isSoft+` AND pg_get_constraintdef(k.oid) NOT LIKE '%) NOT ENFORCED' AND EXISTS (
 		SELECT FROM pg_depend d LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
 		JOIN pg_proc p ON p.oid = CASE d.refclassid WHEN 'pg_proc'::regclass THEN d.refobjid ELSE o.oprcode END
 		JOIN pg_language l ON l.oid = p.prolang
