@@ -678,6 +678,7 @@ BEGIN
 		END IF;
 		INSERT INTO hawser.ddl_seen SELECT DISTINCT 'owner', (o ->> 'class')::regclass, (o ->> 'oid')::oid, '', caller
 		FROM jsonb_array_elements(objects) o WHERE o ->> 'class' IS NOT NULL AND o ->> 'type' <> 'index'
+		AND EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner') -- else the next sweep only looks
 		ON CONFLICT (kind, class, id, name) DO NOTHING;
 	ELSIF tag LIKE 'ALTER %' AND source ~* 'owner|cluster' THEN
 		IF tag IN ('ALTER SCHEMA', 'ALTER PUBLICATION') THEN
@@ -902,6 +903,12 @@ DECLARE
 	objects jsonb;
 BEGIN
 	IF hawser.ddl_agent() THEN
+		IF tg_tag LIKE 'CREATE %' THEN -- what an agent makes is not untold
+			INSERT INTO hawser.ddl_seen SELECT 'owner', 'pg_class'::regclass, c.oid, '', pg_get_userbyid(c.relowner)
+			FROM pg_event_trigger_ddl_commands() d JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind IN ('r', 'm')
+			WHERE EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner')
+			ON CONFLICT (kind, class, id, name) DO NOTHING;
+		END IF;
 		RETURN;
 	END IF;
 	GET DIAGNOSTICS stack = PG_CONTEXT;
