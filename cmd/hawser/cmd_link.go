@@ -318,7 +318,7 @@ func (a *app) copyStep(use, short, long string, do func(context.Context, *api.Cl
 	c := a.linkStep(use, short, long, do)
 	atOnce := c.RunE
 	wait := a.ask(func(ctx context.Context, c *api.Client, args []string) error {
-		if err := do(ctx, c, args[0]); err != nil {
+		if err := a.comparing(ctx, c, args[0], do); err != nil {
 			return err
 		}
 		l, err := a.untilSynchronized(ctx, c, api.Link{Name: args[0]})
@@ -339,6 +339,24 @@ func (a *app) copyStep(use, short, long string, do func(context.Context, *api.Cl
 	}
 	c.Flags().BoolVar(&noWait, "no-wait", false, "return when the copy is under way")
 	return c
+}
+
+// comparing does what begins with a comparison of both sides, and shows how far that is.
+func (a *app) comparing(ctx context.Context, c *api.Client, name string, do func(context.Context, *api.Client, string) error) error {
+	w := &display{a: a, render: a.progressLines, every: 5, silentJSON: true}
+	defer w.clear()
+	done := make(chan error, 1)
+	go func() { done <- do(ctx, c, name) }()
+	for next := time.Second; ; next = a.poll { // what takes less shows nothing
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(next):
+		}
+		if l, err := c.Link(ctx, name); err == nil && comparison(l) != "" { // do tells what is wrong
+			w.show([]api.Link{l})
+		}
+	}
 }
 
 // settled gives a link that has just been started the moment that its stream needs to
@@ -384,13 +402,13 @@ its copy is complete; meanwhile it takes up to twice its room there.`,
 
 func (a *app) linkFollow() *cobra.Command {
 	var primary string
-	c := a.linkStep("follow", "Follow the instance that leads the database now",
+	c := a.copyStep("follow", "Follow the instance that leads the database now",
 		`Makes this instance, a secondary, follow another primary: the one that took the
 database over by another of its links. After a planned failover that goes by itself;
 the command is for a secondary that was left behind, as by a forced one (the link's
 cause is primary-moved then). All tables are compared with the new primary, and
 those that differ are copied. Readers see such a table's old rows until its copy is
-complete.`,
+complete. The command shows progress and returns when the secondary is synchronized.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.FollowLink(ctx, name, primary) })
 	c.Use = "follow NAME --primary PEER"
 	c.Example = "  hawser link follow orders --primary mi-west"

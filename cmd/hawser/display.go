@@ -124,6 +124,9 @@ func (a *app) progressLines(p page, links []api.Link) []string {
 			line += "  " + lagText(l)
 		}
 		lines = append(lines, line)
+		if c := comparison(l); c != "" {
+			lines = append(lines, "  "+c)
+		}
 		if telling(l.Cause) {
 			lines = append(lines, "  "+clean(causeText(l.Cause)))
 		}
@@ -139,10 +142,23 @@ func (a *app) plainLine(l api.Link) string {
 	} else {
 		line += ", lag " + lagText(l) + ", WAL held " + orUnknown(l.WALHeldBytes, bytesText[uint64])
 	}
+	if c := comparison(l); c != "" {
+		line += ", " + c
+	}
 	if telling(l.Cause) {
 		line += ", because: " + clean(causeText(l.Cause)) + " [" + clean(l.Cause.Code) + "]"
 	}
 	return line
+}
+
+// comparison tells how far the comparison of a link's sides is, "" when there is none.
+func comparison(l api.Link) string {
+	for _, f := range l.Findings {
+		if f.Code == "comparing" {
+			return clean(f.Cause)
+		}
+	}
+	return ""
 }
 
 // causeText is a cause with what it concerns.

@@ -23,6 +23,7 @@ type fake struct {
 	changed  []string // of a peer that is added
 	removed  *bool    // of a drop
 	asked    []any    // options and requests, in order
+	copying  func()   // what a resync waits for
 }
 
 func start() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
@@ -128,7 +129,12 @@ func (f *fake) CreateLink(_ context.Context, s api.LinkSpec) (api.Link, error) {
 func (f *fake) PauseLink(_ context.Context, name string) error                { return f.ask(name) }
 func (f *fake) ResumeLink(_ context.Context, name string) error               { return f.ask(name) }
 func (f *fake) SetLinkMaxWAL(_ context.Context, _ string, bytes *int64) error { return f.ask(bytes) }
-func (f *fake) ResyncLink(context.Context, string, []string) error            { return nil }
+func (f *fake) ResyncLink(context.Context, string, []string) error {
+	if f.copying != nil {
+		f.copying()
+	}
+	return nil
+}
 
 func (f *fake) FollowLink(context.Context, string, string) error { return nil }
 func (f *fake) RejoinLink(context.Context, string) error         { return nil }

@@ -405,19 +405,37 @@ func TestResumeShowsWhatBecomesOfIt(t *testing.T) {
 	t.Parallel()
 	opening := synchronized()
 	opening.State = api.StateDisconnected
-	for _, verb := range []string{"resume", "resync --no-wait", "rejoin --no-wait"} {
+	for _, verb := range []string{"resume", "resync --no-wait", "rejoin --no-wait", "follow --no-wait --primary mi-west"} {
 		f := &fake{links: []api.Link{opening, opening, catchingUp()}}
 		code, out, errOut := call{args: "link " + verb + " orders", fake: f}.run(t)
 		if code != 0 || !strings.Contains(out, "orders catching-up") {
 			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
 		}
 	}
-	for _, verb := range []string{"resync", "rejoin"} {
+	for _, verb := range []string{"resync", "rejoin", "follow --primary mi-west"} {
 		f := &fake{links: []api.Link{opening, catchingUp(), synchronized()}}
 		code, out, errOut := call{args: "link " + verb + " orders", fake: f}.run(t)
 		if code != 0 || !strings.Contains(out, "orders catching-up") || !strings.Contains(out, "orders synchronized") {
 			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
 		}
+	}
+}
+
+// TestComparisonIsShown: a resync that compares both sides takes its time.
+func TestComparisonIsShown(t *testing.T) {
+	t.Parallel()
+	compared := synchronized()
+	compared.Findings = problem.Findings{problem.Noted("comparing", "link orders", "it is compared with the primary: 3 of 8 tables, 1 GB of 4 GB")}
+	looked := make(chan struct{})
+	f := &fake{links: []api.Link{compared, synchronized()}, copying: func() { <-looked }}
+	f.onLook = func(look int) {
+		if look == 1 {
+			close(looked)
+		}
+	}
+	code, out, errOut := call{args: "link resync orders", fake: f}.run(t)
+	if code != 0 || !strings.Contains(out, "compared with the primary: 3 of 8 tables") || !strings.Contains(out, "orders synchronized") {
+		t.Errorf("code %d: %s%s", code, out, errOut)
 	}
 }
 

@@ -192,8 +192,42 @@ func TestExplainMakesATable(t *testing.T) {
 	a.Exec(t, "shop", `SET ROLE explainer; EXPLAIN ANALYZE CREATE TABLE explained AS SELECT i AS id, 'v' || i AS v FROM generate_series(1, 5) i; INSERT INTO explained VALUES (6, 'x'); ALTER TABLE explained ADD c int DEFAULT 1; RESET ROLE`,
 		`BEGIN; SAVEPOINT s; EXPLAIN ANALYZE CREATE TABLE in_part AS SELECT 1 AS id; RELEASE s; INSERT INTO in_part VALUES (2); COMMIT`, `INSERT INTO in_part VALUES (3)`,
 		`EXPLAIN ANALYZE CREATE TABLE dropped AS SELECT 1 AS id`, `DROP TABLE dropped`, `EXPLAIN ANALYZE CREATE TABLE empty AS SELECT 1 AS id WHERE false; CREATE TABLE told (a int); DROP TABLE told, empty`,
-		`EXPLAIN ANALYZE CREATE MATERIALIZED VIEW viewed AS SELECT count(*) FROM t; REFRESH MATERIALIZED VIEW viewed; DROP MATERIALIZED VIEW viewed`, `INSERT INTO t VALUES (100, 'x')`)
+		`EXPLAIN ANALYZE CREATE TABLE kept AS SELECT 1 AS id WHERE false; EXPLAIN ANALYZE CREATE MATERIALIZED VIEW kept_view AS SELECT count(*) FROM t; ALTER TABLE kept ADD c int`, `EXPLAIN ANALYZE CREATE MATERIALIZED VIEW viewed AS SELECT count(*) FROM t; REFRESH MATERIALIZED VIEW viewed; DROP MATERIALIZED VIEW viewed`, `INSERT INTO t VALUES (100, 'x')`)
 	same(t, a, b, "shop")
+}
+
+// TestTriggerStates changes the states of triggers and rules that fire for replication, and
+// so are kept quiet on the replica: a failover gives them the states that they have last.
+func TestTriggerStates(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	const quiet = `CREATE TABLE q:n (id int PRIMARY KEY, v int); CREATE TABLE log:n (id int); CREATE FUNCTION f:n() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+		CREATE TRIGGER back BEFORE INSERT ON q:n FOR EACH ROW EXECUTE FUNCTION f:n(); CREATE TRIGGER off BEFORE INSERT ON q:n FOR EACH ROW EXECUTE FUNCTION f:n(); CREATE TRIGGER swap BEFORE INSERT ON q:n FOR EACH ROW EXECUTE FUNCTION f:n(); CREATE TRIGGER ren BEFORE INSERT ON q:n FOR EACH ROW EXECUTE FUNCTION f:n();
+		CREATE TRIGGER anew BEFORE INSERT ON q:n FOR EACH ROW EXECUTE FUNCTION f:n(); CREATE TRIGGER kept BEFORE INSERT ON q:n FOR EACH ROW EXECUTE FUNCTION f:n(); CREATE CONSTRAINT TRIGGER con AFTER INSERT ON q:n FOR EACH ROW EXECUTE FUNCTION f:n(); CREATE RULE r_back AS ON DELETE TO q:n DO ALSO INSERT INTO log:n VALUES (1); CREATE RULE r_ren AS ON UPDATE TO q:n DO ALSO INSERT INTO log:n VALUES (1);
+		ALTER TABLE q:n ENABLE ALWAYS TRIGGER back, ENABLE ALWAYS TRIGGER off, ENABLE ALWAYS TRIGGER swap, ENABLE REPLICA TRIGGER ren, ENABLE ALWAYS TRIGGER anew, ENABLE ALWAYS TRIGGER kept, ENABLE ALWAYS TRIGGER con, ENABLE ALWAYS RULE r_back, ENABLE REPLICA RULE r_ren;
+		CREATE TABLE p:n (id int, k int) PARTITION BY LIST (k); CREATE TABLE p1:n PARTITION OF p:n FOR VALUES IN (1); CREATE TRIGGER part BEFORE INSERT ON p:n FOR EACH ROW EXECUTE FUNCTION f:n(); CREATE TRIGGER part2 BEFORE INSERT ON p:n FOR EACH ROW EXECUTE FUNCTION f:n();
+		ALTER TABLE p:n ENABLE ALWAYS TRIGGER part; ALTER TABLE ONLY p1:n ENABLE ALWAYS TRIGGER part2`
+	const change = `ALTER TABLE q:n ENABLE TRIGGER back, DISABLE TRIGGER off, ENABLE REPLICA TRIGGER swap, ENABLE RULE r_back; ALTER TRIGGER ren ON q:n RENAME TO renamed; ALTER RULE r_ren ON q:n RENAME TO r_renamed; DROP TRIGGER anew ON q:n;
+		CREATE TRIGGER anew BEFORE INSERT ON q:n FOR EACH ROW EXECUTE FUNCTION f:n(); CREATE TABLE p2:n PARTITION OF p:n FOR VALUES IN (2); CREATE TABLE p3:n (id int, k int); ALTER TABLE p:n ATTACH PARTITION p3:n FOR VALUES IN (3); ALTER TABLE ONLY p3:n DISABLE TRIGGER part; ALTER TABLE q:n RENAME TO renamed:n; INSERT INTO p:n VALUES (1, 1), (2, 2), (3, 3)`
+	link(t, a, b, strings.ReplaceAll(quiet, ":n", "0"))
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", strings.ReplaceAll(quiet, ":n", "1"))
+	for _, sql := range strings.Split(change, "; ") { // by themselves, and together
+		a.Exec(t, "shop", strings.ReplaceAll(sql, ":n", "0"))
+	}
+	a.Exec(t, "shop", strings.ReplaceAll(change, ":n", "1"), `ALTER TABLE p0 DETACH PARTITION p20`)
+	arrived(t, a, b, "shop")
+	const states = `SELECT tgrelid::regclass || ' ' || tgname || ' ' || tgenabled::text FROM pg_trigger WHERE tgfoid::regproc::text LIKE 'f_' UNION ALL SELECT ev_class::regclass || ' ' || rulename || ' ' || ev_enabled::text FROM pg_rewrite WHERE rulename LIKE 'r\_%' ORDER BY 1`
+	if loud := testpg.Rows(t, b.Connect(t, "shop"), strings.Replace(states, "ORDER BY 1", "", 1)); strings.Contains(strings.Join(loud, "\n")+"\n", " A\n") || strings.Contains(strings.Join(loud, "\n")+"\n", " R\n") {
+		t.Errorf("on the replica %q", loud)
+	}
+	was := testpg.Rows(t, a.Connect(t, "shop"), states)
+	if _, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	if is := testpg.Rows(t, b.Connect(t, "shop"), states); strings.Join(was, "\n") != strings.Join(is, "\n") {
+		t.Errorf("the triggers' states were\n%s\nand are\n%s", strings.Join(was, "\n"), strings.Join(is, "\n"))
+	}
 }
 
 // TestOddDefinitions carries what means something else on the replica by its text.

@@ -104,3 +104,37 @@ func TestMembershipsFollow(t *testing.T) {
 		return true, nil
 	})
 }
+
+// TestMembersOfGroups has roles that the database names nowhere: they are members of those
+// that it names, and may do there what these may.
+func TestMembersOfGroups(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `CREATE ROLE app_group; CREATE ROLE app_team IN ROLE app_group; CREATE ROLE app_alice LOGIN IN ROLE app_team; CREATE ROLE app_none LOGIN; CREATE ROLE app_reader LOGIN IN ROLE pg_read_all_data; CREATE ROLE app_over; GRANT app_over TO app_group`)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", `CREATE TABLE t (id int PRIMARY KEY); GRANT SELECT ON t TO app_group`)
+	spec := api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}
+	if found, err := a.ValidateLink(context.Background(), spec); err != nil || !strings.Contains(fmt.Sprint(found), "app_alice") {
+		t.Errorf("nobody is told that a role is to be made: %v %v", found, err)
+	}
+	if _, err := a.CreateLink(context.Background(), spec); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	conn := b.Connect(t, "shop")
+	are := func(roles, want string) {
+		t.Helper()
+		testpg.Eventually(t, 30*time.Second, "the roles are members", func() (bool, error) {
+			got := strings.Join(testpg.Rows(t, conn, `SELECT rolname FROM pg_roles WHERE rolname LIKE 'app%' AND NOT rolcanlogin ORDER BY 1`), ", ") + ": " + strings.Join(testpg.Rows(t, conn, memberships), ", ")
+			if got != roles+": "+want {
+				return false, fmt.Errorf("they are %q", got)
+			}
+			return true, nil
+		})
+	}
+	are("app_alice, app_group, app_team", "app_alice in app_team, app_team in app_group")
+	a.Exec(t, "postgres", `CREATE ROLE app_bob LOGIN IN ROLE app_group; GRANT app_none TO app_bob`)
+	are("app_alice, app_bob, app_group, app_team", "app_alice in app_team, app_bob in app_group, app_team in app_group")
+	a.Exec(t, "postgres", `REVOKE app_group FROM app_bob; REVOKE app_team FROM app_alice`)
+	are("app_alice, app_bob, app_group, app_team", "app_team in app_group")
+}

@@ -218,6 +218,77 @@ func TestDDLOfEveryRestoredPart(t *testing.T) {
 	}
 }
 
+// TestChecksThatReadOtherTables copies tables whose rows a CHECK, through a function, holds
+// against rows that are not there yet, or no more, and gives DDL of them meanwhile.
+func TestChecksThatReadOtherTables(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", `CREATE TABLE allowed (id int PRIMARY KEY, v text); CREATE FUNCTION ok(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN EXISTS (SELECT FROM allowed WHERE id = $1); END';
+		CREATE DOMAIN d AS int CHECK (ok(VALUE)); CREATE TABLE calls (id int PRIMARY KEY, v int CHECK (ok(v)), w d, x int); CREATE TABLE late (id int PRIMARY KEY, v int);
+		CREATE TABLE parts (id int, v int CONSTRAINT k CHECK (ok(v))) PARTITION BY LIST (id); CREATE TABLE parts1 PARTITION OF parts FOR VALUES IN (1);
+		INSERT INTO allowed SELECT i, repeat('x', 1000) FROM generate_series(1, 3000) i; INSERT INTO calls SELECT i, i, i, i FROM generate_series(1, 3000) i; INSERT INTO late SELECT i, i FROM generate_series(1, 100) i; INSERT INTO parts VALUES (1, 1);
+		ALTER TABLE late ADD CONSTRAINT open CHECK (ok(v + 1)) NOT VALID; DELETE FROM allowed WHERE id = 3000`)
+	for n := range 4 {
+		a.Exec(t, "shop", fmt.Sprintf(`CREATE TABLE large%d AS SELECT i AS id, repeat(md5(i::text), 20) AS v FROM generate_series(1, 30000) i`, n))
+	}
+	made := make(chan error, 1)
+	go func() {
+		_, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})
+		made <- err
+	}()
+	awaitCopy(t, b, "shop", 0)
+	a.Exec(t, "shop", `ALTER TABLE calls ALTER x TYPE bigint; INSERT INTO calls VALUES (5000, 7, 7, 7); DELETE FROM allowed WHERE id = 7`, `ALTER TABLE calls RENAME CONSTRAINT calls_v_check TO renamed`)
+	a.Exec(t, "shop", `INSERT INTO allowed VALUES (10000, 'y'); INSERT INTO calls VALUES (5001, 10000, 10000, 1); DELETE FROM allowed WHERE id = 10000`,
+		`DELETE FROM calls WHERE id = 5001; ALTER TABLE late ADD CONSTRAINT added CHECK (ok(v) OR v = 7); ALTER DOMAIN d ADD CONSTRAINT added CHECK (ok(VALUE) OR VALUE IN (7, 3000))`,
+		`CREATE TABLE parts2 (id int, v int CONSTRAINT k CHECK (ok(v))); ALTER TABLE parts ATTACH PARTITION parts2 FOR VALUES IN (2); INSERT INTO parts VALUES (2, 2); CREATE TABLE heir (w int, CONSTRAINT open CHECK (ok(v + 1))) INHERITS (late)`,
+		`CREATE TABLE new (v int CHECK (ok(v)), w d); INSERT INTO new VALUES (5, 5); DELETE FROM late WHERE v = 6; ALTER TABLE late VALIDATE CONSTRAINT open`)
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	same(t, a, b, "shop")
+	a.Exec(t, "shop", `ALTER TABLE allowed ADD u uuid DEFAULT gen_random_uuid()`, `INSERT INTO calls VALUES (6000, 20, 20, 1)`)
+	same(t, a, b, "shop")
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 60 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Connect(t, "shop").Exec(ctx, `INSERT INTO calls VALUES (7000, -1, NULL, 1)`); err == nil {
+		t.Error("the check is gone")
+	}
+}
+
+// TestKeysOfPartitionsMeet attaches a table whose foreign key is like the parent's, and
+// gives a parent the key that its partition has, while tables are copied.
+func TestKeysOfPartitionsMeet(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", `CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b SELECT generate_series(1, 100);
+		CREATE TABLE p (id int, x int CONSTRAINT k1 REFERENCES b) PARTITION BY LIST (x); CREATE TABLE p1 (id int, x int CONSTRAINT k1 REFERENCES b); INSERT INTO p1 SELECT i, i FROM generate_series(1, 100) i;
+		CREATE TABLE q (id int, x int) PARTITION BY LIST (x); CREATE TABLE q1 PARTITION OF q DEFAULT; ALTER TABLE q1 ADD CONSTRAINT k2 FOREIGN KEY (x) REFERENCES b; INSERT INTO q SELECT i, i FROM generate_series(1, 100) i`)
+	for n := range 4 {
+		a.Exec(t, "shop", fmt.Sprintf(`CREATE TABLE large%d AS SELECT i AS id, repeat(md5(i::text), 20) AS v FROM generate_series(1, 30000) i`, n))
+	}
+	made := make(chan error, 1)
+	go func() {
+		_, err := a.CreateLink(context.Background(), api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})
+		made <- err
+	}()
+	awaitCopy(t, b, "shop", 0)
+	a.Exec(t, "shop", `ALTER TABLE p ATTACH PARTITION p1 DEFAULT; ALTER TABLE q ADD CONSTRAINT k2 FOREIGN KEY (x) REFERENCES b`)
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	same(t, a, b, "shop")
+	const keys = `SELECT conrelid::regclass, conname, conparentid <> 0, convalidated FROM pg_constraint WHERE contype = 'f' AND connamespace = 'public'::regnamespace ORDER BY conrelid::regclass::text, 2`
+	if was, is := fmt.Sprint(testpg.Rows(t, a.Connect(t, "shop"), keys)), fmt.Sprint(testpg.Rows(t, b.Connect(t, "shop"), keys)); was != is {
+		t.Errorf("the primary's keys are %s, the replica's %s", was, is)
+	}
+}
+
 // TestRandomDDLWhileCopying links databases of a random schema while random transactions of
 // DDL and DML run, most of them while tables are copied, and compares both sides. What the
 // primary refuses is rolled back there.

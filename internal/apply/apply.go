@@ -85,6 +85,9 @@ type Config struct {
 	// in which the copy of a table begins, and reports whether there was anything. It is
 	// put back, by whoever copies, before DDL is replayed. Nil: nothing is in the way.
 	MakeWay func(ctx context.Context, tx pgx.Tx) (bool, error)
+	// Copied ends what MakeWay began, in the transaction in which the copy is complete. It
+	// may be nil.
+	Copied func(ctx context.Context, tx pgx.Tx) error
 	// Accept is asked whether a handoff counts; one that does not is passed over.
 	// complete is false while tables or rows are still to be copied.
 	Accept func(content []byte, complete bool) bool

@@ -316,7 +316,10 @@ func (a *Applier) SeedingDone(ctx context.Context) (done bool, err error) {
 	err = a.do(ctx, func(ctx context.Context) error {
 		err := pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) (err error) {
 			done, err = catalog.FinishSeeding(ctx, tx, a.cfg.ID)
-			return err
+			if err != nil || !done || a.cfg.Copied == nil {
+				return err
+			}
+			return a.cfg.Copied(ctx, tx)
 		})
 		if err != nil {
 			return a.lost(err)

@@ -39,6 +39,7 @@ var ddlTriggers = []struct{ name, event, filter, function string }{
 	{"!hawser_ddl_begin", "ddl_command_start", ddlBegins, "ddl_begin"},
 	{"!hawser_ddl_caller", "ddl_command_end", "", "ddl_caller"},
 	{"!hawser_ddl_end", "ddl_command_end", "", "ddl_end"},
+	{"!hawser_ddl_start", "ddl_command_start", "", "ddl_start"},
 	{"!hawser_sql_caller", "sql_drop", "", "ddl_caller"},
 	{"!hawser_sql_drop", "sql_drop", "", "ddl_drop"},
 	{"!hawser_table_rewrite", "table_rewrite", "", "ddl_rewrite"},
@@ -101,8 +102,8 @@ func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 // SweepDDL writes into the stream what changed since its last call, or InstallDDL's,
 // without firing an event trigger: owners (REASSIGN OWNED), event triggers, the
 // settings of the database and of roles in it, its owner, privileges, comment and
-// connection limit, roles that it names, the marks of CLUSTER, and indexes that REINDEX
-// finished. Call it now and then, at least every minute, and before a planned failover.
+// connection limit, roles that it names, the marks of CLUSTER, indexes that REINDEX
+// finished, and tables and materialized views, as of EXPLAIN ANALYZE CREATE TABLE AS. Call it now and then, at least every minute, and before a planned failover.
 func SweepDDL(ctx context.Context, conn *pgx.Conn) (changes int, err error) {
 	err = quietly(ctx, conn, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `SELECT hawser.ddl_sweep(NULL)`).Scan(&changes)

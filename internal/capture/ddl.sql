@@ -90,6 +90,7 @@ END $f$;
 --   pending  by stack: what sql_drop and table_rewrite saw of the command that is under way
 --   sent     the long texts that a message of this transaction already holds
 --   inner    the last stack and how many commands it fired
+--   making   how many commands are under way that make a relation and run a query
 --
 -- Any user may set a setting, so what it holds is signed: for its transaction, or its
 -- session. What bears no such signature counts as nothing.
@@ -226,11 +227,68 @@ BEGIN
 END $f$;
 
 -- hawser.ddl_untold tells whether a relation came without an event, as by EXPLAIN ANALYZE
--- of CREATE TABLE AS, and no sweep has found it yet. (After a crash all are untold for a while.)
+-- of CREATE TABLE AS, and has not been told yet. (After a crash all are untold for a while.)
 CREATE OR REPLACE FUNCTION hawser.ddl_untold(relation oid) RETURNS boolean
 LANGUAGE plpgsql STABLE AS $f$
 BEGIN
 	RETURN NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = relation);
+END $f$;
+
+-- hawser.ddl_made is what makes a relation that is untold: a table or materialized view
+-- that stands by itself. NULL for any other.
+CREATE OR REPLACE FUNCTION hawser.ddl_made(relation oid) RETURNS json
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN (SELECT json_build_object(
+			'superuser', (SELECT u.rolsuper FROM pg_roles u WHERE u.oid = c.relowner),
+			'table', CASE c.relkind WHEN 'r' THEN hawser.ddl_tables(ARRAY[c.oid], true) -> 0 END,
+			'view', CASE c.relkind WHEN 'm' THEN format('CREATE MATERIALIZED VIEW %I.%I%s AS %s WITH NO DATA', n.nspname, c.relname,
+				' WITH (' || array_to_string(c.reloptions, ', ') || ')', rtrim(pg_get_viewdef(c.oid), ';')) END,
+			'name', CASE c.relkind WHEN 'm' THEN format('%I.%I', n.nspname, c.relname) END,
+			'filled', CASE WHEN c.relkind = 'm' AND c.relispopulated THEN true END)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = relation AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname <> 'hawser'
+		AND c.relname !~ '^pg_temp_[0-9]+$' AND hawser.ddl_untold(c.oid) -- a command that rewrites has the like for a while
+		AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = c.oid)
+		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'));
+END $f$;
+
+-- hawser.ddl_looked tells up to which OID a look at the relations need not be repeated,
+-- now that one was made. kept is what it returned of the look before. OIDs grow, so what is
+-- made later is beyond; what an open transaction made may not be, and is seen when that
+-- has ended. (When they begin anew with small ones, the full sweeps find what is untold.)
+CREATE OR REPLACE FUNCTION hawser.ddl_looked(kept text) RETURNS text
+LANGUAGE plpgsql STABLE AS $f$
+DECLARE
+	upto oid[] := string_to_array(split_part(kept, ' ', 1), ',')::oid[]; -- settled, and what is when the transactions before end
+	stop xid8  := nullif(split_part(kept, ' ', 2), '')::xid8;
+	snap pg_snapshot := pg_current_snapshot();
+BEGIN
+	IF stop > (SELECT x FROM pg_snapshot_xip(snap) x WHERE x IS DISTINCT FROM pg_current_xact_id_if_assigned() ORDER BY x LIMIT 1) THEN
+		RETURN kept;
+	END IF;
+	RETURN format('%s,%s %s', coalesce(upto[2], 0), (SELECT max(c.oid) FROM pg_class c), pg_snapshot_xmax(snap));
+END $f$;
+
+-- hawser.ddl_tell tells the other side of the relations beyond an OID that came without
+-- an event, and returns how many there are.
+CREATE OR REPLACE FUNCTION hawser.ddl_tell(beyond oid) RETURNS integer
+LANGUAGE plpgsql SET enable_seqscan = off AS $f$
+DECLARE
+	made    oid[] := ARRAY(SELECT c.oid FROM pg_class c WHERE c.oid > beyond AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
+		AND c.oid >= 16384 AND NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = c.oid)
+		AND hawser.ddl_made(c.oid) IS NOT NULL);
+	changes json;
+BEGIN
+	IF made = '{}' THEN
+		RETURN 0;
+	END IF;
+	SELECT json_agg(json_build_object('kind', 'owner', 'value', pg_get_userbyid(c.relowner), 'type', i.type, 'identity', i.identity,
+		'made', hawser.ddl_made(c.oid)) ORDER BY c.oid)
+	INTO changes FROM pg_class c, pg_identify_object('pg_class'::regclass, c.oid, 0) i WHERE c.oid = ANY (made);
+	PERFORM hawser.ddl_write(json_build_object('v', 1, 'changes', changes, 'identity', hawser.keep_identity(made)));
+	INSERT INTO hawser.ddl_seen SELECT 'owner', 'pg_class'::regclass, c.oid, '', pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = ANY (made);
+	RETURN cardinality(made);
 END $f$;
 
 -- hawser.ddl_columns describes all columns, or those that have a default or a value
@@ -455,8 +513,8 @@ END $f$;
 
 -- hawser.ddl_unfired lists what can be changed without an event: event triggers, the
 -- settings of the database and of roles in it, its owner, privileges, comment and
--- connection limit, the roles that it names with the groups of theirs that it names, what
--- CLUSTER marked, indexes that CREATE INDEX CONCURRENTLY left unfinished and owners
+-- connection limit, the roles that it names and their members, with the groups of theirs
+-- that are among them, what CLUSTER marked, indexes that CREATE INDEX CONCURRENTLY left unfinished and owners
 -- (REASSIGN OWNED). Of these, objects that follow another object's owner are left out.
 CREATE OR REPLACE FUNCTION hawser.ddl_unfired(wanted text)
 RETURNS TABLE (kind text, class oid, id oid, name text, value text)
@@ -491,11 +549,14 @@ BEGIN
 		WHERE s.setdatabase = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 		AND split_part(c, '=', 1) <> 'default_transaction_read_only' AND c NOT LIKE 'hawser.%' AND c NOT LIKE '%preload_libraries=%';
 	RETURN QUERY SELECT 'large objects', 'pg_largeobject'::regclass::oid, 0::oid, '', 'some' WHERE EXISTS (SELECT FROM pg_largeobject_metadata);
-	RETURN QUERY WITH named AS (
-			SELECT DISTINCT d.refobjid AS oid FROM pg_shdepend d, pg_database b WHERE b.datname = current_database()
+	RETURN QUERY WITH RECURSIVE named AS (
+			(SELECT d.refobjid AS oid FROM pg_shdepend d, pg_database b WHERE b.datname = current_database()
 			AND d.refclassid = 'pg_authid'::regclass AND d.refobjid >= 16384
 			AND (d.dbid = b.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid)
-			UNION SELECT s.setrole FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase WHERE b.datname = current_database() AND s.setrole >= 16384)
+			UNION SELECT s.setrole FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase WHERE b.datname = current_database() AND s.setrole >= 16384
+			-- One that was told once is told of when it is no member any more.
+			UNION SELECT r.oid FROM hawser.ddl_seen s JOIN pg_roles r ON r.rolname = s.name WHERE s.kind = 'role')
+			UNION SELECT m.member FROM pg_auth_members m JOIN named n ON n.oid = m.roleid WHERE m.member >= 16384)
 		SELECT 'role', 'pg_authid'::regclass::oid, 0::oid, r.rolname::text, json_build_object('inherit', r.rolinherit, 'member_of', (
 			SELECT json_agg(json_build_object('role', g.name, 'admin', g.admin, 'inherit', g.inherit, 'set', g.set) ORDER BY g.name) FROM (
 				SELECT g.rolname AS name, bool_or(m.admin_option) AS admin, -- a version before 16 knows no more of a membership
@@ -536,15 +597,21 @@ CREATE OR REPLACE FUNCTION hawser.ddl_sweep(wanted text) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
 DECLARE
 	first   boolean := NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner');
+	told    integer := 0;
+	looked  text;
 	changes json;
 BEGIN
 	IF first AND wanted IS NOT NULL THEN
 		RETURN 0;
 	END IF;
+	IF wanted IS NULL THEN
+		looked := hawser.ddl_looked((SELECT s.value FROM hawser.ddl_seen s WHERE s.kind = 'looked'));
+		told := CASE WHEN first THEN 0 ELSE hawser.ddl_tell(0) END;
+	END IF;
 	WITH now AS (
 		SELECT * FROM hawser.ddl_unfired(wanted)
 	), gone AS (
-		DELETE FROM hawser.ddl_seen s WHERE (wanted IS NULL OR s.kind = wanted)
+		DELETE FROM hawser.ddl_seen s WHERE (wanted IS NULL AND s.kind <> 'looked' OR s.kind = wanted)
 		AND NOT EXISTS (SELECT FROM now n WHERE n.kind = s.kind AND n.class = s.class AND n.id = s.id AND n.name = s.name)
 		RETURNING s.*
 	), changed AS (
@@ -553,7 +620,7 @@ BEGIN
 			AND n.value IS NOT DISTINCT FROM s.value)
 		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value
 		RETURNING s.*
-	), told AS (
+	), news AS (
 		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind NOT IN ('owner', 'role', 'clustered', 'unfinished')
 		UNION ALL SELECT 'index', g.class, g.id, '', pg_get_indexdef(g.id) FROM gone g
 			WHERE g.kind = 'unfinished' AND EXISTS (SELECT FROM pg_index i WHERE i.indexrelid = g.id AND i.indisvalid)
@@ -564,12 +631,16 @@ BEGIN
 			'role', CASE t.kind WHEN 'setting' THEN (SELECT u.rolname FROM pg_roles u WHERE u.oid = t.id) END,
 			'type', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).type END,
 			'identity', CASE WHEN t.kind IN ('owner', 'clustered') THEN (pg_identify_object(t.class, t.id, 0)).identity END))
-	INTO changes FROM told t;
+	INTO changes FROM news t;
+	IF wanted IS NULL THEN
+		INSERT INTO hawser.ddl_seen AS s VALUES ('looked', 0, 0, '', looked)
+		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value WHERE s.value <> excluded.value;
+	END IF;
 	IF first OR changes IS NULL THEN
-		RETURN 0;
+		RETURN told;
 	END IF;
 	PERFORM hawser.ddl_write(json_build_object('v', 1, 'changes', changes));
-	RETURN json_array_length(changes);
+	RETURN told + json_array_length(changes);
 END $f$;
 
 -- hawser.ddl_command writes the message of one command. objects is what it made or
@@ -601,12 +672,13 @@ BEGIN
 		PERFORM hawser.ddl_sweep(NULL); -- after REASSIGN OWNED it would drop on the other side what was saved here
 	ELSIF tag IN ('DROP FUNCTION', 'DROP ROUTINE', 'DROP SCHEMA', 'DROP EXTENSION') THEN
 		PERFORM hawser.ddl_sweep('event trigger'); -- one that called the function may be gone in silence
-	ELSIF tag LIKE 'CREATE %' THEN
+	ELSIF tag LIKE 'CREATE %' OR tag = 'SELECT INTO' THEN
 		IF tag IN ('CREATE SCHEMA', 'CREATE PUBLICATION', 'CREATE EXTENSION') THEN
 			PERFORM hawser.ddl_sweep('database'); -- its user may have got the right to it just before
 		END IF;
 		INSERT INTO hawser.ddl_seen SELECT DISTINCT 'owner', (o ->> 'class')::regclass, (o ->> 'oid')::oid, '', caller
 		FROM jsonb_array_elements(objects) o WHERE o ->> 'class' IS NOT NULL AND o ->> 'type' <> 'index'
+		AND EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner') -- else the next sweep only looks
 		ON CONFLICT (kind, class, id, name) DO NOTHING;
 	ELSIF tag LIKE 'ALTER %' AND source ~* 'owner|cluster' THEN
 		IF tag IN ('ALTER SCHEMA', 'ALTER PUBLICATION') THEN
@@ -684,6 +756,39 @@ BEGIN
 			JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype = 'c'
 			WHERE l.pid = pg_backend_pid() AND l.mode = 'AccessExclusiveLock' AND l.database = (
 				SELECT d.oid FROM pg_database d WHERE d.datname = current_database())) END));
+END $f$;
+
+-- hawser.ddl_start tells of what came without an event, before a command that may speak
+-- of it. How far it looked is kept for the session. Where a command runs another, what the
+-- first one makes is still to be told by itself.
+CREATE OR REPLACE FUNCTION hawser.ddl_start() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lc_messages = 'C' AS $f$
+DECLARE
+	state  jsonb := hawser.ddl_state();
+	making integer := coalesce((state ->> 'making')::integer, 0);
+	kept   text := current_setting('hawser.ddl_looked', true);
+	looked text;
+	mark   text := 'looked ' || pg_backend_pid() || ' ';
+BEGIN
+	IF hawser.ddl_agent() THEN
+		RETURN;
+	END IF;
+	IF making = 0 THEN
+		kept := CASE WHEN left(kept, 64) = hawser.ddl_signature(mark || substr(kept, 65)) THEN substr(kept, 65)
+			ELSE (SELECT s.value FROM hawser.ddl_seen s WHERE s.kind = 'looked') END;
+		IF kept IS NOT NULL THEN -- nobody has looked since a crash
+			looked := hawser.ddl_looked(kept); -- before the look: what is committed in between it shall not count as seen
+			PERFORM hawser.ddl_tell(split_part(kept, ',', 1)::oid);
+			PERFORM set_config('hawser.ddl_looked', hawser.ddl_signature(mark || looked) || looked, false);
+		END IF;
+	END IF;
+	IF tg_tag IN ('CREATE TABLE AS', 'SELECT INTO', 'CREATE MATERIALIZED VIEW') THEN
+		PERFORM hawser.ddl_keep(state || jsonb_build_object('making', making + 1));
+	END IF;
+EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+	RAISE; -- the transaction is lost, and its client expects that
+WHEN OTHERS THEN
+	PERFORM hawser.ddl_failed(tg_tag, '', SQLERRM);
 END $f$;
 
 -- hawser.ddl_begin marks the start of a command whose rows are written before
@@ -798,10 +903,20 @@ DECLARE
 	objects jsonb;
 BEGIN
 	IF hawser.ddl_agent() THEN
+		IF tg_tag LIKE 'CREATE %' THEN -- what an agent makes is not untold
+			INSERT INTO hawser.ddl_seen SELECT 'owner', 'pg_class'::regclass, c.oid, '', pg_get_userbyid(c.relowner)
+			FROM pg_event_trigger_ddl_commands() d JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind IN ('r', 'm')
+			WHERE EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner')
+			ON CONFLICT (kind, class, id, name) DO NOTHING;
+		END IF;
 		RETURN;
 	END IF;
 	GET DIAGNOSTICS stack = PG_CONTEXT;
 	stack := hawser.ddl_stack(stack);
+	IF tg_tag IN ('CREATE TABLE AS', 'SELECT INTO', 'CREATE MATERIALIZED VIEW') THEN
+		state := state || jsonb_build_object('making', greatest((state ->> 'making')::integer - 1, 0));
+		PERFORM hawser.ddl_keep(state);
+	END IF;
 	IF depth > 0 THEN
 		IF tg_tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
 			depth := depth - 1;

@@ -78,6 +78,15 @@ func DropRowsEntries(ctx context.Context, db DB, link string, here uint32) error
 	return nil
 }
 
+// WaitingKeys returns the foreign keys, on this side, that are to be checked.
+func WaitingKeys(ctx context.Context, db DB, link string) ([]uint32, error) {
+	rows, err := db.Query(ctx, `SELECT here FROM hawser.schema_entry WHERE link = $1 AND phase = 'rows' AND NOT done AND relation <> 0`, link)
+	if err != nil {
+		return nil, fmt.Errorf("read the foreign keys that are to be checked: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[uint32])
+}
+
 // FollowKeys keeps to foreign keys behind one command. A column's new type makes its keys
 // anew, under the names that they have; others, among them those named in added, whose
 // names the command gave to new ones, are gone.

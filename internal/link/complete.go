@@ -33,6 +33,11 @@ func (l *link) makeWay(ctx context.Context, tx pgx.Tx) (bool, error) {
 	return len(entries) > 0, err
 }
 
+// harden ends for a copy that will not be completed what makeWay began.
+func harden(ctx context.Context, conn *pgx.Conn) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return schema.Harden(ctx, tx) })
+}
+
 // readEntry reads an entry as it is stored.
 func readEntry(id int, stored json.RawMessage) (e schema.Entry, err error) {
 	if err := json.Unmarshal(stored, &e); err != nil {
@@ -50,6 +55,9 @@ func (l *link) complete(ctx context.Context, conn *pgx.Conn) error {
 		}
 	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := schema.Soften(ctx, tx); err != nil {
+			return err
+		}
 		entries, err := catalog.RowsEntries(ctx, tx, l.rec.ID)
 		if err != nil {
 			return err

@@ -700,6 +700,9 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 		if err := apply.AdvanceSequences(ctx, conn); err != nil {
 			return err
 		}
+		if err := harden(ctx, conn); err != nil {
+			return err
+		}
 	}
 	if err := l.unfence(ctx, conn); err != nil || left > 0 {
 		return err

@@ -23,6 +23,7 @@ import (
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/seed"
+	"github.com/hawser/hawser/internal/verify"
 )
 
 // link is one side of one link while its agent runs. Its goroutines:
@@ -70,6 +71,7 @@ type link struct {
 	cause       *problem.Problem // why the link does not run just now
 	applier     *apply.Applier
 	seeder      *seed.Seeder
+	compared    *verify.Progress // while a resync compares
 	seeded      bool
 	heard       frame.Heartbeat
 	heardAt     time.Time // when that was sent

@@ -54,7 +54,8 @@ func (l *link) resync(ctx context.Context, names []string) error {
 // resyncFollowing compares both sides at one position, as verify does, so that a table
 // is copied for what it lacks and not for what was on its way.
 func (l *link) resyncFollowing(ctx context.Context) error {
-	report, err := l.compareFollowing(ctx, verify.RunOptions{Differences: -1})
+	defer l.update(func() { l.compared = nil })
+	report, err := l.compareFollowing(ctx, verify.RunOptions{Differences: -1, Progress: l.comparing})
 	if err != nil {
 		return err
 	}
@@ -73,6 +74,19 @@ func (l *link) resyncFollowing(ctx context.Context) error {
 		return err
 	}
 	return l.still(ctx, func(conn *pgx.Conn) error { return l.reseed(ctx, conn, again) })
+}
+
+// comparing keeps how far a comparison is, to be shown.
+func (l *link) comparing(p verify.Progress) { l.update(func() { l.compared = &p }) }
+
+// comparison tells of a comparison that is under way. The caller holds mu.
+func (l *link) comparison() *problem.Problem {
+	if l.compared == nil {
+		return nil
+	}
+	p := l.compared
+	return problem.Noted("comparing", "link "+l.rec.Name,
+		fmt.Sprintf("it is compared with the primary: %d of %d tables, %s of %s", p.TablesDone, p.Tables, bytesText(p.BytesDone), bytesText(p.Bytes)))
 }
 
 // reseed puts tables down to be copied again.
@@ -112,25 +126,46 @@ func (l *link) still(ctx context.Context, do func(conn *pgx.Conn) error) error {
 	return l.setPaused(ctx, false)
 }
 
-// choose finds tables by name, as schema.name or, where that is clear, name.
-func choose(all []catalog.SeedTable, names []string) ([]catalog.SeedTable, error) {
-	var out []catalog.SeedTable
+// choose finds tables by name, as schema.name or, where that is clear, name. All names of
+// which none is meant are told together.
+func choose(all []catalog.SeedTable, names []string) (out []catalog.SeedTable, err error) {
+	var unknown, unclear, clear []string
 	for _, name := range names {
-		i := slices.IndexFunc(all, func(t catalog.SeedTable) bool {
+		called := func(t catalog.SeedTable) bool {
 			return name == t.Schema+"."+t.Name || name == postgres.QuoteIdent(t.Schema, t.Name)
-		})
-		if i < 0 {
-			same := func(t catalog.SeedTable) bool { return name == t.Name || name == postgres.QuoteIdent(t.Name) }
-			if i = slices.IndexFunc(all, same); i >= 0 && slices.ContainsFunc(all[i+1:], same) {
-				return nil, problem.New("table-ambiguous", "table "+name, "several schemas have a table of this name", "name it as "+all[i].Schema+"."+all[i].Name)
-			}
 		}
+		i := slices.IndexFunc(all, called)
 		if i < 0 {
-			return nil, problem.New("no-such-table", "table "+name, "the link carries no table of this name; of a partitioned table name the partitions", "hawser link show NAME, or \\dt *.* on the primary")
+			called = func(t catalog.SeedTable) bool { return name == t.Name || name == postgres.QuoteIdent(t.Name) }
+			i = slices.IndexFunc(all, called)
 		}
-		out = append(out, all[i])
+		switch {
+		case i < 0:
+			unknown = append(unknown, name)
+		case slices.ContainsFunc(all[i+1:], called):
+			unclear, clear = append(unclear, name), append(clear, all[i].Schema+"."+all[i].Name)
+		default:
+			out = append(out, all[i])
+		}
+	}
+	switch {
+	case len(unknown) > 0:
+		p := problem.New("no-such-table", tables(unknown), "the link carries no table of this name; of a partitioned table name the partitions", "hawser link show NAME, or \\dt *.* on the primary")
+		if len(unclear) > 0 {
+			p.Cause += "; and several schemas have a table called " + strings.Join(unclear, ", ")
+		}
+		return nil, p
+	case len(unclear) > 0:
+		return nil, problem.New("table-ambiguous", tables(unclear), "several schemas have a table of this name", "name it as "+strings.Join(clear, ", "))
 	}
 	return out, nil
+}
+
+func tables(names []string) string {
+	if len(names) == 1 {
+		return "table " + names[0]
+	}
+	return "tables " + strings.Join(names, ", ")
 }
 
 // slotReply is what the primary says of its slot.
@@ -309,11 +344,15 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 		return 0, err
 	}
 	defer snapshot.Close(context.WithoutCancel(ctx))
+	if err := harden(ctx, conn); err != nil { // definitions are compared, too
+		return 0, err
+	}
 	export, _, _, err := exportSnapshot(ctx, snapshot)
 	if err != nil {
 		return 0, err
 	}
-	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Differences: -1, Settle: 1, Listed: !l.filter().All()})
+	defer l.update(func() { l.compared = nil })
+	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Differences: -1, Settle: 1, Listed: !l.filter().All(), Progress: l.comparing})
 	if err != nil {
 		return 0, err
 	}
@@ -321,9 +360,11 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 	if err := l.sameSchema(report); err != nil {
 		return 0, err
 	}
-	same := map[[2]string]bool{}
+	rows := map[[2]string]int64{} // of tables that are the same
 	for _, t := range report.Tables {
-		same[[2]string{t.Schema, t.Name}] = t.Verdict == verify.Same
+		if t.Verdict == verify.Same {
+			rows[[2]string{t.Schema, t.Name}] = t.PrimaryRows
+		}
 	}
 	again := 0
 	side, _ := l.now()
@@ -335,12 +376,16 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 			if err := catalog.PutSeedTable(ctx, tx, l.rec.ID, t); err != nil {
 				return err
 			}
-			if !same[[2]string{t.Schema, t.Name}] {
+			n, same := rows[[2]string{t.Schema, t.Name}]
+			if !same {
 				again++
 				continue
 			}
 			t.Snapshot, t.LSN = opened.Snapshot, opened.Until
 			if err := catalog.SetCopying(ctx, tx, l.rec.ID, t); err != nil {
+				return err
+			}
+			if err := catalog.SetTableDone(ctx, tx, l.rec.ID, t.OID, t.Bytes, n); err != nil {
 				return err
 			}
 			if err := catalog.SetTableState(ctx, tx, l.rec.ID, t.OID, catalog.Live); err != nil {

@@ -33,6 +33,10 @@ func newReplayer(l *link, key []byte) replayer {
 		Link:    l.rec.ID,
 		Partial: !l.filter().All(),
 		Copying: l.copying,
+		Unchecked: func(ctx context.Context, conn *pgx.Conn) ([]uint32, error) {
+			return catalog.WaitingKeys(ctx, conn, l.rec.ID)
+		},
+		Loud: func(ctx context.Context, conn *pgx.Conn) error { return fence.Loud(ctx, conn) },
 	})}
 }
 
@@ -45,9 +49,6 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 		if err := fence.Quiet(ctx, conn); err != nil {
 			return apply.Effect{}, err
 		}
-	}
-	if err := catalog.FollowKeys(ctx, conn, r.l.rec.ID, result.Keys); err != nil {
-		return apply.Effect{}, err
 	}
 	for _, t := range result.Created {
 		if err := fence.PrepareTable(ctx, conn, t.Schema, t.Name); err != nil {
@@ -63,17 +64,34 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 		effect.Reseed = append(effect.Reseed, s)
 		r.l.log.Info("table is copied: its rows can't be computed on the replica, or the link did not carry them", "table", t.Schema+"."+t.Name, "because", result.Tag)
 	}
-	if err := r.later(ctx, conn, result); err != nil {
+	copying, err := r.l.copying(ctx, conn)
+	if err != nil {
 		return apply.Effect{}, err
+	}
+	if copying {
+		if err := r.whileCopying(ctx, conn, result); err != nil {
+			return apply.Effect{}, err
+		}
 	}
 	r.l.note(result)
 	return effect, nil
 }
 
+// whileCopying keeps to what waits for the rows of all tables, behind one command.
+func (r replayer) whileCopying(ctx context.Context, conn *pgx.Conn, result schema.Result) error {
+	if err := catalog.FollowKeys(ctx, conn, r.l.rec.ID, result.Keys); err != nil {
+		return err
+	}
+	if err := schema.Soften(ctx, conn); err != nil {
+		return err
+	}
+	return r.later(ctx, conn, result)
+}
+
 // mayFire reports whether a command may have made a trigger or rule that fires for
 // replication. Changes without a command have no tag; event triggers are among them.
 func mayFire(result schema.Result) bool {
-	return strings.HasPrefix(result.Tag, "ALTER TABLE") || strings.HasSuffix(result.Tag, "TRIGGER") || strings.HasSuffix(result.Tag, "RULE") ||
+	return result.Loud || strings.HasPrefix(result.Tag, "ALTER TABLE") || strings.HasSuffix(result.Tag, "TRIGGER") || strings.HasSuffix(result.Tag, "RULE") ||
 		result.Tag == "" && len(result.Statements) > 0
 }
 
@@ -124,13 +142,6 @@ func (r replayer) later(ctx context.Context, conn *pgx.Conn, result schema.Resul
 		if err := r.keep(ctx, conn, laterDDL, k); err != nil {
 			return err
 		}
-	}
-	if len(result.Refreshed)+len(result.Emptied) == 0 {
-		return nil
-	}
-	copying, err := r.l.copying(ctx, conn)
-	if err != nil || !copying {
-		return err
 	}
 	// A view that was filled meanwhile holds what never was together on the primary.
 	for _, view := range result.Refreshed {

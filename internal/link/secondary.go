@@ -371,6 +371,7 @@ func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 		SpoolDir: filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID),
 		Replayer: newReplayer(l, key),
 		MakeWay:  l.makeWay,
+		Copied:   func(ctx context.Context, tx pgx.Tx) error { return schema.Harden(ctx, tx) },
 		Accept:   func(content []byte, complete bool) bool { return l.accepts(content, key, complete) },
 	})
 }

@@ -198,7 +198,11 @@ func (l *link) buildEmpty(ctx context.Context, conn *pgx.Conn) error {
 				return err
 			}
 			if there {
-				if _, err := tx.Exec(ctx, "DELETE FROM ONLY "+name); err != nil {
+				err := postgres.InUserPath(ctx, tx, func() error {
+					_, err := tx.Exec(ctx, "DELETE FROM ONLY "+name)
+					return err
+				})
+				if err != nil {
 					return err
 				}
 			}

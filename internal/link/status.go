@@ -80,6 +80,9 @@ func (l *link) status() Status {
 	comparing := l.forcing || l.rejoining
 	s.Comparing = &comparing
 	s.Notes = append(append(s.Notes, l.holes...), l.passable...)
+	if n := l.comparison(); n != nil {
+		s.Notes = append(s.Notes, n)
+	}
 	if n := l.aloneWithPart(); n != nil {
 		s.Notes = append(s.Notes, n)
 	}

@@ -35,6 +35,12 @@ type ReplayOptions struct {
 	// Copying reports whether tables are still being copied, so that each is at a time of
 	// its own, or empty. Nil: none is.
 	Copying func(ctx context.Context, conn *pgx.Conn) (bool, error)
+	// Unchecked are the foreign keys of this side whose rows are checked when all tables are
+	// copied; the primary's are checked. It is asked while Copying. Nil: there are none.
+	Unchecked func(ctx context.Context, conn *pgx.Conn) ([]uint32, error)
+	// Loud gives triggers and rules that are kept quiet here the states that they have on
+	// the primary, for a command that speaks of them (Result.Loud). Nil: none is kept quiet.
+	Loud func(ctx context.Context, conn *pgx.Conn) error
 }
 
 // A Replayer runs the primary's DDL on the secondary. It is for one link's applier,
@@ -90,6 +96,9 @@ type Result struct {
 	// Later are foreign keys that need the rows of all tables: to be validated when
 	// seeding is done.
 	Later []Place
+	// Loud says that triggers and rules have the states of the primary: those that fire for
+	// replication are to be kept quiet again.
+	Loud bool
 	// Keys are the names of the foreign keys that the statement gave to new ones.
 	Keys []string
 	// CommitAfter forbids to join the transaction with later ones of the primary: a new
@@ -231,6 +240,9 @@ func (r *replay) command(ctx context.Context) error {
 		return err
 	}
 	r.describe(st)
+	if err := r.loud(ctx, st); err != nil {
+		return err
+	}
 	switch m.Tag {
 	case "REFRESH MATERIALIZED VIEW":
 		for _, sql := range m.Views {
@@ -363,7 +375,9 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 	if err := r.bareForRule(ctx, st); err != nil {
 		return err
 	}
-	run := func() error { return r.run(ctx, order{sql: text, node: st.node}) }
+	run := func() error {
+		return r.orSoft(ctx, st, func() error { return r.run(ctx, order{sql: text, node: st.node}) })
+	}
 	if fills(st.node) {
 		err = r.fill(ctx, st, run)
 	} else if r.options.Carries == nil {

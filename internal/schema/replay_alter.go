@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	pgq "github.com/pganalyze/pg_query_go/v6"
@@ -28,6 +29,9 @@ func (r *replay) alterTable(ctx context.Context, st *ddlStatement) error {
 		return err
 	}
 	if err := r.reseed(ctx, len(inventing) > 0); err != nil {
+		return err
+	}
+	if err := r.meetPartitions(ctx, alter); err != nil {
 		return err
 	}
 	r.result.Keys = newKeys(alter)
@@ -304,4 +308,36 @@ func (r *replay) keepFence(ctx context.Context, alter *pgq.AlterTableStmt) error
 		}
 	}
 	return nil
+}
+
+// loud lets a command that speaks of triggers or rules, or gives those of its parent to a
+// partition, find them as they are on the primary.
+func (r *replay) loud(ctx context.Context, st *ddlStatement) error {
+	if r.options.Loud == nil || !r.ofTriggers(st) {
+		return nil
+	}
+	r.result.Loud = true
+	return r.options.Loud(ctx, r.conn)
+}
+
+func (r *replay) ofTriggers(st *ddlStatement) bool {
+	switch {
+	case strings.HasSuffix(r.m.Tag, " TRIGGER"), strings.HasSuffix(r.m.Tag, " RULE"):
+		return true
+	case r.m.Tag == "CREATE TABLE":
+		return len(r.m.Bounds) > 0
+	case r.m.Tag != "ALTER TABLE":
+		return false
+	}
+	return st.node == nil || slices.ContainsFunc(st.node.GetAlterTableStmt().GetCmds(), func(c *pgq.Node) bool {
+		switch c.GetAlterTableCmd().GetSubtype() {
+		case pgq.AlterTableType_AT_EnableTrig, pgq.AlterTableType_AT_EnableAlwaysTrig, pgq.AlterTableType_AT_EnableReplicaTrig,
+			pgq.AlterTableType_AT_DisableTrig, pgq.AlterTableType_AT_EnableTrigAll, pgq.AlterTableType_AT_DisableTrigAll,
+			pgq.AlterTableType_AT_EnableTrigUser, pgq.AlterTableType_AT_DisableTrigUser, pgq.AlterTableType_AT_EnableRule,
+			pgq.AlterTableType_AT_EnableAlwaysRule, pgq.AlterTableType_AT_EnableReplicaRule, pgq.AlterTableType_AT_DisableRule,
+			pgq.AlterTableType_AT_AttachPartition:
+			return true
+		}
+		return false
+	})
 }

@@ -60,7 +60,9 @@ func (r *replay) orNotValid(ctx context.Context, st *ddlStatement) error {
 	if err != nil || text == "" {
 		return err
 	}
-	run := func() error { return r.run(ctx, order{sql: text, node: st.node}) }
+	run := func() error {
+		return r.orSoft(ctx, st, func() error { return r.run(ctx, order{sql: text, node: st.node}) })
+	}
 	err = r.attempt(ctx, run)
 	if sqlState(err) != "23503" { // foreign_key_violation
 		return err
@@ -180,6 +182,39 @@ func newKeys(alter *pgq.AlterTableStmt) (names []string) {
 	return names
 }
 
+// meetPartitions has foreign keys of partitions, and of tables that become partitions,
+// count as checked: the server makes one of such a key and the parent's like one, as it did
+// on the primary, and a second one beside what is not checked.
+func (r *replay) meetPartitions(ctx context.Context, alter *pgq.AlterTableStmt) error {
+	meets := slices.ContainsFunc(alter.Cmds, func(c *pgq.Node) bool {
+		cmd := c.GetAlterTableCmd()
+		return cmd.GetSubtype() == pgq.AlterTableType_AT_AttachPartition || cmd.GetDef().GetConstraint().GetContype() == pgq.ConstrType_CONSTR_FOREIGN
+	})
+	if !meets || r.options.Unchecked == nil {
+		return nil
+	}
+	copying, err := r.copying(ctx)
+	if err != nil || !copying {
+		return err
+	}
+	keys, err := r.options.Unchecked(ctx, r.conn)
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	var attached []string
+	for _, b := range r.m.Bounds {
+		attached = append(attached, Table{Schema: b.Schema, Name: b.Table}.sql())
+	}
+	_, err = r.conn.Exec(ctx, `
+		WITH RECURSIVE t AS (SELECT to_regclass(n)::oid AS oid FROM unnest($2::text[]) n UNION SELECT i.inhrelid FROM pg_inherits i JOIN t ON i.inhparent = t.oid)
+		UPDATE pg_constraint k SET convalidated = true FROM pg_class c
+		WHERE k.oid = ANY ($1) AND NOT k.convalidated AND c.oid = k.conrelid AND (c.relispartition OR c.oid IN (SELECT oid FROM t))`, keys, append([]string{}, attached...))
+	if err != nil {
+		return fmt.Errorf("count the foreign keys of partitions as checked: %w", err)
+	}
+	return nil
+}
+
 // withoutRows runs a statement that has to check a foreign key, as that of a partitioned
 // table has. Tables whose rows violate it have none meanwhile.
 func (r *replay) withoutRows(ctx context.Context, run func() error) error {
@@ -221,7 +256,7 @@ func (r *replay) madeWay(ctx context.Context, do func() error) error {
 	if err := r.conn.QueryRow(ctx, `SELECT current_setting('search_path')`).Scan(&path); err != nil {
 		return fmt.Errorf("read the search_path: %w", err)
 	}
-	entries, err := MakeWay(ctx, r.conn)
+	entries, err := MakeWay(ctx, r.conn) // while tables are copied, what is soft stays so
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -49,7 +50,15 @@ func newPair(t *testing.T, from, to *testpg.Cluster) *pair {
 	p.exec(p.primary, "SELECT pg_create_logical_replication_slot('"+p.source+"', 'pgoutput')")
 	p.exec(p.secondary, "CREATE SCHEMA hawser; SET session_replication_role = replica; SET search_path = ''")
 	p.replayer = schema.NewReplayer(schema.ReplayOptions{
-		Key: func(ctx context.Context) ([]byte, error) { return capture.DDLKey(ctx, p.primary) }})
+		Key: func(ctx context.Context) ([]byte, error) { return capture.DDLKey(ctx, p.primary) },
+		Maker: func(ctx context.Context, oid, _ uint32) (schema.Maker, error) {
+			maker := schema.Maker{New: true}
+			err := p.primary.QueryRow(ctx, `SELECT pg_get_userbyid(relowner), false FROM pg_class WHERE oid = $1`, oid).Scan(&maker.Owner, &maker.Superuser)
+			if errors.Is(err, pgx.ErrNoRows) {
+				err = nil
+			}
+			return maker, err
+		}})
 	return p
 }
 

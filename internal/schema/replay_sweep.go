@@ -23,6 +23,17 @@ type ddlChange struct {
 	Role     string  `json:"role"`
 	Type     string  `json:"type"`
 	Identity string  `json:"identity"`
+	// Made is what makes a relation that no command announced, before its owner is told.
+	Made *ddlMade `json:"made"`
+}
+
+// ddlMade is a table, or a materialized view as a command that leaves it empty.
+type ddlMade struct {
+	Superuser bool      `json:"superuser"` // its owner is one
+	Table     *ddlTable `json:"table"`
+	View      string    `json:"view"`
+	Name      string    `json:"name"` // of the view, quoted
+	Filled    bool      `json:"filled"`
 }
 
 // words tell the change to a person.
@@ -95,6 +106,9 @@ func (r *replay) ownerChange(ctx context.Context, c ddlChange) ([]string, error)
 	if err := r.makeRole(ctx, *c.Value); err != nil {
 		return nil, err
 	}
+	if c.Made != nil {
+		return nil, r.made(ctx, ddlUser{Name: *c.Value, Session: *c.Value, Superuser: c.Made.Superuser}, *c.Made)
+	}
 	multirange, err := r.multirange(ctx, c)
 	if err != nil || multirange {
 		return nil, err
@@ -104,6 +118,42 @@ func (r *replay) ownerChange(ctx context.Context, c ddlChange) ([]string, error)
 		word = strings.ToUpper(c.Type)
 	}
 	return []string{"ALTER " + word + " " + c.Identity + " OWNER TO " + pgx.Identifier{*c.Value}.Sanitize()}, nil
+}
+
+// made makes, as its owner, a relation that no command announced. It may be there: its rows
+// came first, or the schema was dumped when it was.
+func (r *replay) made(ctx context.Context, owner ddlUser, made ddlMade) error {
+	as := &replay{Replayer: r.Replayer, conn: r.conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: owner}}
+	err := as.makeTold(ctx, made)
+	r.result.Statements = append(r.result.Statements, as.result.Statements...)
+	r.result.Created = append(r.result.Created, as.result.Created...)
+	r.result.Refreshed = append(r.result.Refreshed, as.result.Refreshed...)
+	r.result.Notes = append(r.result.Notes, as.result.Notes...)
+	return err
+}
+
+func (r *replay) makeTold(ctx context.Context, made ddlMade) error {
+	name := made.Name
+	if made.Table != nil {
+		name = pgx.Identifier{made.Table.Schema, made.Table.Name}.Sanitize()
+	}
+	var there bool
+	if err := r.conn.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&there); err != nil {
+		return fmt.Errorf("look for %s: %w", name, err)
+	}
+	switch {
+	case made.Table != nil:
+		r.m.Objects = []ddlObject{{Class: "pg_class", Type: "table", Identity: name, TableSchema: made.Table.Schema, Table: made.Table.Name}}
+		return r.makeTable(ctx, *made.Table, there)
+	case there:
+		return nil
+	}
+	if err := r.run(ctx, order{sql: made.View, generated: true}); err != nil || !made.Filled {
+		return err
+	}
+	st := &ddlStatement{text: "REFRESH MATERIALIZED VIEW " + name}
+	r.result.Refreshed = append(r.result.Refreshed, name)
+	return r.fill(ctx, st, func() error { return r.run(ctx, order{sql: st.text, generated: true}) })
 }
 
 // multirange gives a multirange type its owner. Its range type's command leaves it alone

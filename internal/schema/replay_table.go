@@ -103,20 +103,27 @@ func (r *replay) createTableAs(ctx context.Context) error {
 		r.creating = r.creating[:n-1]
 	}
 	for _, t := range r.m.Tables {
-		r.writable(t)
-		table := Table{t.OID, t.Schema, t.Name}
-		r.result.Created = append(r.result.Created, table)
-		if _, ok := r.provided[t.OID]; ok {
-			delete(r.provided, t.OID)
-			if err := r.complete(ctx, t); err != nil {
-				return err
-			}
-			continue
-		}
-		sql, err := r.createTable(ctx, t)
-		if err != nil {
+		_, provided := r.provided[t.OID]
+		delete(r.provided, t.OID)
+		if err := r.makeTable(ctx, t, provided); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// makeTable makes the table, or completes what was made for its rows.
+func (r *replay) makeTable(ctx context.Context, t ddlTable, provided bool) error {
+	r.writable(t)
+	r.result.Created = append(r.result.Created, Table{t.OID, t.Schema, t.Name})
+	if provided {
+		return r.complete(ctx, t)
+	}
+	sql, err := r.createTable(ctx, t)
+	if err != nil {
+		return err
+	}
+	for _, sql := range append([]string{sql}, t.Indexes...) {
 		if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
 			return err
 		}
@@ -237,20 +244,22 @@ func optionList(options []string, sep string) string {
 // complete gives a table that Provide made what the stream does not say of it: the
 // collations, the options, and the domains, for which it names the type underneath.
 func (r *replay) complete(ctx context.Context, t ddlTable) error {
-	types, err := r.columnTypes(ctx, t)
+	here, options, err := r.columnsHere(ctx, t)
 	if err != nil {
 		return err
 	}
 	var changes []string
 	for _, c := range t.Columns {
-		switch {
-		case c.Collation == "" && types[c.Name] != c.Type:
-			changes = append(changes, "ALTER COLUMN "+pgx.Identifier{c.Name}.Sanitize()+" TYPE "+c.Type)
-		case c.Collation != "":
-			changes = append(changes, "ALTER COLUMN "+pgx.Identifier{c.Name}.Sanitize()+" TYPE "+c.Type+" COLLATE "+c.Collation)
+		if is := here[c.Name]; is.Type == c.Type && is.Collation == c.Collation {
+			continue
 		}
+		change := "ALTER COLUMN " + pgx.Identifier{c.Name}.Sanitize() + " TYPE " + c.Type
+		if c.Collation != "" {
+			change += " COLLATE " + c.Collation
+		}
+		changes = append(changes, change)
 	}
-	if len(t.Options) > 0 {
+	if len(t.Options) > 0 && !slices.Equal(t.Options, options) {
 		changes = append(changes, "SET ("+optionList(t.Options, " = ")+")")
 	}
 	same, err := r.sameMethod(ctx, t)
@@ -267,19 +276,19 @@ func (r *replay) complete(ctx context.Context, t ddlTable) error {
 	return r.run(ctx, order{sql: sql, generated: true}) // a domain has checks
 }
 
-func (r *replay) columnTypes(ctx context.Context, t ddlTable) (map[string]string, error) {
-	rows, err := r.conn.Query(ctx, `SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
-		JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0`, t.Schema, t.Name)
+// columnsHere are the types and collations of the table's columns on this side, and its options.
+func (r *replay) columnsHere(ctx context.Context, t ddlTable) (columns map[string]ddlColumn, options []string, err error) {
+	columns = map[string]ddlColumn{}
+	var c ddlColumn
+	err = forEach(ctx, r.conn, `SELECT a.attname, format_type(a.atttypid, a.atttypmod),
+			CASE WHEN a.attcollation <> y.typcollation THEN a.attcollation::regcollation::text ELSE '' END, coalesce(c.reloptions, '{}')
+		FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid JOIN pg_class c ON c.oid = a.attrelid
+		WHERE c.oid = to_regclass(`+quoteLiteral(pgx.Identifier{t.Schema, t.Name}.Sanitize())+`) AND a.attnum > 0 AND NOT a.attisdropped`,
+		[]any{&c.Name, &c.Type, &c.Collation, &options}, func() { columns[c.Name] = c })
 	if err != nil {
-		return nil, fmt.Errorf("read the columns of %q: %w", t.Name, err)
+		return nil, nil, fmt.Errorf("read the columns of %q: %w", t.Name, err)
 	}
-	types := map[string]string{}
-	var name, kind string
-	if _, err := pgx.ForEachRow(rows, []any{&name, &kind}, func() error { types[name] = kind; return nil }); err != nil {
-		return nil, fmt.Errorf("read the columns of %q: %w", t.Name, err)
-	}
-	return types, nil
+	return columns, options, nil
 }
 
 func (r *replay) sameMethod(ctx context.Context, t ddlTable) (same bool, err error) {

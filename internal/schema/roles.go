@@ -40,22 +40,26 @@ type Membership struct {
 	Admin   bool   `json:"admin,omitempty"`
 	Inherit bool   `json:"inherit"`
 	Set     bool   `json:"set"`
+
+	opens bool // the other role is neither PostgreSQL's own nor the one that made the cluster
 }
 
 // readRoles returns every role that the current database may name: those that
 // own something or have a privilege in it, those with a setting of their own for
 // it, the role that made the cluster, and PostgreSQL's predefined ones, which no
-// catalog ties to a database.
+// catalog ties to a database. Those that are members of one of the first, and so of
+// what it may do, are among them.
 func readRoles(ctx context.Context, db querier) ([]Role, error) {
 	rows, err := db.Query(ctx, `
-		WITH here AS (SELECT oid FROM pg_database WHERE datname = current_database())
+		WITH RECURSIVE here AS (SELECT oid FROM pg_database WHERE datname = current_database()), named AS (
+			(SELECT d.refobjid AS oid FROM pg_shdepend d, here WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid >= 16384
+				AND (d.dbid = here.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = here.oid)
+			UNION SELECT setrole FROM pg_db_role_setting, here WHERE setdatabase = here.oid AND setrole >= 16384)
+			UNION SELECT m.member FROM pg_auth_members m JOIN named n ON n.oid = m.roleid)
 		SELECT r.rolname, r.rolinherit, r.rolcanlogin, r.rolsuper, r.rolbypassrls, r.rolcreaterole, r.rolcreatedb,
 			coalesce(s.setconfig, '{}')
 		FROM pg_roles r LEFT JOIN pg_db_role_setting s ON s.setrole = r.oid AND s.setdatabase = 0
-		WHERE r.oid < 16384
-			OR r.oid IN (SELECT d.refobjid FROM pg_shdepend d, here WHERE d.refclassid = 'pg_authid'::regclass
-				AND (d.dbid = here.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = here.oid))
-			OR r.oid IN (SELECT setrole FROM pg_db_role_setting, here WHERE setdatabase = here.oid)
+		WHERE r.oid < 16384 OR r.oid IN (SELECT oid FROM named)
 		ORDER BY r.rolname`)
 	if err != nil {
 		return nil, err
@@ -77,10 +81,10 @@ func readMemberships(ctx context.Context, db querier, roles []Role) error {
 	return forEach(ctx, db, `
 		SELECT member.rolname, role.rolname, bool_or(m.admin_option),
 			bool_or(coalesce((to_jsonb(m)->>'inherit_option')::bool, member.rolinherit)),
-			bool_or(coalesce((to_jsonb(m)->>'set_option')::bool, true))
+			bool_or(coalesce((to_jsonb(m)->>'set_option')::bool, true)), bool_or(role.oid >= 16384)
 		FROM pg_auth_members m JOIN pg_roles member ON member.oid = m.member JOIN pg_roles role ON role.oid = m.roleid
 		GROUP BY 1, 2 ORDER BY 1, 2`,
-		[]any{&member, &m.Role, &m.Admin, &m.Inherit, &m.Set}, func() {
+		[]any{&member, &m.Role, &m.Admin, &m.Inherit, &m.Set, &m.opens}, func() {
 			if i := indexRole(roles, member); i >= 0 && indexRole(roles, m.Role) >= 0 {
 				roles[i].MemberOf = append(roles[i].MemberOf, m)
 			}
@@ -91,8 +95,8 @@ func indexRole(roles []Role, name string) int {
 	return slices.IndexFunc(roles, func(r Role) bool { return r.Name == name })
 }
 
-// namedRoles returns those roles whose names occur in the SQL of the dump. An
-// object of the same name is taken for the role: one role too many does no harm.
+// namedRoles returns those roles whose names occur in the SQL of the dump, and their
+// members. An object of the same name is taken for the role: one role too many does no harm.
 func namedRoles(toc []tocEntry, roles []Role) ([]Role, error) {
 	named := make(map[string]bool, len(roles))
 	for i := range toc {
@@ -107,6 +111,14 @@ func namedRoles(toc []tocEntry, roles []Role) ([]Role, error) {
 			}
 			if t.kind == tokenWord || t.kind == tokenQuoted {
 				named[tokenText(s.src, t)] = true
+			}
+		}
+	}
+	for grown := true; grown; {
+		grown = false
+		for _, r := range roles {
+			if !named[r.Name] && slices.ContainsFunc(r.MemberOf, func(m Membership) bool { return m.opens && named[m.Role] }) {
+				named[r.Name], grown = true, true
 			}
 		}
 	}

@@ -59,17 +59,32 @@ func (e Entry) validates() (table, key string, err error) {
 	return stmts[0].word(5), stmts[0].word(8), nil
 }
 
-// MakeWay drops the constraints that rows need not meet, since they were there before:
-// they would refuse rows that are copied now. What makes them again is returned, of
-// PhaseFinal. Those that only an inherited table has of its own come to light when the
-// parent's are gone.
+// MakeWay takes away what would refuse rows that are copied now. Constraints that may look
+// at other tables become soft. Those that rows need not meet, since they were there before,
+// are dropped: what makes them again is returned, of PhaseFinal.
 func MakeWay(ctx context.Context, db DB) ([]Entry, error) {
-	if _, err := db.Exec(ctx, `SET LOCAL search_path = ''`); err != nil {
+	if err := Soften(ctx, db); err != nil {
+		return nil, err
+	}
+	checks, err := takeChecks(ctx, db, `k.contype IN ('c', 'n') AND NOT k.convalidated AND NOT `+isSoft)
+	if err != nil {
 		return nil, err
 	}
 	var all []Entry
+	for _, c := range checks {
+		all = append(all, c.entry())
+	}
+	return all, nil
+}
+
+// takeChecks drops constraints of tables and domains. Those that only an inherited table
+// has of its own come to light when the parent's are gone.
+func takeChecks(ctx context.Context, db DB, where string) (all []openCheck, err error) {
+	if _, err := db.Exec(ctx, `SET LOCAL search_path = ''`); err != nil {
+		return nil, err
+	}
 	for {
-		found, err := notValidated(ctx, db)
+		found, err := findChecks(ctx, db, where)
 		if err != nil {
 			return nil, fmt.Errorf("look for constraints that rows need not meet: %w", err)
 		}
@@ -80,33 +95,36 @@ func MakeWay(ctx context.Context, db DB) ([]Entry, error) {
 			if _, err := db.Exec(ctx, "ALTER "+c.of+" DROP CONSTRAINT "+c.name); err != nil {
 				return nil, fmt.Errorf("drop constraint %s of %s for the copy: %w", c.name, c.of, err)
 			}
-			all = append(all, c.entry())
 		}
+		all = append(all, found...)
 	}
 }
 
-// openCheck is a constraint that old rows need not meet.
+// openCheck is a constraint that rows need not meet for a while.
 type openCheck struct {
 	schema, constraint string
+	table, domain      uint32
 	name               string // quoted
 	of                 string // the table or domain, as ALTER takes it
 	ofComment          string // as COMMENT takes it
 	def                string
+	validated          bool
 	comment            *string
 }
 
-func notValidated(ctx context.Context, db DB) (found []openCheck, err error) {
+func findChecks(ctx context.Context, db DB, where string) (found []openCheck, err error) {
 	var c openCheck
 	err = forEach(ctx, db, `
 		SELECT CASE WHEN t.oid IS NULL THEN CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE ' ELSE 'TABLE ' END ELSE 'DOMAIN ' END || o.name,
 			quote_ident(k.conname), pg_get_constraintdef(k.oid), obj_description(k.oid, 'pg_constraint'),
-			n.nspname, k.conname, CASE WHEN t.oid IS NULL THEN '' ELSE 'DOMAIN ' END || o.name
+			n.nspname, k.conname, CASE WHEN t.oid IS NULL THEN '' ELSE 'DOMAIN ' END || o.name, k.conrelid, k.contypid, k.convalidated
 		FROM pg_constraint k LEFT JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_type t ON t.oid = k.contypid
 			JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, t.typnamespace),
 			LATERAL (SELECT format('%I.%I', n.nspname, coalesce(c.relname, t.typname))) o(name)
-		WHERE k.contype IN ('c', 'n') AND NOT k.convalidated AND k.coninhcount = 0 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'hawser')
+		WHERE `+where+` AND k.coninhcount = 0 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'hawser')
 		ORDER BY k.oid`,
-		[]any{&c.of, &c.name, &c.def, &c.comment, &c.schema, &c.constraint, &c.ofComment}, func() { found = append(found, c) })
+		[]any{&c.of, &c.name, &c.def, &c.comment, &c.schema, &c.constraint, &c.ofComment, &c.table, &c.domain, &c.validated},
+		func() { found = append(found, c) })
 	return found, err
 }
 
