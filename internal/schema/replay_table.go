@@ -283,7 +283,7 @@ func (r *replay) columnsHere(ctx context.Context, t ddlTable) (columns map[strin
 	err = forEach(ctx, r.conn, `SELECT a.attname, format_type(a.atttypid, a.atttypmod),
 			CASE WHEN a.attcollation <> y.typcollation THEN a.attcollation::regcollation::text ELSE '' END, coalesce(c.reloptions, '{}')
 		FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid JOIN pg_class c ON c.oid = a.attrelid
-		WHERE c.oid = to_regclass(`+quoteLiteral(pgx.Identifier{t.Schema, t.Name}.Sanitize())+`) AND a.attnum > 0 AND NOT a.attisdropped`,
+		WHERE c.oid = to_regclass(`+postgres.QuoteLiteral(pgx.Identifier{t.Schema, t.Name}.Sanitize())+`) AND a.attnum > 0 AND NOT a.attisdropped`,
 		[]any{&c.Name, &c.Type, &c.Collation, &options}, func() { columns[c.Name] = c })
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the columns of %q: %w", t.Name, err)
