@@ -355,6 +355,9 @@ func TestNotCarriedIsNamed(t *testing.T) {
 	testpg.Eventually(t, 30*time.Second, "both sides tell of the large object", func() (bool, error) {
 		return told(a, "large-objects", "large") && told(b, "large-objects", "large"), nil
 	})
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}); err == nil || !strings.Contains(err.Error(), "lo_unlink") {
+		t.Errorf("a failover left a large object behind: %v", err)
+	}
 	a.Exec(t, "postgres", `CREATE DATABASE large`)
 	a.Exec(t, "large", `SELECT lo_from_bytea(0, 'large')`)
 	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "large", Database: "large", Peer: b.name, Role: api.RolePrimary}); err == nil || !strings.Contains(err.Error(), "large objects") {

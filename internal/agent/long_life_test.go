@@ -163,9 +163,11 @@ func TestCaptureOfVersion3(t *testing.T) {
 	current := version()
 	a.stop()
 	inside(t, a, `CREATE TEMP TABLE keys AS SELECT key, ipad, opad FROM hawser.ddl_capture;
-		DROP EVENT TRIGGER "!hawser_begin_caller"; DROP EVENT TRIGGER "!hawser_ddl_begin"; DROP EVENT TRIGGER "!hawser_ddl_caller";
-		DROP EVENT TRIGGER "!hawser_ddl_end"; DROP EVENT TRIGGER "!hawser_sql_caller"; DROP EVENT TRIGGER "!hawser_sql_drop";
-		DROP EVENT TRIGGER "!hawser_table_rewrite";
+		DO $$ DECLARE n name; BEGIN
+			FOR n IN SELECT evtname FROM pg_event_trigger WHERE evtfoid::regproc::text LIKE 'hawser.ddl\_%' LOOP
+				EXECUTE format('DROP EVENT TRIGGER %I', n);
+			END LOOP;
+		END $$;
 		DO $$ DECLARE f regprocedure; BEGIN
 			FOR f IN SELECT oid FROM pg_proc WHERE pronamespace = 'hawser'::regnamespace AND (proname LIKE 'ddl\_%' OR proname LIKE '%\_identity') LOOP
 				EXECUTE format('DROP FUNCTION %s', f);

@@ -18,7 +18,7 @@ const (
 	// A target transaction takes in further source transactions until one of these
 	// is reached, and only while more of them are waiting.
 	leastBatchChanges = 20000
-	leastBatchTime    = 200 * time.Millisecond
+	leastBatchTime    = 50 * time.Millisecond
 
 	// The same for a replica that is behind: it may stay open for a part of the lag, and
 	// with each that is full the next one may be twice as large. The part is small, since

@@ -685,8 +685,10 @@ BEGIN
 			PERFORM hawser.ddl_sweep('database'); -- so may the new owner
 		END IF;
 		-- What a command changed may be changed back without one.
+		UPDATE hawser.ddl_seen s SET value = '' FROM jsonb_array_elements(objects) o -- it stays told
+		WHERE s.kind = 'owner' AND s.class = (o ->> 'class')::regclass AND s.id = (o ->> 'oid')::oid;
 		DELETE FROM hawser.ddl_seen s USING jsonb_array_elements(objects) o
-		WHERE s.kind IN ('owner', 'clustered') AND s.class = (o ->> 'class')::regclass AND s.id = (o ->> 'oid')::oid;
+		WHERE s.kind = 'clustered' AND s.class = (o ->> 'class')::regclass AND s.id = (o ->> 'oid')::oid;
 	END IF;
 	IF tag IN ('CREATE EXTENSION', 'ALTER EXTENSION') THEN
 		relids := relids || ARRAY(SELECT d.objid FROM jsonb_array_elements(objects) o JOIN pg_depend d

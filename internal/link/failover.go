@@ -18,6 +18,7 @@ import (
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
 )
 
 // FailoverOptions are what a person asks for.
@@ -357,6 +358,9 @@ func (l *link) timed(name string, do func()) {
 func (l *link) prepareSwap(ctx context.Context) (err error) {
 	side, _ := l.now()
 	l.timed("prepare", func() {
+		if err = l.inSwap(ctx, func(conn *pgx.Conn) error { return holdsAll(ctx, conn) }); err != nil {
+			return
+		}
 		var reply prepareReply
 		request := prepareRequest{Patience: l.patience(), Term: side.Next, Siblings: l.m.successors(l)}
 		if request.Users, err = l.users(ctx); err != nil {
@@ -384,6 +388,15 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 			err = l.inSwap(ctx, func(conn *pgx.Conn) error { return l.checkSequences(ctx, conn) })
 		}
 	})
+	return err
+}
+
+// holdsAll refuses to leave a database of which the secondary lacks something.
+func holdsAll(ctx context.Context, conn *pgx.Conn) error {
+	found, err := schema.LargeObjects(ctx, conn)
+	if err == nil && found != nil {
+		err = found
+	}
 	return err
 }
 

@@ -64,14 +64,8 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 		effect.Reseed = append(effect.Reseed, s)
 		r.l.log.Info("table is copied: its rows can't be computed on the replica, or the link did not carry them", "table", t.Schema+"."+t.Name, "because", result.Tag)
 	}
-	copying, err := r.l.copying(ctx, conn)
-	if err != nil {
+	if err := r.whileCopying(ctx, conn, result); err != nil {
 		return apply.Effect{}, err
-	}
-	if copying {
-		if err := r.whileCopying(ctx, conn, result); err != nil {
-			return apply.Effect{}, err
-		}
 	}
 	r.l.note(result)
 	return effect, nil
@@ -79,6 +73,10 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 
 // whileCopying keeps to what waits for the rows of all tables, behind one command.
 func (r replayer) whileCopying(ctx context.Context, conn *pgx.Conn, result schema.Result) error {
+	copying, err := r.l.copying(ctx, conn)
+	if err != nil || !copying {
+		return err
+	}
 	if err := catalog.FollowKeys(ctx, conn, r.l.rec.ID, result.Keys); err != nil {
 		return err
 	}

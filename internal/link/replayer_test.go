@@ -43,7 +43,7 @@ func TestRefreshWhileCopying(t *testing.T) {
 	}
 	refreshed := func(views ...string) {
 		t.Helper()
-		if err := r.later(ctx, conn, schema.Result{Refreshed: views}); err != nil {
+		if err := r.whileCopying(ctx, conn, schema.Result{Refreshed: views}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,7 +58,7 @@ func TestRefreshWhileCopying(t *testing.T) {
 	refreshed(views...)
 	waiting("while a table is copied", `REFRESH MATERIALIZED VIEW public."V'iew"`, `REFRESH MATERIALIZED VIEW public.gone`, `REFRESH MATERIALIZED VIEW public.emptied`)
 	c.Exec(t, db, `ALTER MATERIALIZED VIEW "V'iew" RENAME TO renamed; DROP MATERIALIZED VIEW gone; CREATE MATERIALIZED VIEW gone AS SELECT count(*) FROM t`)
-	if err := r.later(ctx, conn, schema.Result{Emptied: views[2:]}); err != nil {
+	if err := r.whileCopying(ctx, conn, schema.Result{Emptied: views[2:]}); err != nil {
 		t.Fatal(err)
 	}
 	waiting("behind other commands", `REFRESH MATERIALIZED VIEW public.renamed`, "")

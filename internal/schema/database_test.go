@@ -26,7 +26,7 @@ func TestCreateDatabase(t *testing.T) {
 	want := DatabaseSettings{Name: strange(t, c), Encoding: "LATIN1", Collate: "C", Ctype: "C", Provider: "libc"}
 	create := func(wantCreated bool) {
 		t.Helper()
-		created, err := CreateDatabase(ctx, c.Server(), want, "x")
+		created, err := CreateDatabase(ctx, c.Server(), want, t.Name())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -47,13 +47,13 @@ func TestCreateDatabase(t *testing.T) {
 	create(true)
 
 	c.Exec(t, want.Name, `CREATE TYPE "my type" AS (a int)`)
-	_, err = CreateDatabase(ctx, c.Server(), want, "x")
+	_, err = CreateDatabase(ctx, c.Server(), want, t.Name())
 	if p := wantProblem(t, err, "database-not-empty"); !strings.Contains(p.Cause, `type public."my type"`) {
 		t.Errorf("the cause %q does not name what is in the way", p.Cause)
 	}
 	other := want
 	other.Encoding = "UTF8"
-	_, err = CreateDatabase(ctx, c.Server(), other, "x")
+	_, err = CreateDatabase(ctx, c.Server(), other, t.Name())
 	wantProblem(t, err, "database-differs")
 
 	for range 2 {
@@ -69,7 +69,7 @@ func TestCreateDatabaseWithLocales(t *testing.T) {
 	t.Parallel()
 	ctx, c := t.Context(), testpg.Shared(t)
 	icu := DatabaseSettings{Name: strange(t, c), Encoding: "UTF8", Collate: "C", Ctype: "C", Provider: "icu", Locale: "de-u-co-phonebk"}
-	_, err := CreateDatabase(ctx, c.Server(), icu, "x")
+	_, err := CreateDatabase(ctx, c.Server(), icu, t.Name())
 	if major(t, c) < 15 {
 		wantProblem(t, err, "version-too-old")
 	} else {
@@ -85,7 +85,7 @@ func TestCreateDatabaseWithLocales(t *testing.T) {
 			t.Errorf("settings are %+v, want %+v", got, icu)
 		}
 	}
-	_, err = CreateDatabase(ctx, c.Server(), DatabaseSettings{Name: "never", Encoding: "UTF8", Collate: "xx_XX.UTF-8", Ctype: "C", Provider: "libc"}, "x")
+	_, err = CreateDatabase(ctx, c.Server(), DatabaseSettings{Name: "never", Encoding: "UTF8", Collate: "xx_XX.UTF-8", Ctype: "C", Provider: "libc"}, t.Name())
 	wantProblem(t, err, "locale-missing")
 }
 
@@ -97,7 +97,7 @@ func TestDropDatabaseLeavesOthersAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if created, err := CreateDatabase(ctx, c.Server(), settings, "x"); created || err != nil {
+	if created, err := CreateDatabase(ctx, c.Server(), settings, t.Name()); created || err != nil {
 		t.Errorf("a database that was there: created is %t, %v", created, err)
 	}
 	wantProblem(t, DropDatabase(ctx, c.Server(), name), "database-not-ours")
@@ -158,7 +158,7 @@ func TestDatabaseEntries(t *testing.T) {
 	prefix := rolePrefix(t, c)
 	from, to := strange(t, c), strange(t, c)
 	settings := DatabaseSettings{Name: from, Encoding: "UTF8", Collate: "C", Ctype: "C", Provider: "libc"}
-	if _, err := CreateDatabase(ctx, c.Server(), settings, "x"); err != nil {
+	if _, err := CreateDatabase(ctx, c.Server(), settings, t.Name()); err != nil {
 		t.Fatal(err)
 	}
 	db, owner, role := postgres.QuoteIdent(from), postgres.QuoteIdent(prefix+"owner"), postgres.QuoteIdent(prefix+`ro"le`)
@@ -178,7 +178,7 @@ func TestDatabaseEntries(t *testing.T) {
 		t.Fatal(err)
 	}
 	settings.Name = to
-	if _, err := CreateDatabase(ctx, c.Server(), settings, "x"); err != nil {
+	if _, err := CreateDatabase(ctx, c.Server(), settings, t.Name()); err != nil {
 		t.Fatal(err)
 	}
 	restore(ctx, t, c, to, d, nil)

@@ -297,14 +297,25 @@ func (r *Requirements) findUnreadable(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (r *Requirements) findLargeObjects(ctx context.Context, tx pgx.Tx) error {
-	var count int
-	if err := tx.QueryRow(ctx, `SELECT count(*) FROM pg_largeobject_metadata`).Scan(&count); err != nil || count == 0 {
-		return err
+	found, err := LargeObjects(ctx, tx)
+	if found != nil {
+		r.add(found)
 	}
-	r.add(problem.New("large-objects", "large objects",
+	return err
+}
+
+// LargeObjects says of a database that it holds some, and nothing of one that does not.
+func LargeObjects(ctx context.Context, db DB) (*problem.Problem, error) {
+	var count int
+	if err := db.QueryRow(ctx, `SELECT count(*) FROM pg_largeobject_metadata`).Scan(&count); err != nil {
+		return nil, fmt.Errorf("count large objects: %w", err)
+	}
+	if count == 0 {
+		return nil, nil
+	}
+	return problem.New("large-objects", "large objects",
 		fmt.Sprintf("the database holds %d large objects; logical decoding does not carry them", count),
-		"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;"))
-	return nil
+		"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;"), nil
 }
 
 func (r *Requirements) findTablespaces(ctx context.Context, tx pgx.Tx) error {
