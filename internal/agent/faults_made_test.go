@@ -11,13 +11,13 @@ import (
 	"github.com/hawser/hawser/internal/testpg"
 )
 
-// someOf chooses every third question, and all where all kills are played.
+// someOf chooses every sixth question, and all where all kills are played.
 func someOf(t *testing.T) (first, step int) {
 	t.Helper()
 	if os.Getenv("HAWSER_TEST_KILLS") != "" {
 		return 1, 1
 	}
-	return 1 + int(seedOf(t)%3), 3
+	return 1 + int(seedOf(t)%6), 6
 }
 
 // TestKilledWhileDatabaseIsMade: the secondary's agent is killed at each question by which
