@@ -509,15 +509,12 @@ func (t *target) names(columns []int) string {
 	return strings.Join(names, ", ")
 }
 
-// pinned tells whether the key's columns may be matched with an array of one value. One
-// of an array's own type can't: an array of those is an array of their elements.
+// pinned tells whether the key may be matched with an array of one value. An array for a
+// column behind the first may be left out of what the index is searched by, where the
+// statistics say that this is as good. And one of an array's own type can't be: an array
+// of those is an array of their elements.
 func (t *target) pinned() bool {
-	for _, i := range t.key {
-		if t.columns[i].equal == "" {
-			return false
-		}
-	}
-	return true
+	return len(t.key) == 1 && t.columns[t.key[0]].equal != ""
 }
 
 // settable are the columns of those sent that an UPDATE sets when the key stays.

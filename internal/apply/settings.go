@@ -16,6 +16,7 @@ func Settings() map[string]string {
 		"plan_cache_mode":                 "force_generic_plan",
 		"enable_seqscan":                  "off",
 		"enable_bitmapscan":               "off",
+		"enable_memoize":                  "off", // a row is looked up once
 		"jit":                             "off",
 		"max_parallel_workers_per_gather": "0",
 		"default_transaction_isolation":   "read committed",
