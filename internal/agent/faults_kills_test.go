@@ -557,7 +557,7 @@ func (d *duel) commandsNamed(only string) []command {
 }
 
 // killsChosen take about a minute.
-const killsChosen = 12
+const killsChosen = 6
 
 // all plays each kill of the commands whose names begin so.
 func (d *duel) all(only string) {
