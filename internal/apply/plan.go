@@ -37,7 +37,7 @@ type target struct {
 	checks     bool     // it has CHECK constraints, which may look at other tables
 	net        bool     // its changes may be held as net changes
 	loose      bool     // these are of whole rows: no key names one, and no index helps to find one
-	layout     []int    // of each column of the replica's table: which of columns it is, or -1
+	layout     []int    // of a loose table: which of columns each of the replica's is, or -1
 	statements map[string]*statement
 	sets       map[setKey]*statement // of these, those of held changes
 	held       *gather               // its changes that were not written yet; nil until one is
@@ -271,6 +271,9 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 	}
 	t.net = net && len(t.key) > 0 && slices.Equal(t.key, unique)
 	t.loose = loose && slices.ContainsFunc(t.columns, func(c column) bool { return !c.generated })
+	if !t.loose {
+		return t, nil
+	}
 	for _, f := range slices.SortedFunc(maps.Values(byName), func(x, y columnFound) int { return cmp.Compare(x.attnum, y.attnum) }) {
 		t.layout = append(t.layout, slices.IndexFunc(t.columns, func(c column) bool { return c.attnum == f.attnum }))
 	}

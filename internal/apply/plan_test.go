@@ -11,8 +11,8 @@ import (
 	"github.com/hawser/hawser/internal/testpg"
 )
 
-// TestPinnedPlans: a set of changes is written by looking each key up, whatever the
-// statistics say. They say here that the table has a row, as they do when a statement is
+// TestPinnedPlans: a set of changes is written by looking each key up by an index, whatever
+// the statistics say (of a key of several columns it need not be the key's). They say here that the table has a row, as they do when a statement is
 // prepared while a table is being filled, and the plan stays.
 func TestPinnedPlans(t *testing.T) {
 	t.Parallel()
