@@ -9,7 +9,8 @@
 // its reason on both sides. Only when both verdicts are good does yamux begin, and
 // over it gRPC: each side serves the streams that it accepts and calls over one
 // that it opens, so it is all the same who dialled. Frames are compressed by one
-// zstd window for each stream and direction, and cut into packets.
+// encoder for each stream and direction, zstd or, where the round trip is that of one
+// site, the cheaper S2, and cut into packets.
 //
 // # One session a peer
 //

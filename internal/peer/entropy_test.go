@@ -24,7 +24,7 @@ func TestHexHalved(t *testing.T) {
 	_, _ = rand.Read(noise)
 	text := []byte(hex.EncodeToString(noise))
 	out := &counted{}
-	s := sender{packets: out}
+	s := sender{packets: out, near: func() bool { return false }}
 	if err := s.send(frame.SeedChunk{Data: text}); err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,9 @@ const (
 
 	// oldestProtocol to newestProtocol is what this agent speaks behind the hello.
 	oldestProtocol = 1
-	newestProtocol = 1
+	newestProtocol = protocolS2
+
+	protocolS2 = 2 // streams may be compressed with S2
 
 	maxHello = 16 << 10 // of each message
 	maxWord  = 64       // of a name or version that the other side tells

@@ -318,7 +318,7 @@ func (n *Node) Open(ctx context.Context, peer, link, kind string) (ClientStream,
 		cancel()
 		return nil, err
 	}
-	return &clientStream{stream: newStream(p, func(err error) error { return s.wrap(ctx, err) }), cancel: cancel, packets: p}, nil
+	return &clientStream{stream: newStream(p, s.near, func(err error) error { return s.wrap(ctx, err) }), cancel: cancel, packets: p}, nil
 }
 
 // Connected returns a channel that is closed while a session with the peer stands.

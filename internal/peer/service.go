@@ -45,7 +45,7 @@ func (v *service) Stream(packets peerpb.Peer_StreamServer) error {
 		return err
 	}
 	ctx := packets.Context()
-	s := newStream(packets, func(err error) error { return v.session.wrap(ctx, err) })
+	s := newStream(packets, v.session.near, func(err error) error { return v.session.wrap(ctx, err) })
 	return outward(v.handler.Stream(ctx, v.session.peer, first.Link, first.Kind, s))
 }
 

@@ -128,8 +128,8 @@ func (x *CallReply) GetPayload() []byte {
 type Packet struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A frame with its length before it (4 bytes, big-endian), or a piece of one.
-	// Compressed, it is a piece of one zstd frame that lasts as long as the stream
-	// and is flushed behind each frame of ours.
+	// Compressed, it is a piece of one zstd frame, or from protocol 2 on of one S2
+	// stream, that lasts as long as the stream and is flushed behind each frame of ours.
 	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
 	// The data are one whole frame and not compressed.
 	Stored        bool   `protobuf:"varint,2,opt,name=stored,proto3" json:"stored,omitempty"`
