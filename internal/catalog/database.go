@@ -348,6 +348,14 @@ func UnbuiltTables(ctx context.Context, db DB, link string) ([]uint32, error) {
 	return pgx.CollectRows(rows, pgx.RowTo[uint32])
 }
 
+// SetEntry changes an entry that is not built yet.
+func SetEntry(ctx context.Context, db DB, link string, id int, entry json.RawMessage) error {
+	if _, err := db.Exec(ctx, `UPDATE hawser.schema_entry SET entry = $3 WHERE link = $1 AND id = $2`, link, id, entry); err != nil {
+		return fmt.Errorf("change schema entry %d: %w", id, err)
+	}
+	return nil
+}
+
 // SetEntryDone records that an entry is built.
 func SetEntryDone(ctx context.Context, db DB, link string, id int) error {
 	if _, err := db.Exec(ctx, `UPDATE hawser.schema_entry SET done = true WHERE link = $1 AND id = $2`, link, id); err != nil {

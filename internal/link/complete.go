@@ -43,6 +43,7 @@ func readEntry(id int, stored json.RawMessage) (e schema.Entry, err error) {
 	if err := json.Unmarshal(stored, &e); err != nil {
 		return e, fmt.Errorf("read schema entry %d: %w", id, err)
 	}
+	e.ID = id
 	return e, nil
 }
 

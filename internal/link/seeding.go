@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -103,6 +104,7 @@ func (l *link) copyTables(ctx context.Context, a *apply.Applier, alone bool) err
 		Connect: func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") },
 		Gate:    gate{a},
 		Alone:   alone,
+		Indexes: l.indexes,
 		Build: func(ctx context.Context, conn *pgx.Conn, oid uint32) error {
 			return l.build(ctx, conn, schema.PhaseTable, oid)
 		},
@@ -125,22 +127,63 @@ func (l *link) build(ctx context.Context, conn *pgx.Conn, phase schema.Phase, ta
 		if err != nil {
 			return err
 		}
-		err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			if err := l.buildEntry(ctx, tx, e); err != nil {
-				return err
-			}
-			if e.Kind == "TRIGGER" || e.Kind == "RULE" || e.Kind == "EVENT TRIGGER" {
-				if err := fence.Quiet(ctx, tx); err != nil {
-					return err
-				}
-			}
-			return catalog.SetEntryDone(ctx, tx, l.rec.ID, stored.ID)
-		})
-		if err != nil {
+		if err := l.buildStored(ctx, conn, e); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (l *link) buildStored(ctx context.Context, conn *pgx.Conn, e schema.Entry) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := l.buildEntry(ctx, tx, e); err != nil {
+			return err
+		}
+		if e.Kind == "TRIGGER" || e.Kind == "RULE" || e.Kind == "EVENT TRIGGER" {
+			if err := fence.Quiet(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return catalog.SetEntryDone(ctx, tx, l.rec.ID, e.ID)
+	})
+}
+
+// indexes returns what makes the indexes of a table that are not there yet. Each may be
+// run by a session of its own, at the same time; build does what is left.
+func (l *link) indexes(ctx context.Context, conn *pgx.Conn, table uint32) ([]seed.Step, error) {
+	entries, err := catalog.SchemaEntries(ctx, conn, l.rec.ID, string(schema.PhaseTable), table)
+	if err != nil {
+		return nil, err
+	}
+	var steps []seed.Step
+	for _, stored := range entries {
+		e, err := readEntry(stored.ID, stored.Entry)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case e.Index != "":
+			steps = append(steps, func(ctx context.Context, conn *pgx.Conn) error { return l.buildAhead(ctx, conn, e) })
+		case e.Kind == "INDEX":
+			steps = append(steps, func(ctx context.Context, conn *pgx.Conn) error { return l.buildStored(ctx, conn, e) })
+		}
+	}
+	return steps, nil
+}
+
+// buildAhead makes the index of an entry, and leaves of the entry what needs it.
+func (l *link) buildAhead(ctx context.Context, conn *pgx.Conn, e schema.Entry) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		index, rest := e.Ahead()
+		if err := schema.Apply(ctx, tx, []schema.Entry{index}); err != nil {
+			return err
+		}
+		data, err := json.Marshal(rest)
+		if err != nil {
+			return err
+		}
+		return catalog.SetEntry(ctx, tx, l.rec.ID, e.ID, data)
+	})
 }
 
 // tablesFirst copies the tables while the stream stands before a DDL command. Those

@@ -47,6 +47,19 @@ type Entry struct {
 	Phase Phase  `json:"phase"`
 	// SQL is one or more statements, each of which can run in a transaction.
 	SQL string `json:"sql"`
+	// Index and WithIndex do the same in two steps, where SQL makes the index of a
+	// constraint; "" otherwise. See Ahead.
+	Index     string `json:"index,omitempty"`
+	WithIndex string `json:"with_index,omitempty"`
+}
+
+// Ahead divides an entry that has an Index: the first makes it, beside those that make
+// other indexes of the table, and the second what remains then.
+func (e Entry) Ahead() (index, rest Entry) {
+	index, rest = e, e
+	index.SQL, rest.SQL = e.Index, e.WithIndex
+	index.Index, index.WithIndex, rest.Index, rest.WithIndex = "", "", "", ""
+	return index, rest
 }
 
 // rank orders what comes at the end of the final phase: what the user may have
@@ -136,6 +149,11 @@ func (a *assembly) add(t *tocEntry) error {
 		"AGGREGATE", "TYPE", "DOMAIN", "SCHEMA"}, t.kind)
 	if t.method != "" && t.method != "heap" && (t.kind == "TABLE" || t.kind == "MATERIALIZED VIEW") {
 		n.SQL = "SET default_table_access_method = " + t.method + ";\n" + n.SQL + "\nSET default_table_access_method = heap;"
+	}
+	if k, ok := a.facts.unique[t.oid]; ok && t.kind == "CONSTRAINT" && n.Phase == PhaseTable {
+		if err := n.ahead(k); err != nil {
+			return err
+		}
 	}
 	a.nodes = append(a.nodes, n)
 	if k, ok := a.facts.keys[t.oid]; ok && t.kind == "FK CONSTRAINT" {
@@ -333,6 +351,21 @@ func (a *assembly) splitKey(n *node, k foreignKey) {
 	v.Kind = KindValidate
 	v.SQL = fmt.Sprintf("ALTER TABLE ONLY %s VALIDATE CONSTRAINT %s;", postgres.QuoteIdent(k.table.schema, k.table.name), postgres.QuoteIdent(k.name))
 	a.nodes = append(a.nodes, v)
+}
+
+// ahead says how the constraint's index can be made first. ALTER TABLE, which makes both,
+// locks out whoever makes another index of the table.
+func (n *node) ahead(k uniqueKey) error {
+	stmts, err := statements(n.SQL)
+	if err != nil {
+		return err
+	}
+	with := []string{k.add}
+	for _, s := range stmts[1:] { // that the table is clustered by it, and the like
+		with = append(with, s.text)
+	}
+	n.Index, n.WithIndex = k.index, strings.Join(with, "\n")
+	return nil
 }
 
 func (a *assembly) refresh() {

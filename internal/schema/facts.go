@@ -15,6 +15,7 @@ type facts struct {
 	owners    map[object]uint32     // the relation that an index, constraint, rule … belongs to
 	kinds     map[uint32]string     // pg_class.relkind
 	keys      map[uint32]foreignKey // by constraint
+	unique    map[uint32]uniqueKey  // by constraint: those of ordinary tables
 	late      map[uint32]bool       // constraints that rows may violate
 	viewRules map[uint32]bool       // rules that are the body of a view
 	ours      map[object]bool       // Hawser's own: not carried
@@ -36,11 +37,17 @@ type foreignKey struct {
 	ofPartitions bool // one side is partitioned, or a foreign table
 }
 
+// uniqueKey is a PRIMARY KEY or UNIQUE constraint, in two statements.
+type uniqueKey struct {
+	index string // makes its index
+	add   string // makes it of that
+}
+
 // readFacts reads the catalog in tx, which must hold the snapshot of the dump.
 func readFacts(ctx context.Context, tx pgx.Tx) (*facts, error) {
 	f := &facts{
 		owners: make(map[object]uint32), kinds: make(map[uint32]string), keys: make(map[uint32]foreignKey),
-		late: make(map[uint32]bool), viewRules: make(map[uint32]bool), ours: make(map[object]bool),
+		unique: make(map[uint32]uniqueKey), late: make(map[uint32]bool), viewRules: make(map[uint32]bool), ours: make(map[object]bool),
 	}
 	for _, step := range []struct {
 		what string
@@ -98,6 +105,23 @@ func (f *facts) readConstraints(ctx context.Context, tx pgx.Tx) error {
 	}
 	err = forEach(ctx, tx, `SELECT oid FROM pg_rewrite WHERE rulename = '_RETURN'`, []any{&oid}, func() {
 		f.viewRules[oid] = true
+	})
+	if err != nil {
+		return err
+	}
+	var u uniqueKey
+	err = forEach(ctx, tx, `
+		SELECT con.oid, pg_get_indexdef(i.oid) || ';',
+			format('ALTER TABLE ONLY %I.%I ADD CONSTRAINT %I %s USING INDEX %I%s%s;', n.nspname, c.relname, con.conname,
+				CASE con.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END, i.relname,
+				CASE WHEN con.condeferrable THEN ' DEFERRABLE' END, CASE WHEN con.condeferred THEN ' INITIALLY DEFERRED' END)
+		FROM pg_constraint con
+			JOIN pg_class c ON c.oid = con.conrelid AND c.relkind = 'r'
+			JOIN pg_namespace n ON n.oid = c.relnamespace
+			JOIN pg_class i ON i.oid = con.conindid
+			JOIN pg_index x ON x.indexrelid = i.oid AND x.indisunique AND NOT x.indisexclusion
+		WHERE con.contype IN ('p', 'u')`, []any{&oid, &u.index, &u.add}, func() {
+		f.unique[oid] = u
 	})
 	if err != nil {
 		return err

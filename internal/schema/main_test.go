@@ -130,7 +130,18 @@ func restore(ctx context.Context, t *testing.T, c *testpg.Cluster, database stri
 		fill(conn)
 	}
 	for _, table := range tablesOf(d) {
-		if err := Apply(ctx, conn, d.Of(PhaseTable, table)); err != nil {
+		entries := d.Of(PhaseTable, table)
+		for i, e := range entries {
+			if e.Index == "" || rand.IntN(2) == 0 {
+				continue
+			}
+			index, rest := e.Ahead()
+			if err := Apply(ctx, conn, []Entry{index}); err != nil {
+				t.Fatal(err)
+			}
+			entries[i] = rest
+		}
+		if err := Apply(ctx, conn, entries); err != nil {
 			t.Fatal(err)
 		}
 	}

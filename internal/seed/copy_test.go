@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -525,6 +526,50 @@ func TestGoesOnWithBuilding(t *testing.T) {
 		t.Errorf("progress went from %+v to %+v", before, after)
 	}
 	p.same("big", "split", "small")
+}
+
+// The indexes of one table are made by all workers at once, and what comes behind them
+// waits for all; one that fails ends the run, and no other is under way then.
+func TestIndexesSideBySide(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, `CREATE TABLE t (id int)`)
+	p.from.Exec(t, p.src, `INSERT INTO t SELECT generate_series(1, 10000)`)
+	p.list()
+	p.workers = 3
+	var made, running atomic.Int32
+	broken := errors.New("no index today")
+	together := make(chan struct{})
+	step := func(ctx context.Context, conn *pgx.Conn) error {
+		running.Add(1)
+		defer running.Add(-1)
+		if made.Add(1) == 3 {
+			close(together)
+		}
+		select {
+		case <-together:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	p.steps = []Step{step, step, step, func(context.Context, *pgx.Conn) error { return broken }}
+	if err := p.run(t.Context()); !errors.Is(err, broken) || running.Load() != 0 {
+		t.Fatalf("%v, and %d steps still run", err, running.Load())
+	}
+	p.steps = p.steps[:3]
+	built := false
+	p.build = func(context.Context, *pgx.Conn, uint32) error {
+		built = true
+		if made.Load() != 6 || running.Load() != 0 {
+			return fmt.Errorf("%d steps were done and %d run before the rest is built", made.Load(), running.Load())
+		}
+		return nil
+	}
+	p.mustRun()
+	if !built {
+		t.Error("the rest was not built")
+	}
+	p.same("t")
 }
 
 // An agent that was killed may leave a COPY behind, which would add its rows later.

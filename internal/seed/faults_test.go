@@ -217,6 +217,7 @@ func TestWhatThePrimarySaysIsChecked(t *testing.T) {
 			p.list()
 			p.limits.small = small
 			s := New(Config{Link: linkID, Name: "orders", Connect: p.connect(p.to, p.dst, ""), Gate: p.gate, Build: p.build, Log: discard,
+				Indexes: func(context.Context, *pgx.Conn, uint32) ([]Step, error) { return nil, nil },
 				Open: func(ctx context.Context) (ClientStream, error) {
 					inner, err := p.open(ctx)
 					return lyingStream{inner, c.lie}, err

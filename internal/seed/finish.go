@@ -21,7 +21,7 @@ func (w *worker) finish(ctx context.Context, tables []*table) error {
 	names := make([]string, len(tables))
 	for i, t := range tables {
 		names[i] = t.String()
-		if err := w.cfg.Build(ctx, w.conn, t.OID); err != nil {
+		if err := w.build(ctx, t); err != nil {
 			return fmt.Errorf("build what belongs to table %s: %w", t, err)
 		}
 	}
@@ -45,4 +45,26 @@ func (w *worker) finish(ctx context.Context, tables []*table) error {
 	}
 	w.queue.finished(tables)
 	return nil
+}
+
+// build makes a table's indexes, all workers helping when it is large, and its constraints.
+func (w *worker) build(ctx context.Context, t *table) error {
+	if t.Bytes > w.limits.small {
+		steps, err := w.cfg.Indexes(ctx, w.conn, t.OID)
+		if err != nil {
+			return err
+		}
+		err = w.shareOut(ctx, newSplit(false, len(steps), func(i int) func(context.Context, *worker) error {
+			return func(ctx context.Context, w *worker) error {
+				if err := w.connect(ctx); err != nil {
+					return err
+				}
+				return steps[i](ctx, w.conn)
+			}
+		}))
+		if err != nil {
+			return err
+		}
+	}
+	return w.cfg.Build(ctx, w.conn, t.OID)
 }

@@ -40,6 +40,7 @@ type pair struct {
 	workers  int
 	role     string // of Serve's sessions; "" is the superuser
 	build    func(context.Context, *pgx.Conn, uint32) error
+	steps    []Step                   // of each table
 	inject   func(received int) error // may break a stream: sees each frame that the secondary receives
 	frames   atomic.Int64
 	serving  sync.WaitGroup
@@ -138,7 +139,8 @@ func (p *pair) connect(c *testpg.Cluster, database, role string) func(context.Co
 func (p *pair) run(ctx context.Context) error {
 	p.seeder = New(Config{
 		Link: linkID, Name: "orders", Open: p.open, Connect: p.connect(p.to, p.dst, ""), Gate: p.gate,
-		Build: p.build, Workers: p.workers, Log: discard,
+		Indexes: func(context.Context, *pgx.Conn, uint32) ([]Step, error) { return p.steps, nil },
+		Build:   p.build, Workers: p.workers, Log: discard,
 	})
 	p.seeder.limits = p.limits
 	var err error

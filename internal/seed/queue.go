@@ -3,7 +3,6 @@ package seed
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hawser/hawser/internal/catalog"
@@ -36,19 +35,26 @@ type table struct {
 
 func (t *table) String() string { return postgres.QuoteIdent(t.Schema, t.Name) }
 
-// part is a range of pages of a table whose snapshot another worker's stream holds.
+// part is a piece of the work on a table, for any worker.
 type part struct {
-	frame.SeedRequest
-	of    *split
-	start frame.SeedStart
-	share *share
+	of *split
+	do func(context.Context, *worker) error
 }
 
-// split is a table whose parts are being copied.
+// split is the work on a table that the workers share: ranges of its pages, or indexes.
 type split struct {
 	parts   []*part
-	rows    atomic.Int64
+	rows    bool       // a snapshot waits for it
 	results chan error // one for each part that was taken by others; never blocks
+}
+
+// newSplit makes a split of n parts, the i-th of which is done by do(i).
+func newSplit(rows bool, n int, do func(i int) func(context.Context, *worker) error) *split {
+	s := &split{rows: rows, results: make(chan error, n)}
+	for i := range n {
+		s.parts = append(s.parts, &part{of: s, do: do(i)})
+	}
+	return s
 }
 
 // job is what a worker does next: one of these, or nothing when all is done.
@@ -59,17 +65,18 @@ type job struct {
 	finish []*table // to build
 }
 
-// queue knows what is to be done. Parts go first, since a snapshot waits for them;
-// then tables that have their rows, since changes are deferred for them, but by no
+// queue knows what is to be done. Parts of rows go first, since a snapshot waits for
+// them; then tables that have their rows, since changes are deferred for them, but by no
 // more than half of the workers while rows can be copied; then tables, the largest
-// first; then small ones.
+// first; then small ones. Who has none of these helps to make indexes.
 type queue struct {
 	workers int
 	limits  limits
 
 	mu        sync.Mutex
 	changed   chan struct{} // closed at every change
-	parts     []*part
+	parts     []*part       // of rows
+	indexes   []*part
 	large     []*table
 	small     []*table
 	again     []*table // put off until they are due
@@ -146,6 +153,9 @@ func (q *queue) pick(now time.Time) (job, bool) {
 	}
 	if len(q.small) > 0 {
 		return job{copy: take(&q.small, q.batch(q.small)), batch: true}, true
+	}
+	if len(q.indexes) > 0 {
+		return job{part: take(&q.indexes, 1)[0]}, true
 	}
 	if len(q.filled) > 0 {
 		return q.pickFinish(), true
@@ -250,16 +260,29 @@ func (q *queue) nextLoaded(ctx context.Context) (*table, error) {
 func (q *queue) enlivened() { q.change(func() { q.unlive-- }) }
 
 // offer lets every worker take parts.
-func (q *queue) offer(s *split) { q.change(func() { q.parts = append(q.parts, s.parts...) }) }
+func (q *queue) offer(s *split) {
+	q.change(func() {
+		list := q.list(s)
+		*list = append(*list, s.parts...)
+	})
+}
 
-// takeOwn gives the worker that holds the snapshot a part of its table, nil when
-// others have taken the rest.
+func (q *queue) list(s *split) *[]*part {
+	if s.rows {
+		return &q.parts
+	}
+	return &q.indexes
+}
+
+// takeOwn gives the worker that offered a split a part of it, nil when others have taken
+// the rest.
 func (q *queue) takeOwn(s *split) *part {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i, p := range q.parts {
+	list := q.list(s)
+	for i, p := range *list {
 		if p.of == s {
-			q.parts = append(q.parts[:i:i], q.parts[i+1:]...)
+			*list = append((*list)[:i:i], (*list)[i+1:]...)
 			return p
 		}
 	}

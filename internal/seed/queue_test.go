@@ -105,7 +105,7 @@ func TestQueueLosesNothing(t *testing.T) {
 	})
 }
 
-// Parts go first, the largest table next, and building leaves half of the workers
+// Parts of rows go first, the largest table next, and building leaves half of the workers
 // to copying while there is something to copy.
 func TestQueueOrder(t *testing.T) {
 	t.Parallel()
@@ -137,12 +137,13 @@ func TestQueueOrder(t *testing.T) {
 		{"copy 2 of 1", func() { q.fill(took.copy...) }},
 		{"finish 2", nil},
 		{"copy 3 of 1", func() { q.fill(took.copy...) }},
-		{"copy 4 of 1", func() { q.offer(&split{parts: []*part{{}}}) }},
+		{"copy 4 of 1", func() { q.offer(&split{rows: true, parts: []*part{{}}}) }},
 		{"part", func() { q.putOff(&table{SeedTable: tables[3]}, 0) }},
 		{"copy 5 of 1", nil},
 		{"copy 4 of 1", func() { q.putOff(&table{SeedTable: tables[3]}, time.Hour) }},
-		{"copy 6 of 1", nil},
+		{"copy 6 of 1", func() { q.offer(&split{parts: []*part{{}}}) }},
 		{"copy 7 of 1", nil},
+		{"part", nil},
 		{"finish 3", nil},
 		{"nothing", nil},
 	} {

@@ -50,8 +50,11 @@ type Config struct {
 	Open    func(ctx context.Context) (ClientStream, error)
 	Connect func(ctx context.Context) (*pgx.Conn, error) // to the replica
 	Gate    Gate
-	// Build makes the table's indexes and constraints. It is called again where it
-	// was interrupted.
+	// Indexes returns what makes those indexes of the table that are not there yet, each
+	// of them in any session and beside the others.
+	Indexes func(ctx context.Context, conn *pgx.Conn, oid uint32) ([]Step, error)
+	// Build makes the table's indexes that are not there yet, and its constraints. It is
+	// called again where it was interrupted.
 	Build func(ctx context.Context, conn *pgx.Conn, oid uint32) error
 	// Alone says that no stream of changes runs beside. A table that would have to wait
 	// for DDL in it is left out, and Run returns ErrDDLFirst when all others are live.
@@ -59,6 +62,9 @@ type Config struct {
 	Workers int // streams, and sessions on either side, at a time; 0 means 4
 	Log     *slog.Logger
 }
+
+// Step is a piece of work for a session of the replica.
+type Step func(ctx context.Context, conn *pgx.Conn) error
 
 const defaultWorkers = 4
 

@@ -2,6 +2,7 @@ package seed
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 
@@ -22,7 +23,21 @@ func (w *worker) copyParts(ctx context.Context, start frame.SeedStart, to target
 			return w.replicaError(err)
 		}
 	}
-	s := w.newSplit(start)
+	var rows atomic.Int64
+	ranges := w.ranges(start)
+	err := w.shareOut(ctx, newSplit(true, len(ranges), func(i int) func(context.Context, *worker) error {
+		return func(ctx context.Context, w *worker) error { return w.copyRange(ctx, ranges[i], &rows) }
+	}))
+	if err != nil {
+		return err
+	}
+	w.release(start)
+	return w.replicaError(catalog.SetTableDone(ctx, w.conn, w.cfg.Link, start.OID, start.Bytes, rows.Load()))
+}
+
+// shareOut offers work to the other workers and does its share. When it returns, no part
+// is under way.
+func (w *worker) shareOut(ctx context.Context, s *split) error {
 	w.queue.offer(s)
 	left := len(s.parts)
 	var err error
@@ -31,7 +46,7 @@ func (w *worker) copyParts(ctx context.Context, start frame.SeedStart, to target
 		if p == nil {
 			break
 		}
-		err = w.copyPart(ctx, p)
+		err = p.do(ctx, w)
 		left--
 	}
 	if err != nil {
@@ -42,45 +57,46 @@ func (w *worker) copyParts(ctx context.Context, start frame.SeedStart, to target
 			err = e
 		}
 	}
-	if err != nil {
-		return err
-	}
-	w.release(start)
-	return w.replicaError(catalog.SetTableDone(ctx, w.conn, w.cfg.Link, start.OID, start.Bytes, s.rows.Load()))
+	return err
 }
 
-func (w *worker) newSplit(start frame.SeedStart) *split {
-	s := &split{}
+// pageRange is one of a table whose snapshot a worker's stream holds.
+type pageRange struct {
+	frame.SeedRequest
+	start frame.SeedStart
+	share *share
+}
+
+func (w *worker) ranges(start frame.SeedStart) (ranges []pageRange) {
 	for first, pages := uint32(0), uint32(0); first < start.Pages; first += pages {
 		pages = min(start.ChunkPages, start.Pages-first)
-		p := &part{of: s, start: start, SeedRequest: frame.SeedRequest{OID: start.OID, Export: start.Export, FirstPage: first, EndPage: first + pages}}
-		if p.EndPage == start.Pages {
-			p.EndPage = endOfTable
+		r := pageRange{start: start, SeedRequest: frame.SeedRequest{OID: start.OID, Export: start.Export, FirstPage: first, EndPage: first + pages}}
+		if r.EndPage == start.Pages {
+			r.EndPage = endOfTable
 		}
-		p.share = w.meter.share(start.OID, start.Bytes/int64(start.Pages)*int64(pages))
-		s.parts = append(s.parts, p)
+		r.share = w.meter.share(start.OID, start.Bytes/int64(start.Pages)*int64(pages))
+		ranges = append(ranges, r)
 	}
-	s.results = make(chan error, len(s.parts))
-	return s
+	return ranges
 }
 
-func (w *worker) copyPart(ctx context.Context, p *part) error {
+func (w *worker) copyRange(ctx context.Context, r pageRange, total *atomic.Int64) error {
 	if err := w.dial(ctx); err != nil {
 		return err
 	}
-	if err := w.request(p.SeedRequest); err != nil {
+	if err := w.request(r.SeedRequest); err != nil {
 		return err
 	}
 	var rows int64
 	err := w.inPath(ctx, func() (err error) {
-		rows, err = w.receive(ctx, p.start, p.share, "")
+		rows, err = w.receive(ctx, r.start, r.share, "")
 		return err
 	})
 	if err != nil {
 		return w.replicaError(err)
 	}
-	p.of.rows.Add(rows)
-	p.share.done()
+	total.Add(rows)
+	r.share.done()
 	return nil
 }
 

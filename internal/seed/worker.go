@@ -39,7 +39,7 @@ func (w *worker) run(ctx context.Context) error {
 		}
 		switch {
 		case j.part != nil:
-			err = w.copyPart(ctx, j.part)
+			err = j.part.do(ctx, w)
 			j.part.of.results <- err
 			var m misfit
 			if errors.As(err, &m) {

@@ -144,6 +144,16 @@ CREATE TABLE app.typed OF app.pair (PRIMARY KEY (a));
 CREATE TABLE app.parent (a int PRIMARY KEY, b text DEFAULT 'p');
 CREATE TABLE app.child (c int) INHERITS (app.parent);
 ALTER TABLE app.child ALTER COLUMN b SET DEFAULT 'c';
+CREATE TABLE app.keys (
+	a int, "B b" text COLLATE "C", c int NOT NULL, d int, PRIMARY KEY (a) INCLUDE (c), CONSTRAINT "Ü k" UNIQUE ("B b", c) WITH (fillfactor = 70),
+	CONSTRAINT keys_later UNIQUE (c) DEFERRABLE INITIALLY DEFERRED, CONSTRAINT keys_maybe UNIQUE (d, a) DEFERRABLE
+);
+ALTER TABLE app.keys CLUSTER ON "Ü k";
+COMMENT ON CONSTRAINT keys_later ON app.keys IS 'late';
+COMMENT ON INDEX app."Ü k" IS 'odd';
+-- since 15
+ALTER TABLE app.keys ADD CONSTRAINT keys_nulls UNIQUE NULLS NOT DISTINCT (d);
+-- end
 CREATE TABLE app.in_heapish (a int) USING heapish;
 CREATE TABLE app.after_heapish (a int PRIMARY KEY);
 CREATE MATERIALIZED VIEW app.mv_heapish USING heapish AS SELECT a FROM app.in_heapish;
