@@ -33,6 +33,8 @@ type target struct {
 	rows       string   // how UPDATE and DELETE name it: without tables that inherit from it
 	columns    []column // in the order of the stream's columns
 	key        []int    // columns that find a row; nil: the whole row
+	leading    int      // of columns, the first of the index that finds a row
+	only       bool     // no other index has any column of that one
 	full       bool     // the primary sends whole old rows
 	checks     bool     // it has CHECK constraints, which may look at other tables
 	net        bool     // its changes may be held as net changes
@@ -134,11 +136,13 @@ SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0
                  FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
                  JOIN pg_amop f ON f.amopfamily = o.opcfamily AND f.amopstrategy = 3 AND f.amoplefttype = o.opcintype AND f.amoprighttype = o.opcintype
                  JOIN pg_operator p ON p.oid = f.amopopr JOIN pg_namespace s ON s.oid = p.oprnamespace
-                 WHERE o.opcdefault AND o.opcintype = b.base AND b.base <> 'oidvector'::regtype), ''), c.relkind,
+                 WHERE o.opcdefault AND o.opcintype = CASE b.base WHEN 'varchar'::regtype THEN 'text'::regtype WHEN 'cidr'::regtype THEN 'inet'::regtype ELSE b.base END AND b.base <> 'oidvector'::regtype), ''), c.relkind,
        coalesce(a.attnum = ANY (k.indkey::int2[]), false),
        EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
        (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)),
-       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid)
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid),
+       coalesce(a.attnum = k.indkey[0], false),
+       NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indexrelid <> k.indexrelid AND i.indkey::int2[] && k.indkey::int2[])
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -149,7 +153,7 @@ LEFT JOIN LATERAL (
 	FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd'
 ) b ON true
 LEFT JOIN LATERAL (
-	SELECT i.indkey FROM pg_index i
+	SELECT i.indexrelid, i.indkey FROM pg_index i
 	WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
 	  AND i.indpred IS NULL AND i.indexprs IS NULL
 	  AND NOT EXISTS (SELECT FROM pg_attribute x
@@ -204,6 +208,8 @@ type columnFound struct {
 	checks bool   // the table has CHECK constraints
 	alone  bool   // the table has one index that is unique or excludes
 	index  bool   // it has some index
+	leads  bool   // the index that finds a row best begins with it
+	only   bool   // no other index has a column of that
 }
 
 // lookUp finds a table's columns by their names, and one without a name where the
@@ -216,7 +222,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.domain, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.index}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.domain, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.index, &f.leads, &f.only}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -258,6 +264,9 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 		}
 		if f.unique {
 			unique = append(unique, i)
+		}
+		if f.leads {
+			t.leading, t.only = i, f.only
 		}
 	}
 	if uniqueColumns(byName) != len(unique) {
