@@ -3,6 +3,7 @@ package apply
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -360,19 +361,32 @@ func TestMissingRow(t *testing.T) {
 
 const tableBag = 6004
 
-// TestBagOfRows: a table without a key or index holds what the primary's does, however
-// often each row is in it.
+// TestBagOfRows: a table without a key holds what the primary's does, however often each
+// row is in it, and whether it is read or has an index of Hawser's.
 func TestBagOfRows(t *testing.T) {
+	t.Run("by passes", func(t *testing.T) { bagOfRows(t, false, ``, 0) })
+	t.Run("by an index", func(t *testing.T) { bagOfRows(t, true, ``, 1) })
+	t.Run("beside an index of few values", func(t *testing.T) {
+		bagOfRows(t, true, `; CREATE INDEX ON bag (a); INSERT INTO bag SELECT FROM generate_series(1, 1000); ANALYZE bag; TRUNCATE bag`, 1)
+	})
+}
+
+func bagOfRows(t *testing.T, impatient bool, also string, indexes int) {
 	r := newReplica(t, testpg.Shared(t), `CREATE DOMAIN amount AS float8 CHECK (VALUE <> 7);
-		CREATE TABLE bag (gone int, d text[], g int GENERATED ALWAYS AS (1) STORED, c amount, b char(5), a int); ALTER TABLE bag DROP gone`)
+		CREATE TABLE bag (gone int, d text[], g int GENERATED ALWAYS AS (1) STORED, c amount, b char(5), a int, e json, f numeric); ALTER TABLE bag DROP gone`+also)
+	r.odd = func(a *Applier) {
+		if impatient {
+			a.patience = math.MinInt64 / 2
+		}
+	}
 	conn := r.c.Connect(t, r.db)
 	frames := make(chan frame.Frame, 10)
 	a, _, end := r.run(frames, func(frame.Ack) {})
 	defer func() { _ = end() }()
 	frames <- frame.Heartbeat{Snapshot: "900:900:"}
-	table := cat([]byte("R"), be32(tableBag), []byte("public\x00bag\x00f\x00\x04"))
-	for i, c := range []string{"a", "b", "c", "d"} {
-		table = cat(table, []byte{0}, []byte(c+"\x00"), be32([]uint32{23, 1042, 701, 1009}[i]), be32(0xffffffff))
+	table := cat([]byte("R"), be32(tableBag), []byte("public\x00bag\x00f\x00\x06"))
+	for i, c := range []string{"a", "b", "c", "d", "e", "f"} {
+		table = cat(table, []byte{0}, []byte(c+"\x00"), be32([]uint32{23, 1042, 701, 1009, 114, 1700}[i]), be32(0xffffffff))
 	}
 	at, rows := uint64(1000), [][]cell{}
 	play := func(changes [][]byte) {
@@ -383,6 +397,7 @@ func TestBagOfRows(t *testing.T) {
 		return []cell{
 			rapid.SampledFrom([]cell{nil, text("1"), text("2")}).Draw(rt, "a"), rapid.SampledFrom([]cell{nil, text("     "), text("x    ")}).Draw(rt, "b"),
 			rapid.SampledFrom([]cell{nil, text("0"), text("-0"), text("NaN")}).Draw(rt, "c"), rapid.SampledFrom([]cell{nil, text("{}"), text(`{"",NULL}`), text("{\"a\\\"b\",\"c\\\\d\",\",\",\"(\n)\"}")}).Draw(rt, "d"),
+			rapid.SampledFrom([]cell{nil, text("1"), text(" 1")}).Draw(rt, "e"), rapid.SampledFrom([]cell{nil, text("1.0"), text("1.00")}).Draw(rt, "f"),
 		}
 	}
 	rapid.Check(t, func(rt *rapid.T) {
@@ -434,12 +449,16 @@ func TestBagOfRows(t *testing.T) {
 			lines = append(lines, line)
 		}
 		slices.Sort(lines)
-		got := testpg.Rows(t, conn, `SELECT concat(coalesce(a::text, 'null'), '|', coalesce(rpad(b::text, 5), 'null'), '|', coalesce(c::text, 'null'), '|', coalesce(d::text, 'null'), '|') FROM bag ORDER BY 1`)
+		got := testpg.Rows(t, conn, `SELECT concat(coalesce(a::text, 'null'), '|', coalesce(rpad(b::text, 5), 'null'), '|', coalesce(c::text, 'null'), '|', coalesce(d::text, 'null'), '|',
+			coalesce(e::text, 'null'), '|', coalesce(f::text, 'null'), '|') FROM bag ORDER BY 1`)
 		slices.Sort(got)
 		if !slices.Equal(got, lines) {
 			rt.Fatalf("the table is\n%s\nand should be\n%s", strings.Join(got, "\n"), strings.Join(lines, "\n"))
 		}
 	})
+	if n := testpg.Rows(t, conn, `SELECT count(*) FROM pg_class WHERE relname LIKE 'hawser|_row|_%' ESCAPE '|' AND relkind = 'i'`); n[0] != strconv.Itoa(indexes) {
+		t.Errorf("the table has %s indexes of Hawser's instead of %d", n[0], indexes)
+	}
 }
 
 // TestMissingRowOfBag: one of many rows that are not there stops the applier.
