@@ -44,7 +44,7 @@ func (g *gather) put(old, row []pgoutput.Column) {
 
 // takeAway deletes rows of a table without a key: one by itself, more by a pass over the
 // table, or all by its index. In a pass, statistics of a table that was just filled would
-// have the planner compare each with each.
+// have the planner compare each with each, or sort the table.
 func (w *writer) takeAway(g *gather, rows []heldRow, cells [][]byte) error {
 	t, what := g.rel.target, &doing{deleted.String(), g.rel}
 	if t.indexed {
@@ -56,13 +56,13 @@ func (w *writer) takeAway(g *gather, rows []heldRow, cells [][]byte) error {
 	if len(rows) == 1 {
 		return w.takeOne(g, cells[rows[0].first:][:len(t.columns)], what)
 	}
-	if err := w.nestLoops("off"); err != nil {
+	if err := w.otherJoins("off"); err != nil {
 		return err
 	}
 	if err := w.takeRows(g, rows, cells, what); err != nil {
 		return err
 	}
-	return w.nestLoops("on")
+	return w.otherJoins("on")
 }
 
 // takeRows sends the rows as an array.
@@ -77,8 +77,9 @@ func (w *writer) takeRows(g *gather, rows []heldRow, cells [][]byte, what *doing
 	return w.send(g.statement(setKey{verb: deleted}), [][]byte{append(array, '}')}, expectation{affected: int64(len(rows)), what: what})
 }
 
-func (w *writer) nestLoops(value string) error {
-	return w.send(w.own(`SELECT pg_catalog.set_config('enable_nestloop', $1, true)`), [][]byte{[]byte(value)}, expectation{affected: -1})
+// otherJoins forbids, or allows again, to join tables in another way than by a hash.
+func (w *writer) otherJoins(on string) error {
+	return w.send(w.own(`SELECT pg_catalog.set_config(name, $1, true) FROM unnest('{enable_nestloop,enable_mergejoin}'::text[]) AS name`), [][]byte{[]byte(on)}, expectation{affected: -1})
 }
 
 // appendRow appends a row of the table's own type as an array's element: its text form,

@@ -71,10 +71,10 @@ const (
 
 // scans is what passes over a table without a key took.
 type scans struct {
-	size   int64 // of the table, in bytes, at the last one
-	read   int64
-	at     time.Time
-	tried  time.Time // when an index was to be made
+	size  int64 // of the table, in bytes, at the last one
+	read  int64
+	at    time.Time
+	tried time.Time // when an index was to be made
 }
 
 func (a *Applier) scansOf(oid uint32) *scans {
