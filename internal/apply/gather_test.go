@@ -3,7 +3,6 @@ package apply
 import (
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -376,7 +375,7 @@ func bagOfRows(t *testing.T, impatient bool, also string, indexes int) {
 		CREATE TABLE bag (gone int, d text[], g int GENERATED ALWAYS AS (1) STORED, c amount, b char(5), a int, e json, f numeric); ALTER TABLE bag DROP gone`+also)
 	r.odd = func(a *Applier) {
 		if impatient {
-			a.patience = math.MinInt64 / 2
+			a.patience = -oddPatience
 		}
 	}
 	conn := r.c.Connect(t, r.db)

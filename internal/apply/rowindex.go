@@ -26,7 +26,7 @@ import (
 // (DropRowIndexes).
 
 const (
-	// indexPatience is what passes over a table may read, beyond twice its size, before it
+	// indexPatience is what passes over a table may read, beyond its size, before it
 	// gets an index. What they read is forgotten at the rate of forgetScans a second.
 	indexPatience = 32 << 20
 	forgetScans   = 8 << 20
@@ -107,7 +107,7 @@ func (w *writer) noteScan(t *target) error {
 // worthIndex tells whether a table has cost more passes than an index would.
 func (a *Applier) worthIndex(t *target) bool {
 	s := t.scans
-	return s != nil && s.size > 0 && t.hashed != "" && !t.indexed && s.read > 2*s.size+a.patience && time.Since(s.tried) >= tryAgain
+	return s != nil && s.size > 0 && t.hashed != "" && !t.indexed && s.read > s.size+a.patience && time.Since(s.tried) >= tryAgain
 }
 
 // indexRows makes an index of the rows of a table, and forgets what is known of the table.
