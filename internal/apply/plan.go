@@ -163,17 +163,25 @@ LEFT JOIN LATERAL (
 ) k ON true
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
 
-// resolve reads the replica's side of a relation. A table that is not there yet
-// may be one whose rows come before its command.
+// resolve reads the replica's side of a relation. One whose rows are worth an index is
+// looked at anew before it gets one: by now an index of the user's may do.
 func (a *Applier) resolve(ctx context.Context, r *relation) error {
 	if r.target != nil && !a.worthIndex(r.target) {
 		return nil
 	}
-	if r.target != nil {
-		if err := a.indexRows(ctx, r); err != nil {
-			return err
-		}
+	if err := a.look(ctx, r); err != nil || !a.worthIndex(r.target) {
+		return err
 	}
+	if err := a.indexRows(ctx, r); err != nil {
+		return err
+	}
+	return a.look(ctx, r)
+}
+
+// look is resolve without regard to what is known. A table that is not there yet may be
+// one whose rows come before its command.
+func (a *Applier) look(ctx context.Context, r *relation) error {
+	a.forgetTarget(r)
 	if err := a.out.idle(); err != nil {
 		return err
 	}

@@ -62,11 +62,12 @@ const (
 		AND a.attgenerated = '' AND coalesce(l.collisdeterministic, true))`
 
 	// sqlFinds are indexes of table c that find a row well enough: by the statistics, few
-	// rows have the same value of the first column, or NULL. A unique one without any does.
+	// rows have the same value of the first column, its commonest one, or NULL. A unique one
+	// without statistics does.
 	sqlFinds = `SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam AND m.amname = 'btree'
 		LEFT JOIN pg_statistic s ON s.starelid = c.oid AND s.staattnum = i.indkey[0] AND NOT s.stainherit
 		WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indkey[0] > 0 AND CASE WHEN s.starelid IS NULL OR c.reltuples <= 0 THEN i.indisunique
-			ELSE c.reltuples * s.stanullfrac <= 100 AND CASE WHEN s.stadistinct > 0 THEN c.reltuples / s.stadistinct WHEN s.stadistinct < 0 THEN -1 / s.stadistinct ELSE 101 END <= 100 END`
+			ELSE c.reltuples * greatest(s.stanullfrac, CASE s.stakind1 WHEN 1 THEN s.stanumbers1[1] END) <= 1000 AND CASE WHEN s.stadistinct > 0 THEN c.reltuples / s.stadistinct WHEN s.stadistinct < 0 THEN -1 / s.stadistinct ELSE 101 END <= 100 END`
 )
 
 // scans is what passes over a table without a key took.
@@ -110,8 +111,8 @@ func (a *Applier) worthIndex(t *target) bool {
 	return s != nil && s.size > 0 && t.hashed != "" && !t.indexed && s.read > s.size+a.patience && time.Since(s.tried) >= tryAgain
 }
 
-// indexRows makes an index of the rows of a table, and forgets what is known of the table.
-// Where the server makes none, passes find the rows too.
+// indexRows makes an index of the rows of a table. Where the server makes none, passes find
+// the rows too.
 func (a *Applier) indexRows(ctx context.Context, r *relation) error {
 	if err := a.ensureBatch(ctx); err != nil {
 		return err
@@ -132,7 +133,6 @@ func (a *Applier) indexRows(ctx context.Context, r *relation) error {
 	if err != nil {
 		return fmt.Errorf("make an index of the rows of %s: %w", r.quoted, err)
 	}
-	a.forgetTarget(r)
 	return nil
 }
 
