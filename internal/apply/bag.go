@@ -42,18 +42,15 @@ func (g *gather) put(old, row []pgoutput.Column) {
 	g.insert(filled)
 }
 
-// takeAway deletes rows of a table without a key: one by itself, more by a pass over the
-// table, or all by its index. In a pass, statistics of a table that was just filled would
-// have the planner compare each with each, or sort the table.
+// takeAway deletes rows of a table without a key: one by itself where there is no index,
+// more by one statement. Statistics of a table that was just filled would have the planner
+// compare each with each in a pass, or sort the table.
 func (w *writer) takeAway(g *gather, rows []heldRow, cells [][]byte) error {
 	t, what := g.rel.target, &doing{deleted.String(), g.rel}
-	if t.indexed {
-		return w.takeRows(g, rows, cells, what)
-	}
 	if err := w.noteScan(t); err != nil {
 		return err
 	}
-	if len(rows) == 1 {
+	if len(rows) == 1 && !t.indexed {
 		return w.takeOne(g, cells[rows[0].first:][:len(t.columns)], what)
 	}
 	if err := w.otherJoins("off"); err != nil {
@@ -135,18 +132,18 @@ func (t *target) image() string {
 }
 
 // sqlTakeAway deletes as many rows of a table without a key as there are of each in an
-// array of them. The plan is the one that it says: rows are looked up in the index one
-// after the other, or the table is read once.
+// array of them. The plan is the one that it says: the table is read once, or rows are
+// looked up in its index one after the other, if nobody has dropped that.
 func (g *gather) sqlTakeAway() string {
 	t := g.rel.target
-	gone := "SELECT v.hash, v.image, count(*) AS n FROM (SELECT " + t.hash + " AS hash, " + t.image() + " COLLATE pg_catalog.\"C\" AS image FROM unnest($1::" + g.rel.quoted + "[]) AS v) AS v GROUP BY 1, 2"
-	found := "SELECT i.ctid FROM (" + gone + " ORDER BY 1) AS v CROSS JOIN LATERAL (" +
-		"SELECT i.ctid FROM " + t.rows + " AS i WHERE " + t.hash + " = v.hash AND " + t.image() + " = v.image LIMIT v.n) AS i"
-	if !t.indexed {
-		// IS NOT DISTINCT FROM is no clause to join by: what matches is printed, and no other row.
-		found = "SELECT f.ctid FROM (SELECT i.ctid, v.n, row_number() OVER (PARTITION BY v.hash, v.image) AS k FROM (" + gone + ") AS v JOIN (" +
-			"SELECT i.ctid, " + t.hash + " AS hash, " + t.image() + " AS image FROM " + t.rows + " AS i) AS i ON i.hash = v.hash AND i.image IS NOT DISTINCT FROM v.image" +
-			") AS f WHERE f.k <= f.n"
+	gone := "(SELECT v.hash, v.image, count(*) AS n FROM (SELECT " + t.hash + " AS hash, " + t.image() + " COLLATE pg_catalog.\"C\" AS image FROM unnest($1::" + g.rel.quoted + "[]) AS v) AS v GROUP BY 1, 2 ORDER BY 1) AS v"
+	// IS NOT DISTINCT FROM is no clause to join by: what matches is printed, and no other row.
+	found := "SELECT f.ctid FROM (SELECT i.ctid, v.n, row_number() OVER (PARTITION BY v.hash, v.image) AS k FROM " + gone + " JOIN (" +
+		"SELECT i.ctid, " + t.hash + " AS hash, " + t.image() + " AS image FROM " + t.rows + " AS i) AS i ON i.hash = v.hash AND i.image IS NOT DISTINCT FROM v.image" +
+		") AS f WHERE f.k <= f.n"
+	if t.indexed {
+		found += " AND NOT " + t.hasIndex() + " UNION ALL SELECT i.ctid FROM " + gone + " CROSS JOIN LATERAL (" +
+			"SELECT i.ctid FROM " + t.rows + " AS i WHERE " + t.hash + " = v.hash AND " + t.image() + " = v.image LIMIT v.n) AS i WHERE " + t.hasIndex()
 	}
 	return "DELETE FROM " + t.rows + " AS t WHERE t.ctid = ANY (ARRAY(" + found + "))"
 }

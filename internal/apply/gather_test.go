@@ -460,6 +460,46 @@ func bagOfRows(t *testing.T, impatient bool, also string, indexes int) {
 	}
 }
 
+// TestRowIndexDropped: an index that somebody drops is done without.
+func TestRowIndexDropped(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t), `CREATE TABLE bag (a int); INSERT INTO bag SELECT i % 10 FROM generate_series(1, 60) i`)
+	r.odd = func(a *Applier) { a.patience = -oddPatience }
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	defer func() { _ = end() }()
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	conn := r.c.Connect(t, r.db)
+	index := func() []string {
+		return testpg.Rows(t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'bag'::regclass`)
+	}
+	remove := func(at uint64, n int) {
+		changes := [][]byte{msgBegin(at, uint32(at)), cat([]byte("R"), be32(tableBag), []byte("public\x00bag\x00f\x00\x01\x00a\x00"), be32(23), be32(0xffffffff))}
+		for i := range n {
+			changes = append(changes, cat([]byte("D"), be32(tableBag), []byte("O"), msgRow([]cell{text(strconv.Itoa(i))})))
+		}
+		frames <- records(at, append(changes, msgCommit(at))...)
+		testpg.Eventually(t, 10*time.Second, "the rows are deleted", func() (bool, error) {
+			select {
+			case <-a.done:
+				return false, end()
+			default:
+				return r.passed(at + 8), nil
+			}
+		})
+	}
+	remove(1000, 3)
+	remove(1100, 1)
+	if len(index()) != 1 {
+		t.Fatalf("the table has the indexes %v", index())
+	}
+	r.c.Exec(t, r.db, `DROP INDEX `+index()[0])
+	remove(1200, 4)
+	remove(1300, 1)
+	if got := testpg.Rows(t, conn, `SELECT count(*) FROM bag`); got[0] != "51" {
+		t.Errorf("%s rows are left", got)
+	}
+}
+
 // TestMissingRowOfBag: one of many rows that are not there stops the applier.
 func TestMissingRowOfBag(t *testing.T) {
 	r := newReplica(t, testpg.Shared(t), `CREATE TABLE bag (a int, b char(5), c float8, d text[]); INSERT INTO bag SELECT i % 10 FROM generate_series(1, 30) i`)

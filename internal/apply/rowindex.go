@@ -90,12 +90,24 @@ func (a *Applier) scansOf(oid uint32) *scans {
 // add takes note of a pass over a table of a size.
 func (s *scans) add(size int64, now time.Time) {
 	s.read = max(0, s.read-int64(now.Sub(s.at).Seconds()*forgetScans)) + size
-	s.size, s.at = size, now
+	s.at = now
+	if size > 0 {
+		s.size = size
+	}
 }
 
-// noteScan has the server tell how much the pass that follows reads.
+// hasIndex asks once a statement whether the table's index is still there.
+func (t *target) hasIndex() string {
+	return fmt.Sprintf(`(SELECT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = %d AND indisvalid AND pg_catalog.pg_get_expr(indexprs, indrelid) = %s))`, t.oid, postgres.QuoteLiteral(t.hash))
+}
+
+// sqlScan tells how much is read of a table, $1, to find its rows by a hash, $2.
+const sqlScan = `SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = $1::pg_catalog.oid AND indisvalid AND pg_catalog.pg_get_expr(indexprs, indrelid) = $2)
+	THEN 0 ELSE pg_catalog.pg_relation_size($1::pg_catalog.oid) END`
+
+// noteScan has the server tell how much the statement that follows reads.
 func (w *writer) noteScan(t *target) error {
-	return w.send(w.own(`SELECT pg_catalog.pg_relation_size($1::pg_catalog.oid)`), [][]byte{strconv.AppendUint(nil, uint64(t.oid), 10)}, expectation{affected: -1,
+	return w.send(w.own(sqlScan), [][]byte{strconv.AppendUint(nil, uint64(t.oid), 10), []byte(t.hash)}, expectation{affected: -1,
 		row: func(values [][]byte) error {
 			size, err := strconv.ParseInt(string(values[0]), 10, 64)
 			if err == nil {
@@ -108,7 +120,7 @@ func (w *writer) noteScan(t *target) error {
 // worthIndex tells whether a table has cost more passes than an index would.
 func (a *Applier) worthIndex(t *target) bool {
 	s := t.scans
-	return s != nil && s.size > 0 && t.hashed != "" && !t.indexed && s.read > s.size+a.patience && time.Since(s.tried) >= tryAgain
+	return s != nil && s.size > 0 && t.hashed != "" && s.read > s.size+a.patience && time.Since(s.tried) >= tryAgain
 }
 
 // indexRows makes an index of the rows of a table. Where the server makes none, passes find
@@ -120,7 +132,8 @@ func (a *Applier) indexRows(ctx context.Context, r *relation) error {
 	if err := a.out.idle(); err != nil {
 		return err
 	}
-	r.target.scans.tried = time.Now()
+	s := r.target.scans
+	s.tried, s.read = time.Now(), 0
 	err := a.exec(ctx, fmt.Sprintf(sqlIndexRows, RowIndexPrefix, r.target.oid, r.quoted, r.target.hashed))
 	var pg *pgconn.PgError
 	switch {
