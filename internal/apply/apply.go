@@ -109,6 +109,8 @@ type Applier struct {
 
 	dec       pgoutput.Decoder
 	relations map[uint32]*relation
+	scans     map[uint32]*scans // by the replica's oid
+	patience  int64             // bytes read by passes over a table beyond which it gets an index
 	types     map[uint32]pgoutput.Type
 	spools    map[uint32]*spool // by top-level xid
 	inStream  *spool            // the spool that the open stream block fills
@@ -166,6 +168,7 @@ type batch struct {
 	xid     uint32
 	at      time.Time // when it was committed on the primary
 	ddl     bool
+	indexed bool // an index of Hawser's was made in it
 }
 
 type command struct {
@@ -185,6 +188,8 @@ func New(cfg Config) *Applier {
 		quiet:     quietBefore,
 		backlog:   backlog{least: leastBatchChanges},
 		relations: map[uint32]*relation{},
+		scans:     map[uint32]*scans{},
+		patience:  indexPatience,
 		types:     map[uint32]pgoutput.Type{},
 		spools:    map[uint32]*spool{},
 		sequences: map[[2]string]frame.SequenceValue{},

@@ -92,7 +92,7 @@ func (a *Applier) withdraw(ctx context.Context) error {
 		return nil
 	}
 	a.eager = nil
-	open := a.batch.open
+	open, indexed := a.batch.open, a.batch.indexed
 	a.txn, a.batch = nil, batch{}
 	a.cfg.Replayer.Reset()
 	if !open {
@@ -100,6 +100,10 @@ func (a *Applier) withdraw(ctx context.Context) error {
 	}
 	if err := a.execOwn(ctx, sqlRollback); err != nil {
 		return err
+	}
+	if indexed { // which is gone
+		clear(a.scans)
+		return a.forgetTargets(ctx)
 	}
 	return a.out.idle()
 }

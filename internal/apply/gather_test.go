@@ -360,19 +360,32 @@ func TestMissingRow(t *testing.T) {
 
 const tableBag = 6004
 
-// TestBagOfRows: a table without a key or index holds what the primary's does, however
-// often each row is in it.
+// TestBagOfRows: a table without a key holds what the primary's does, however often each
+// row is in it, and whether it is read or has an index of Hawser's.
 func TestBagOfRows(t *testing.T) {
+	t.Run("by passes", func(t *testing.T) { bagOfRows(t, false, ``, 0) })
+	t.Run("by an index", func(t *testing.T) { bagOfRows(t, true, ``, 1) })
+	t.Run("beside an index of few values", func(t *testing.T) {
+		bagOfRows(t, true, `; CREATE INDEX ON bag (a); INSERT INTO bag SELECT FROM generate_series(1, 1000); ANALYZE bag; TRUNCATE bag`, 1)
+	})
+}
+
+func bagOfRows(t *testing.T, impatient bool, also string, indexes int) {
 	r := newReplica(t, testpg.Shared(t), `CREATE DOMAIN amount AS float8 CHECK (VALUE <> 7);
-		CREATE TABLE bag (gone int, d text[], g int GENERATED ALWAYS AS (1) STORED, c amount, b char(5), a int); ALTER TABLE bag DROP gone`)
+		CREATE TABLE bag (gone int, d text[], g int GENERATED ALWAYS AS (1) STORED, c amount, b char(5), a int, e json, f numeric); ALTER TABLE bag DROP gone`+also)
+	r.odd = func(a *Applier) {
+		if impatient {
+			a.patience = -oddPatience
+		}
+	}
 	conn := r.c.Connect(t, r.db)
 	frames := make(chan frame.Frame, 10)
 	a, _, end := r.run(frames, func(frame.Ack) {})
 	defer func() { _ = end() }()
 	frames <- frame.Heartbeat{Snapshot: "900:900:"}
-	table := cat([]byte("R"), be32(tableBag), []byte("public\x00bag\x00f\x00\x04"))
-	for i, c := range []string{"a", "b", "c", "d"} {
-		table = cat(table, []byte{0}, []byte(c+"\x00"), be32([]uint32{23, 1042, 701, 1009}[i]), be32(0xffffffff))
+	table := cat([]byte("R"), be32(tableBag), []byte("public\x00bag\x00f\x00\x06"))
+	for i, c := range []string{"a", "b", "c", "d", "e", "f"} {
+		table = cat(table, []byte{0}, []byte(c+"\x00"), be32([]uint32{23, 1042, 701, 1009, 114, 1700}[i]), be32(0xffffffff))
 	}
 	at, rows := uint64(1000), [][]cell{}
 	play := func(changes [][]byte) {
@@ -383,6 +396,7 @@ func TestBagOfRows(t *testing.T) {
 		return []cell{
 			rapid.SampledFrom([]cell{nil, text("1"), text("2")}).Draw(rt, "a"), rapid.SampledFrom([]cell{nil, text("     "), text("x    ")}).Draw(rt, "b"),
 			rapid.SampledFrom([]cell{nil, text("0"), text("-0"), text("NaN")}).Draw(rt, "c"), rapid.SampledFrom([]cell{nil, text("{}"), text(`{"",NULL}`), text("{\"a\\\"b\",\"c\\\\d\",\",\",\"(\n)\"}")}).Draw(rt, "d"),
+			rapid.SampledFrom([]cell{nil, text("1"), text(" 1")}).Draw(rt, "e"), rapid.SampledFrom([]cell{nil, text("1.0"), text("1.00")}).Draw(rt, "f"),
 		}
 	}
 	rapid.Check(t, func(rt *rapid.T) {
@@ -434,12 +448,56 @@ func TestBagOfRows(t *testing.T) {
 			lines = append(lines, line)
 		}
 		slices.Sort(lines)
-		got := testpg.Rows(t, conn, `SELECT concat(coalesce(a::text, 'null'), '|', coalesce(rpad(b::text, 5), 'null'), '|', coalesce(c::text, 'null'), '|', coalesce(d::text, 'null'), '|') FROM bag ORDER BY 1`)
+		got := testpg.Rows(t, conn, `SELECT concat(coalesce(a::text, 'null'), '|', coalesce(rpad(b::text, 5), 'null'), '|', coalesce(c::text, 'null'), '|', coalesce(d::text, 'null'), '|',
+			coalesce(e::text, 'null'), '|', coalesce(f::text, 'null'), '|') FROM bag ORDER BY 1`)
 		slices.Sort(got)
 		if !slices.Equal(got, lines) {
 			rt.Fatalf("the table is\n%s\nand should be\n%s", strings.Join(got, "\n"), strings.Join(lines, "\n"))
 		}
 	})
+	if n := testpg.Rows(t, conn, `SELECT count(*) FROM pg_class WHERE relname LIKE 'hawser|_row|_%' ESCAPE '|' AND relkind = 'i'`); n[0] != strconv.Itoa(indexes) {
+		t.Errorf("the table has %s indexes of Hawser's instead of %d", n[0], indexes)
+	}
+}
+
+// TestRowIndexDropped: an index that somebody drops is done without.
+func TestRowIndexDropped(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t), `CREATE TABLE bag (a int); INSERT INTO bag SELECT i % 10 FROM generate_series(1, 60) i`)
+	r.odd = func(a *Applier) { a.patience = -oddPatience }
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	defer func() { _ = end() }()
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	conn := r.c.Connect(t, r.db)
+	index := func() []string {
+		return testpg.Rows(t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'bag'::regclass`)
+	}
+	remove := func(at uint64, n int) {
+		changes := [][]byte{msgBegin(at, uint32(at)), cat([]byte("R"), be32(tableBag), []byte("public\x00bag\x00f\x00\x01\x00a\x00"), be32(23), be32(0xffffffff))}
+		for i := range n {
+			changes = append(changes, cat([]byte("D"), be32(tableBag), []byte("O"), msgRow([]cell{text(strconv.Itoa(i))})))
+		}
+		frames <- records(at, append(changes, msgCommit(at))...)
+		testpg.Eventually(t, 10*time.Second, "the rows are deleted", func() (bool, error) {
+			select {
+			case <-a.done:
+				return false, end()
+			default:
+				return r.passed(at + 8), nil
+			}
+		})
+	}
+	remove(1000, 3)
+	remove(1100, 1)
+	if len(index()) != 1 {
+		t.Fatalf("the table has the indexes %v", index())
+	}
+	r.c.Exec(t, r.db, `DROP INDEX `+index()[0])
+	remove(1200, 4)
+	remove(1300, 1)
+	if got := testpg.Rows(t, conn, `SELECT count(*) FROM bag`); got[0] != "51" {
+		t.Errorf("%s rows are left", got)
+	}
 }
 
 // TestMissingRowOfBag: one of many rows that are not there stops the applier.

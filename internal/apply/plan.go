@@ -38,8 +38,12 @@ type target struct {
 	full       bool     // the primary sends whole old rows
 	checks     bool     // it has CHECK constraints, which may look at other tables
 	net        bool     // its changes may be held as net changes
-	loose      bool     // these are of whole rows: no key names one, and no index helps to find one
+	loose      bool     // these are of whole rows: no key names one, and no index of the user's finds one
 	layout     []int    // of a loose table: which of columns each of the replica's is, or -1
+	hashed     string   // of a loose table: what of a row can be hashed; "": nothing
+	hash       string   // the hash, which rows that print the same have in common
+	indexed    bool     // Hawser's index of it is here
+	scans      *scans   // of a loose table
 	statements map[string]*statement
 	sets       map[setKey]*statement // of these, those of held changes
 	held       *gather               // its changes that were not written yet; nil until one is
@@ -140,9 +144,10 @@ SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0
        coalesce(a.attnum = ANY (k.indkey::int2[]), false),
        EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
        (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)),
-       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid),
        coalesce(a.attnum = k.indkey[0], false),
-       NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indexrelid <> k.indexrelid AND i.indkey::int2[] && k.indkey::int2[])
+       NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indexrelid <> k.indexrelid AND i.indkey::int2[] && k.indkey::int2[]),
+       $3 AND EXISTS (` + sqlFinds + `), CASE WHEN $3 THEN coalesce(` + sqlHashed + `, '') ELSE '' END,
+       CASE WHEN $3 THEN coalesce((` + sqlRowIndex + `), '') ELSE '' END
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -162,12 +167,25 @@ LEFT JOIN LATERAL (
 ) k ON true
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
 
-// resolve reads the replica's side of a relation. A table that is not there yet
-// may be one whose rows come before its command.
+// resolve reads the replica's side of a relation. One whose rows are worth an index is
+// looked at anew before it gets one: by now an index of the user's may do.
 func (a *Applier) resolve(ctx context.Context, r *relation) error {
-	if r.target != nil {
+	if r.target != nil && !a.worthIndex(r.target) {
 		return nil
 	}
+	if err := a.look(ctx, r); err != nil || !a.worthIndex(r.target) {
+		return err
+	}
+	if err := a.indexRows(ctx, r); err != nil {
+		return err
+	}
+	return a.look(ctx, r)
+}
+
+// look is resolve without regard to what is known. A table that is not there yet may be
+// one whose rows come before its command.
+func (a *Applier) look(ctx context.Context, r *relation) error {
+	a.forgetTarget(r)
 	if err := a.out.idle(); err != nil {
 		return err
 	}
@@ -183,7 +201,9 @@ func (a *Applier) resolve(ctx context.Context, r *relation) error {
 			return err
 		}
 	}
-	r.target, err = match(r, found)
+	if r.target, err = match(r, found); err == nil && r.target.loose {
+		r.target.scans = a.scansOf(r.target.oid)
+	}
 	return err
 }
 
@@ -207,22 +227,24 @@ type columnFound struct {
 	unique bool   // of the index that finds a row best
 	checks bool   // the table has CHECK constraints
 	alone  bool   // the table has one index that is unique or excludes
-	index  bool   // it has some index
 	leads  bool   // the index that finds a row best begins with it
 	only   bool   // no other index has a column of that
+	finds  bool   // it has an index of the user's that finds a row well enough
+	hashed string // how the column goes into a row's hash; "": it does not
+	index  string // what Hawser's index of the table is of; "": there is none
 }
 
 // lookUp finds a table's columns by their names, and one without a name where the
 // table has no column. None: there is no such table.
 func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFound, error) {
 	byName := map[string]columnFound{}
-	rows, err := a.conn.Query(ctx, sqlTarget, r.def.Namespace, r.def.Name)
+	rows, err := a.conn.Query(ctx, sqlTarget, r.def.Namespace, r.def.Name, r.def.ReplicaIdentity == 'f')
 	if err != nil {
 		return nil, fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.domain, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.index, &f.leads, &f.only}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.domain, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.leads, &f.only, &f.finds, &f.hashed, &f.index}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -249,7 +271,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 			t.rows = r.quoted
 		}
 		net = net && f.kind == "r" && f.alone && !f.checks
-		loose = loose && f.kind == "r" && !f.index && !f.checks && f.lenient == "" && !(f.generated && f.domain)
+		loose = loose && f.kind == "r" && !f.finds && !f.checks && f.lenient == "" && !(f.generated && f.domain)
 	}
 	var flagged, unique []int
 	for i, c := range r.def.Columns {
@@ -279,14 +301,33 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 		t.key = unique
 	}
 	t.net = net && len(t.key) > 0 && slices.Equal(t.key, unique)
-	t.loose = loose && slices.ContainsFunc(t.columns, func(c column) bool { return !c.generated })
-	if !t.loose {
-		return t, nil
-	}
-	for _, f := range slices.SortedFunc(maps.Values(byName), func(x, y columnFound) int { return cmp.Compare(x.attnum, y.attnum) }) {
-		t.layout = append(t.layout, slices.IndexFunc(t.columns, func(c column) bool { return c.attnum == f.attnum }))
+	t.loose = loose && len(t.key) == 0 && slices.ContainsFunc(t.columns, func(c column) bool { return !c.generated })
+	if t.loose {
+		t.lookAtRows(slices.SortedFunc(maps.Values(byName), func(x, y columnFound) int { return cmp.Compare(x.attnum, y.attnum) }))
 	}
 	return t, nil
+}
+
+// lookAtRows finds out how whole rows of a table without a key are written and found.
+func (t *target) lookAtRows(all []columnFound) {
+	var hashed []string
+	for _, f := range all {
+		t.layout = append(t.layout, slices.IndexFunc(t.columns, func(c column) bool { return c.attnum == f.attnum }))
+		if f.hashed != "" {
+			hashed = append(hashed, f.hashed)
+		}
+		t.hash = f.index // the same of each
+	}
+	if len(hashed) > 0 {
+		t.hashed = "ROW(" + strings.Join(hashed, ", ") + ")"
+	}
+	switch t.indexed = t.hash != ""; {
+	case t.indexed:
+	case t.hashed != "":
+		t.hash = "pg_catalog.hash_record(" + t.hashed + ")"
+	default:
+		t.hash = "pg_catalog.hashtext(" + t.image() + ")"
+	}
 }
 
 func uniqueColumns(byName map[string]columnFound) int {

@@ -34,6 +34,8 @@ var oddTables = []struct{ name, definition, values string }{
 	{"apart", `k int PRIMARY KEY, u int4range, v text, EXCLUDE USING gist (u WITH &&)`, `1|2|3|4|5`},
 	{"checked", `k int PRIMARY KEY, v text, CHECK (length(v) < 100000)`, `1|2|3`},
 	{"whole", `k numeric, v text`, `1|1.0|2`},
+	{"loose", `k public.citext, f float8 DEFAULT '-0', c text COLLATE folded DEFAULT 'É', j json DEFAULT '{"a": 1}', p point DEFAULT '(1,2)', i interval DEFAULT '1 day', v text`, `a|A|b`},
+	{"partly", `k int, v text`, `1|2|3|4`},
 	{"indexed", `k numeric NOT NULL UNIQUE, v text`, `1|1.0|1.00|2|2.0`},
 	{"parted", `k int PRIMARY KEY, v text`, `1|2|3|11|12|13`},
 	{"always", `k int PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY, g text GENERATED ALWAYS AS (v || '!') STORED, v text`, `1|2|3`},
@@ -51,7 +53,7 @@ func oddSchema() []string {
 		}
 		out = append(out, sql)
 	}
-	return append(out, `ALTER TABLE whole REPLICA IDENTITY FULL; ALTER TABLE indexed REPLICA IDENTITY FULL; ALTER TABLE plain ALTER v SET STORAGE external, ALTER w SET STORAGE external`)
+	return append(out, `CREATE UNIQUE INDEX ON partly (k) WHERE k > 1; ALTER TABLE partly REPLICA IDENTITY FULL; ALTER TABLE loose REPLICA IDENTITY FULL; ALTER TABLE whole REPLICA IDENTITY FULL; ALTER TABLE indexed REPLICA IDENTITY FULL; ALTER TABLE plain ALTER v SET STORAGE external, ALTER w SET STORAGE external`)
 }
 
 // oddState is a query for the rows of all tables, as one text.
@@ -104,6 +106,9 @@ func oddStatement(random *rand.Rand) string {
 		return "UPDATE " + t.name + " SET v = " + value() + " WHERE k = " + key()
 	}
 }
+
+// oddPatience has a table without a key get an index after its first pass.
+const oddPatience = 1 << 62
 
 // oddPrimary writes at random, by two sessions at once.
 type oddPrimary struct {
@@ -249,6 +254,7 @@ func (p *oddPrimary) apply(random *rand.Rand, round int, list []frame.Record, la
 	r.odd = func(a *Applier) {
 		a.cfg.Hold = []int{1, 500, 20000, 8 << 20}[random.IntN(4)]
 		a.backlog.least = []int{1, 20, 200, 20000}[random.IntN(4)]
+		a.patience = []int64{indexPatience, -oddPatience}[random.IntN(2)]
 	}
 	r.hurried = random.IntN(2) == 0
 	conn := p.c.Connect(t, r.db)

@@ -710,6 +710,9 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 	if err := fence.Remove(ctx, conn); err != nil {
 		return err
 	}
+	if err := apply.DropRowIndexes(ctx, conn); err != nil {
+		return err
+	}
 	return catalog.DropSchema(ctx, conn)
 }
 

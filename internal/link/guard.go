@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
@@ -56,6 +57,7 @@ func (l *link) guard() {
 		primary, streaming := side.Role == role.Primary && l.progress == catalog.Running, l.streaming
 		l.mu.Unlock()
 		if !primary {
+			l.bare = false
 			if side.Role == role.Secondary && n%sweepEvery == 0 {
 				if err := l.guardPrepared(l.ctx); err != nil {
 					l.log.Debug("can't see how much WAL is held back for a failover", "error", err)
@@ -70,6 +72,9 @@ func (l *link) guard() {
 			if err := l.guardOnce(l.ctx); err != nil {
 				l.trouble("can't see how much WAL the link holds back", err)
 			}
+		}
+		if err := l.shed(l.ctx, side); err != nil {
+			l.log.Debug("can't drop the indexes that this side had as a secondary yet", "error", err)
 		}
 		if err := l.seeRenewal(l.ctx); err != nil {
 			l.log.Debug("can't see whether a new slot is used", "error", err)
@@ -88,6 +93,25 @@ func (l *link) guard() {
 			l.rechoose(l.ctx)
 		}
 	}
+}
+
+// shed drops the indexes of tables without a key that the applier made when this side was
+// a secondary. They would cost its writers something. Others are waited for, a little.
+func (l *link) shed(ctx context.Context, side role.State) error {
+	if l.bare || side.Phase != role.Steady {
+		return nil
+	}
+	conn, err := l.connect(ctx, "indexes")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `SET statement_timeout = '3s'`); err != nil {
+		return fmt.Errorf("bound the wait for others: %w", err)
+	}
+	err = apply.DropRowIndexes(ctx, conn)
+	l.bare = err == nil
+	return err
 }
 
 // makes tells that the link does not stand yet.

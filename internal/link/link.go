@@ -58,6 +58,8 @@ type link struct {
 	heirs    sync.Mutex // held while links that are to be taken up are made, taken up or discarded
 	heirless bool       // there are none
 
+	bare bool // the guard's: this side is a primary without the indexes that the applier made
+
 	glances keeper // of its statuses
 	swaps   keeper // of a failover, see inSwap
 

@@ -43,3 +43,9 @@ func KeepBytes(ctx context.Context, conn *pgconn.PgConn) error {
 	}
 	return nil
 }
+
+// SQLSortInMemory lets a session sort an index of millions of rows in memory, and by as
+// many parallel workers as the server allows, each of which needs 32 MB of it. The size of
+// shared_buffers tells how large the server is.
+const SQLSortInMemory = `SELECT pg_catalog.set_config('maintenance_work_mem', greatest(pg_size_bytes(current_setting('maintenance_work_mem')),
+	least(pg_size_bytes(current_setting('shared_buffers')), 256 << 20)) / 1024 || 'kB', false)`

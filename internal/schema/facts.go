@@ -140,7 +140,7 @@ func (f *facts) readConstraints(ctx context.Context, tx pgx.Tx) error {
 		})
 }
 
-// readOurs finds the triggers that call a function of schema hawser and the
+// readOurs finds the triggers and indexes that call a function of schema hawser and the
 // links' publications.
 func (f *facts) readOurs(ctx context.Context, tx pgx.Tx) error {
 	var o object
@@ -148,6 +148,8 @@ func (f *facts) readOurs(ctx context.Context, tx pgx.Tx) error {
 		WITH ours AS (SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'hawser')
 		SELECT 'pg_trigger'::regclass::oid, oid FROM pg_trigger WHERE tgfoid IN (TABLE ours)
 		UNION ALL SELECT 'pg_event_trigger'::regclass, oid FROM pg_event_trigger WHERE evtfoid IN (TABLE ours)
+		UNION ALL SELECT classid, objid FROM pg_depend JOIN pg_index ON indexrelid = objid
+			WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_proc'::regclass AND refobjid IN (TABLE ours)
 		UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication WHERE starts_with(pubname, 'hawser_')
 		UNION ALL SELECT 'pg_publication_rel'::regclass, r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
 			WHERE starts_with(p.pubname, 'hawser_')`,

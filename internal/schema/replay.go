@@ -243,6 +243,9 @@ func (r *replay) command(ctx context.Context) error {
 	if err := r.loud(ctx, st); err != nil {
 		return err
 	}
+	if err := r.withoutRowIndexes(ctx, st); err != nil {
+		return err
+	}
 	switch m.Tag {
 	case "REFRESH MATERIALIZED VIEW":
 		for _, sql := range m.Views {

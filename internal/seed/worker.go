@@ -74,12 +74,7 @@ func sessionLock(link string) int64 {
 	return int64(h.Sum64())
 }
 
-// replicaSettings let an index of millions of rows be sorted in memory, and by as many
-// parallel workers as the server allows, each of which needs 32 MB of it. The size of
-// shared_buffers tells how large the server is.
-const replicaSettings = `; SET synchronous_commit = off;
-	SELECT set_config('maintenance_work_mem', greatest(pg_size_bytes(current_setting('maintenance_work_mem')),
-		least(pg_size_bytes(current_setting('shared_buffers')), 256 << 20)) / 1024 || 'kB', false)`
+const replicaSettings = `; SET synchronous_commit = off; ` + postgres.SQLSortInMemory
 
 func (w *worker) connect(ctx context.Context) (err error) {
 	if w.conn != nil {

@@ -35,6 +35,8 @@ own AS MATERIALIZED ( -- what Hawser put outside its schema
 	SELECT 'pg_trigger'::regclass AS classid, t.oid AS objid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE p.pronamespace = to_regnamespace('hawser')
 	UNION ALL SELECT 'pg_event_trigger'::regclass, e.oid FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid WHERE p.pronamespace = to_regnamespace('hawser')
 	UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication WHERE pubname ~ '^hawser_'
+	UNION ALL SELECT d.classid, i.indexrelid FROM pg_index i JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+		JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid WHERE p.pronamespace = to_regnamespace('hawser')
 ),
 named AS MATERIALIZED ( -- roles that the database names
 	SELECT d.refobjid AS oid FROM pg_shdepend d JOIN pg_database b ON b.datname = current_database()
@@ -101,7 +103,7 @@ WHERE coalesce(rel.oid, typ.oid) IS NOT NULL AND k.contype IN ('p', 'u', 'x', 'c
 UNION ALL
 SELECT 'index', rel.name, pg_get_indexdef(i.indexrelid) || CASE WHEN i.indisvalid THEN '' ELSE ', invalid' END || CASE WHEN i.indisclustered THEN ', clustered' ELSE '' END,
 	i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
-FROM pg_index i JOIN rel ON rel.oid = i.indexrelid
+FROM pg_index i JOIN rel ON rel.oid = i.indexrelid WHERE i.indexrelid NOT IN (SELECT objid FROM own WHERE classid = 'pg_class'::regclass)
 
 UNION ALL
 SELECT 'view', name, pg_get_viewdef(oid), true FROM rel WHERE relkind IN ('v', 'm')

@@ -1,0 +1,64 @@
+package agent_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// indexRows has the secondary have indexes as the applier makes them where passes over a
+// table cost it too much.
+func indexRows(t *testing.T, i *instance, sql ...string) {
+	t.Helper()
+	i.Exec(t, "shop", append([]string{`SET session_replication_role = replica; SET hawser.agent = on; SET default_transaction_read_only = off`,
+		`CREATE OR REPLACE FUNCTION hawser.row_hash(record) RETURNS integer IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'hash_record'`}, sql...)...)
+}
+
+// rowIndexes are the names of those indexes, and of what they call.
+func rowIndexes(t *testing.T, i *instance) []string {
+	t.Helper()
+	conn := i.Connect(t, "shop")
+	defer conn.Close(context.Background())
+	return testpg.Rows(t, conn, `SELECT relname FROM pg_class WHERE relname LIKE 'hawser|_row|_%' ESCAPE '|' OR relname LIKE '%row_hash%' UNION ALL SELECT proname FROM pg_proc WHERE proname = 'row_hash' ORDER BY 1`)
+}
+
+// TestRowIndexes: the applier's own indexes of tables without a key stand in the way of no
+// command, are no difference, and are gone where a side is the primary, or has no link.
+func TestRowIndexes(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE kept (a int, b text); INSERT INTO kept SELECT i % 5, 'x' FROM generate_series(1, 20) i; CREATE TABLE changed (LIKE kept); INSERT INTO changed TABLE kept; CREATE TABLE pattern (LIKE kept); CREATE TABLE keyed (LIKE kept); CREATE TABLE named (LIKE kept);
+		CREATE TABLE parent (a int, b text); CREATE TABLE child () INHERITS (parent); INSERT INTO child TABLE kept; CREATE TABLE dropped (LIKE kept)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	var made []string
+	for _, name := range []string{"kept", "changed", "pattern", "keyed", "named", "child", "dropped"} {
+		made = append(made, `CREATE INDEX hawser_row_`+name+` ON `+name+` (hawser.row_hash(ROW(a, b)))`)
+	}
+	indexRows(t, b, made...)
+	proven(t, a, "shop")
+	a.Exec(t, "shop", `ALTER TABLE changed ALTER b TYPE json USING to_json(b)`, `CREATE TABLE twin (LIKE pattern INCLUDING ALL) PARTITION BY LIST (a)`, `ALTER TABLE keyed ADD PRIMARY KEY (a)`,
+		`CREATE INDEX hawser_row_named ON kept (b)`, `ALTER TABLE parent ALTER b TYPE json USING to_json(b)`, `ALTER TABLE dropped DROP b`,
+		`UPDATE changed SET a = a + 1 WHERE a < 3; DELETE FROM child WHERE ctid IN (SELECT min(ctid) FROM child GROUP BY a); UPDATE kept SET b = NULL WHERE a = 1; DELETE FROM kept WHERE ctid IN (SELECT min(ctid) FROM kept GROUP BY a)`)
+	same(t, a, b, "shop")
+	proven(t, a, "shop")
+	if got := rowIndexes(t, b); len(got) != 3 || got[0] != "hawser_row_kept" || got[1] != "hawser_row_named" { // that one is the user's
+		t.Errorf("the secondary has %q", got)
+	}
+
+	failover(t, b, "shop")
+	testpg.Eventually(t, 30*time.Second, "the new primary has none", func() (bool, error) { return len(rowIndexes(t, b)) == 1, nil })
+	b.Exec(t, "shop", `UPDATE kept SET b = 'new' WHERE a = 2`)
+	same(t, b, a, "shop")
+
+	indexRows(t, a, `CREATE INDEX hawser_row_kept ON kept (hawser.row_hash(ROW(a, b)))`)
+	if _, err := b.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := rowIndexes(t, a); len(got) != 1 {
+		t.Errorf("a database without a link has %q", got)
+	}
+}
