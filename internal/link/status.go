@@ -168,7 +168,7 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		}
 		return Disconnected, cause
 	}
-	if l.side.Role == role.Secondary && !l.seeded {
+	if l.side.Role == role.Secondary && !l.seeded && !l.repairing {
 		return Seeding, problem.Noted("seeding", "link "+s.Name, "tables are copied, at first or again; changes are taken in beside it")
 	}
 	if l.side.Role == role.Secondary && l.busySince.IsZero() && time.Since(l.readAt) > silent {
