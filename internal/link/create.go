@@ -557,6 +557,7 @@ func (m *Manager) finishDrop(l *link) {
 	for _, step := range steps {
 		for wait := newBackoff(); ; {
 			err := step(m.ctx)
+			l.obstruct(err)
 			if err == nil {
 				break
 			}
