@@ -272,7 +272,8 @@ func TestOldPrimaryMissesTheNews(t *testing.T) {
 
 // TestTimeLimitIsForgotten: the primary's agent restarts while it hands over,
 // and with it the failover's time limit is forgotten. Nobody writes for as long as
-// beta can't apply, and no command takes the failover back.
+// beta can't apply, and no command takes the failover back. As long as beta is away as
+// well, nobody knows which side has all: the link says so, and is not dropped by the way.
 func TestTimeLimitIsForgotten(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t)
@@ -288,7 +289,16 @@ func TestTimeLimitIsForgotten(t *testing.T) {
 	awaitFenced(t, a)
 	time.Sleep(time.Second) // the handoff is written
 	a.stop()
+	b.stop()
 	a.run(t)
+	cause, remedy := a.awaitCause(t, api.StateFailingOver, "outcome-unknown")
+	if !strings.Contains(cause, "instance beta") || !strings.Contains(remedy, "hawser link drop shop --force") {
+		t.Errorf("it says %s, and %s", cause, remedy)
+	}
+	if _, err := a.DropLink(context.Background(), "shop", api.DropOptions{}); err == nil || !strings.Contains(err.Error(), "a failover is under way") {
+		t.Errorf("a drop said %v", err)
+	}
+	b.run(t)
 	testpg.Eventually(t, 20*time.Second, "alpha writes again, long after the time limit of 5 s", func() (bool, error) {
 		if err := try(t, a, `INSERT INTO gate VALUES (2)`); err != nil {
 			l, _ := a.Link(context.Background(), "shop")

@@ -2,7 +2,9 @@ package agent_test
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +18,8 @@ func ofFailover(purpose string) bool { return strings.HasSuffix(purpose, ":failo
 
 // TestServersAtTheirLimits: either PostgreSQL runs out of connections or memory, or loses
 // a process, while tables are copied and while roles are swapped, under clients that write
-// wherever they may. No acknowledged transaction is lost, none is there twice.
+// wherever they may; or out of connections alone, from a question of a command on. No
+// acknowledged transaction is lost, none is there twice.
 func TestServersAtTheirLimits(t *testing.T) {
 	t.Parallel()
 	d := newDuel(t)
@@ -40,6 +43,9 @@ func TestServersAtTheirLimits(t *testing.T) {
 		}
 	}
 	d.again("verify", d.verify)
+	for _, f := range d.fullCommands() {
+		d.fullIn(f)
+	}
 }
 
 // side is the primary, or the secondary.
@@ -117,5 +123,69 @@ func (d *duel) writesAgain(failed error) {
 	testpg.Eventually(d.t, 20*time.Second, "the old primary writes again", func() (bool, error) {
 		err := try(d.t, d.p, `INSERT INTO trail VALUES ('nobody', 0); DELETE FROM trail WHERE client = 'nobody'`)
 		return err == nil, err
+	})
+}
+
+// full is a command from whose question on one side's PostgreSQL takes no more connections.
+type full struct {
+	command string
+	primary bool
+	at      int
+}
+
+// fullCommands are some of which each leaves the link in another state; all of them where
+// all kills are played.
+func (d *duel) fullCommands() (out []full) {
+	if os.Getenv("HAWSER_TEST_KILLS") == "" {
+		return []full{
+			{"rejoin", false, 13}, {"rejoin", false, 43}, {"resync", true, 19}, {"resync", false, 19},
+			{"drop", true, 1}, {"create", true, 70}, {"create", false, 20}, {"create", false, 60}, {"drop", false, 7},
+		}
+	}
+	for _, c := range d.commands() {
+		for at := 1; slices.Contains([]string{"create", "rejoin", "resync", "drop"}, c.name) && at <= c.asks; at++ {
+			out = append(out, full{c.name, true, at}, full{c.name, false, at})
+		}
+	}
+	return out
+}
+
+// fullIn runs a command whose server is full from a question on, and stays so. It ends,
+// and says why it failed; or the link stands and says what for.
+func (d *duel) fullIn(f full) {
+	d.t.Helper()
+	c := d.commandsNamed(f.command)[0]
+	d.ready(c)
+	victim := d.side(f.primary)
+	tap := d.taps[victim]
+	tap.fill(f.at, false, but(c.deaf...))
+	err := c.run()
+	d.t.Logf("the server of %s is full from question %d of %s on: %v", victim.name, f.at, f.command, err)
+	if err != nil && !strings.Contains(err.Error(), "connections") {
+		d.t.Errorf("%s does not tell of the connections: %v", f.command, err)
+	}
+	for _, i := range []*instance{d.p, d.s} {
+		d.standsFor(i)
+	}
+	tap.release()
+	d.conclude(c, err)
+}
+
+// standsFor looks whether what a link on an instance stands for is named, while a server
+// takes no connections.
+func (d *duel) standsFor(i *instance) {
+	d.t.Helper()
+	testpg.Eventually(d.t, 30*time.Second, "the link on "+i.name+" is gone, runs, or tells what it stands for", func() (bool, error) {
+		l, err := i.Link(context.Background(), "shop")
+		if err != nil {
+			return strings.Contains(err.Error(), "no link of this name"), nil
+		}
+		if l.State == api.StateSynchronized || l.State == api.StateDiverged {
+			return true, nil
+		}
+		if l.Cause != nil && strings.Contains(l.Cause.Cause, "connections") && l.Cause.Remedy != "" {
+			return true, nil
+		}
+		return false, fmt.Errorf("it is %s: %v", l.State, l.Cause)
 	})
 }

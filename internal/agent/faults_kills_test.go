@@ -436,14 +436,7 @@ var killFaults = []string{agentDies, serverCrashes, serverDidIt, serverFull}
 func (d *duel) play(k kill) (within bool) {
 	d.t.Helper()
 	c := d.commands()[slices.IndexFunc(d.commands(), func(c command) bool { return c.name == k.command })]
-	if _, err := d.p.Link(context.Background(), "shop"); err != nil { // dropped
-		d.again("create", d.create)
-	}
-	d.rest()
-	d.moreEntries(d.p)
-	if c.before != nil {
-		c.before()
-	}
+	d.ready(c)
 	victim := d.s
 	if k.primary {
 		victim = d.p
@@ -472,20 +465,40 @@ func (d *duel) play(k kill) (within bool) {
 	} else {
 		d.t.Logf("%s, after all %d: %v", k, asked, err)
 	}
+	d.conclude(c, err)
+	return within
+}
+
+// ready brings the link to where a command can be run.
+func (d *duel) ready(c command) {
+	d.t.Helper()
+	if _, err := d.p.Link(context.Background(), "shop"); err != nil { // dropped
+		d.again("create", d.create)
+	}
+	d.rest()
+	d.moreEntries(d.p)
+	if c.before != nil {
+		c.before()
+	}
+}
+
+// conclude runs a command that failed again until it succeeds, and looks at what became
+// of the link.
+func (d *duel) conclude(c command, err error) {
+	d.t.Helper()
 	if err != nil {
-		d.again(k.command, c.run)
+		d.again(c.name, c.run)
 	}
 	if c.after != nil {
 		c.after()
 	}
-	if k.command == "drop" {
+	if c.name == "drop" {
 		d.dropped()
-		return within
+		return
 	}
 	d.rest()
 	d.again("verify", d.verify)
 	d.ledger.check(d.p, d.lost)
-	return within
 }
 
 // strike carries the fault out, and returns how many questions were asked before.

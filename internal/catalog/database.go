@@ -173,24 +173,37 @@ func PutSeedTable(ctx context.Context, db DB, link string, t SeedTable) error {
 	return nil
 }
 
-// Reseed puts a table down to be copied (again), with the caller's transaction.
-func Reseed(ctx context.Context, db DB, link string, t SeedTable) error {
+// Reopen counts the copy as incomplete (again), with the caller's transaction: rows, of
+// tables that are put down with it or of repairs, are still to come.
+func Reopen(ctx context.Context, db DB, link string) error {
 	// A copy that is complete leaves its tables behind as they were. Their snapshots may
 	// be of a time from which the transaction ids have come half round since.
 	_, err := db.Exec(ctx, `
 		DELETE FROM hawser.seed_table t USING hawser.seeding s WHERE s.link = $1 AND s.done AND t.link = s.link`, link)
-	if err != nil {
-		return fmt.Errorf("seed table %q.%q again: %w", t.Schema, t.Name, err)
+	if err == nil {
+		// A database that was never seeded, since it began as the primary, has its schema.
+		_, err = db.Exec(ctx, `
+			INSERT INTO hawser.seeding (link, snapshot, initial) VALUES ($1, '3:3:', false)
+			ON CONFLICT (link) DO UPDATE SET done = false`, link)
 	}
-	// A database that was never seeded, since it began as the primary, has its schema.
-	_, err = db.Exec(ctx, `
-		INSERT INTO hawser.seeding (link, snapshot, initial) VALUES ($1, '3:3:', false)
-		ON CONFLICT (link) DO UPDATE SET done = false`, link)
 	if err != nil {
-		return fmt.Errorf("seed table %q.%q again: %w", t.Schema, t.Name, err)
+		return fmt.Errorf("begin to copy again: %w", err)
+	}
+	return nil
+}
+
+// Reseed puts a table down to be copied (again), with the caller's transaction. None of
+// its rows has to be repaired then.
+func Reseed(ctx context.Context, db DB, link string, t SeedTable) error {
+	if err := Reopen(ctx, db, link); err != nil {
+		return err
 	}
 	if err := PutSeedTable(ctx, db, link, t); err != nil {
 		return err
+	}
+	_, err := db.Exec(ctx, `DELETE FROM hawser.repair WHERE link = $1 AND tbl = to_regclass(format('%I.%I', $2::text, $3::text))`, link, t.Schema, t.Name)
+	if err != nil {
+		return fmt.Errorf("forget the repairs of table %q.%q: %w", t.Schema, t.Name, err)
 	}
 	return setPending(ctx, db, link, t.OID)
 }

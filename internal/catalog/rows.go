@@ -126,7 +126,8 @@ func Unbuilt(ctx context.Context, db DB, link string) (unbuilt bool, err error) 
 func FinishSeeding(ctx context.Context, tx pgx.Tx, link string) (done bool, err error) {
 	err = tx.QueryRow(ctx, `
 		SELECT NOT EXISTS (SELECT FROM hawser.schema_entry WHERE link = $1 AND NOT done)
-		AND NOT EXISTS (SELECT FROM hawser.seed_table WHERE link = $1 AND state <> 'live')`, link).Scan(&done)
+		AND NOT EXISTS (SELECT FROM hawser.seed_table WHERE link = $1 AND state <> 'live')
+		AND NOT EXISTS (SELECT FROM hawser.repair WHERE link = $1)`, link).Scan(&done)
 	if err != nil {
 		return false, fmt.Errorf("read whether the copy is complete: %w", err)
 	}

@@ -477,7 +477,11 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) error {
 		return err
 	}
 	defer release()
-	if side, _ := l.now(); side.Phase == role.Waiting {
+	side, _ := l.now()
+	if side.Swapping() && !o.Force {
+		return l.swapping()
+	}
+	if side.Phase == role.Waiting {
 		// It may have taken the link up. If it can't be told, its half is dropped there.
 		if err := m.call(ctx, side.Heir, name, callDrop, dropRequest{}, nil); err != nil {
 			l.log.Warn("the instance that takes the database over could not be told", "instance", side.Heir, "error", err)
@@ -510,12 +514,21 @@ func (l *link) dropAsked(ctx context.Context, r dropRequest) (nothing, error) {
 		}
 		defer release()
 	}
+	if side, _ := l.now(); side.Swapping() {
+		return nothing{}, l.swapping()
+	}
 	if r.RemoveReplica && !creating {
 		if err := l.permits(flows); err != nil {
 			return nothing{}, err
 		}
 	}
 	return nothing{}, l.m.dropSide(ctx, l, r.RemoveReplica)
+}
+
+// swapping refuses to end a link while it is not known which side has all: both would open.
+func (l *link) swapping() *problem.Problem {
+	return problem.New("failover-running", "link "+l.rec.Name, "a failover is under way, and both sides could be left writable",
+		"wait for it: hawser link show "+l.rec.Name+"; if the other side is gone for good: hawser link drop "+l.rec.Name+" --force")
 }
 
 // finishSoon has finishDrop run, once for a link.
@@ -544,6 +557,7 @@ func (m *Manager) finishDrop(l *link) {
 	for _, step := range steps {
 		for wait := newBackoff(); ; {
 			err := step(m.ctx)
+			l.obstruct(err)
 			if err == nil {
 				break
 			}
@@ -592,9 +606,10 @@ func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) err
 
 // dismantle removes everything but the record: first that says so, then the goroutines
 // end, then everything in the database goes.
-func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) error {
+func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) (err error) {
 	l.dropping.Lock()
 	defer l.dropping.Unlock()
+	defer func() { l.obstruct(err) }()
 	if !m.has(l) { // somebody else was quicker, and there may be another one of the name
 		return nil
 	}
@@ -602,7 +617,7 @@ func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) er
 	if removeReplica {
 		progress = catalog.Removing
 	}
-	err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetProgress(ctx, conn, l.rec.Name, progress) })
+	err = m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetProgress(ctx, conn, l.rec.Name, progress) })
 	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
 		err = nil // the answer to its removal was lost
 	}

@@ -733,6 +733,7 @@ func (l *link) refuse(ctx context.Context, term frame.Term) (role.State, error) 
 
 // askRefusal asks until the other side answers: until then it may have taken over.
 func (l *link) askRefusal(ctx context.Context, term frame.Term) {
+	defer l.obstruct(nil)
 	for wait := newBackoff(); ; {
 		var theirs role.State
 		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callRefuse, refuseRequest{term}, &theirs)
@@ -741,8 +742,16 @@ func (l *link) askRefusal(ctx context.Context, term frame.Term) {
 			return
 		}
 		l.log.Warn("this side stays fenced until the other one answers whether it took over", "error", err)
+		l.obstruct(l.unanswered(err))
 		if !wait.sleep(ctx) {
 			return
 		}
 	}
+}
+
+// unanswered is why a side that handed over stays closed.
+func (l *link) unanswered(err error) *problem.Problem {
+	return problem.New("outcome-unknown", "link "+l.rec.Name,
+		"instance "+l.rec.Peer+" has not answered whether it took over, so this side takes no writes: "+problem.Of(err, "").Cause,
+		"bring instance "+l.rec.Peer+" back, and this side opens or follows by itself; if that is gone for good: hawser link drop "+l.rec.Name+" --force, which opens this database as it is").Because(err)
 }

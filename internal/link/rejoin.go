@@ -293,6 +293,9 @@ func (l *link) layDown(ctx context.Context, plan *rejoinPlan) error {
 	}
 	rows := 0
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := l.markOwn(ctx, tx); err != nil {
+			return err
+		}
 		if err := catalog.ForgetRepairs(ctx, tx, l.rec.ID); err != nil {
 			return err
 		}
@@ -301,6 +304,11 @@ func (l *link) layDown(ctx context.Context, plan *rejoinPlan) error {
 				return fmt.Errorf("take the rows of table %s away: %w", postgres.QuoteIdent(t.schema, t.name), err)
 			}
 			rows += len(t.keys)
+		}
+		if rows > 0 { // until they are here, DDL can't have all that it needs
+			if err := catalog.Reopen(ctx, tx, l.rec.ID); err != nil {
+				return err
+			}
 		}
 		for _, t := range again {
 			if err := catalog.Reseed(ctx, tx, l.rec.ID, t); err != nil {
@@ -370,6 +378,23 @@ func (l *link) isRepairing() bool {
 	return l.repairing
 }
 
+// awaitRepaired returns when no row is to be repaired any more.
+func (l *link) awaitRepaired(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		repairing, changed := l.repairing, l.changed
+		l.mu.Unlock()
+		if !repairing {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // repair fetches the rows that are to be repaired, when the stream has come to the
 // state of a snapshot of the primary.
 func (l *link) repair(ctx context.Context, a *apply.Applier) error {
@@ -436,7 +461,7 @@ func rowsRequest(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) (r seed.
 	if len(r.Key) != len(t.Columns) {
 		table := postgres.QuoteIdent(r.Schema, r.Name)
 		return r, false, problem.New("repair-key-lost", "table "+table, "its key changed on the primary before the rows that differ here were repaired",
-			"hawser link resync LINK --table "+table)
+			"hawser link resync NAME --table "+table)
 	}
 	r.Keys = t.Keys
 	return r, true, nil

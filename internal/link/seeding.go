@@ -31,11 +31,14 @@ func (g gate) SnapshotTaken(ctx context.Context, t catalog.SeedTable) error {
 	return err
 }
 
-// seed copies every table that is not live, builds what needs all tables, and
+// seed copies every table that is not live, builds what needs all rows, and
 // records the end.
 func (l *link) seed(ctx context.Context, a *apply.Applier) error {
 	for done := false; !done; {
 		if err := l.copyTables(ctx, a, false); err != nil {
+			return err
+		}
+		if err := l.awaitRepaired(ctx); err != nil {
 			return err
 		}
 		if err := l.settleSeeded(ctx, a); err != nil {

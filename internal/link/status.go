@@ -116,6 +116,9 @@ func (l *link) status() Status {
 // state names what the link is doing and why. The caller holds mu.
 func (l *link) state(s Status) (State, *problem.Problem) {
 	switch {
+	case (l.progress == catalog.Dropping || l.progress == catalog.Removing) && l.obstructed != nil:
+		return Dropped, problem.New("not-dropped", "link "+s.Name, "it is being dropped, and this is in the way: "+l.obstructed.Cause,
+			l.obstructed.Remedy+"; then hawser link drop "+s.Name+", unless it is gone by itself")
 	case l.progress == catalog.Dropping || l.progress == catalog.Removing:
 		return Dropped, problem.Noted("dropping", "link "+s.Name, "it is being dropped")
 	case l.progress == catalog.Creating:
@@ -168,7 +171,7 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 		}
 		return Disconnected, cause
 	}
-	if l.side.Role == role.Secondary && !l.seeded {
+	if l.side.Role == role.Secondary && !l.seeded && !l.repairing {
 		return Seeding, problem.Noted("seeding", "link "+s.Name, "tables are copied, at first or again; changes are taken in beside it")
 	}
 	if l.side.Role == role.Secondary && l.busySince.IsZero() && time.Since(l.readAt) > silent {

@@ -57,7 +57,7 @@ func (l *link) readTail(ctx context.Context, since frame.LSN, visit func(tailCha
 	if err != nil {
 		return tailProblem(err)
 	}
-	r := tailReader{since: since, key: key, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
+	r := tailReader{link: l.rec.ID, since: since, key: key, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
 	var data []byte
 	_, err = pgx.ForEachRow(rows, []any{&data}, func() error { return r.take(data) })
 	return tailProblem(err)
@@ -79,12 +79,14 @@ func tailProblem(err error) error {
 }
 
 type tailReader struct {
+	link      string // its id
 	since     frame.LSN
 	key       []byte // that signs the primary's messages
 	visit     func(tailChange) error
 	dec       pgoutput.Decoder
 	relations map[uint32]*pgoutput.Relation
 	begin     pgoutput.Begin
+	own       bool         // this transaction is a rejoin's
 	texts     schema.Texts // of this transaction's DDL
 }
 
@@ -95,7 +97,7 @@ func (r *tailReader) take(data []byte) error {
 	}
 	switch m := msg.(type) {
 	case *pgoutput.Begin:
-		r.begin, r.texts = *m, schema.Texts{}
+		r.begin, r.own, r.texts = *m, false, schema.Texts{}
 	case *pgoutput.Relation:
 		r.relations[m.ID] = m
 	case *pgoutput.Insert:
@@ -111,8 +113,12 @@ func (r *tailReader) take(data []byte) error {
 			}
 		}
 	case *pgoutput.LogicalMessage:
-		if m.Transactional && m.Prefix == ddlPrefix {
+		switch {
+		case m.Transactional && m.Prefix == ddlPrefix:
 			return r.ddl(m.Content)
+		case m.Transactional && m.Prefix == ownPrefix:
+			body, signed := unsign(m.Content, r.key)
+			r.own = r.own || signed && string(body) == ownMark(r.link, r.begin.XID)
 		}
 	}
 	return nil
@@ -121,10 +127,33 @@ func (r *tailReader) take(data []byte) error {
 // ddlPrefix is that of capture's DDL messages.
 const ddlPrefix = "hawser.ddl"
 
-// change passes a change on unless the other side has it: its position is the end
-// of the last transaction that it applied.
+// ownPrefix is that of the message with which a rejoin begins the transaction that takes
+// rows away: if it has to begin anew, nobody lost them by that.
+const ownPrefix = "hawser.rejoin"
+
+func ownMark(link string, xid uint32) string { return fmt.Sprintf("%s %d", link, xid) }
+
+// markOwn marks the transaction as a rejoin's.
+func (l *link) markOwn(ctx context.Context, tx pgx.Tx) error {
+	key, err := capture.DDLKey(ctx, tx.Conn())
+	if err != nil {
+		return err
+	}
+	var xid uint32
+	if err := tx.QueryRow(ctx, `SELECT pg_current_xact_id()::xid::text::bigint`).Scan(&xid); err != nil {
+		return fmt.Errorf("read the transaction's id: %w", err)
+	}
+	_, err = tx.Exec(ctx, `SELECT pg_logical_emit_message(true, $1::text, $2::text)`, ownPrefix, string(sign([]byte(ownMark(l.rec.ID, xid)), key)))
+	if err != nil {
+		return fmt.Errorf("mark the transaction of the rejoin: %w", err)
+	}
+	return nil
+}
+
+// change passes a change on unless the other side has it, since its position is the end
+// of the last transaction that it applied, or nobody lost it.
 func (r *tailReader) change(id uint32, msg pgoutput.Message) error {
-	if frame.LSN(r.begin.FinalLSN) < r.since {
+	if r.own || frame.LSN(r.begin.FinalLSN) < r.since {
 		return nil
 	}
 	rel := r.relations[id]

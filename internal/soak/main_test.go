@@ -26,6 +26,7 @@ import (
 var (
 	duration = flag.Duration("soak", 30*time.Second, "how long rounds are begun")
 	seed     = flag.Uint64("seed", 0, "seed of the schedule; 0 takes a new one, which is printed")
+	first    = flag.Int("first", 0, "the round to begin with: one that failed needs none before it")
 	keep     = flag.Bool("keep", false, "leave the instances' directory, with the agents' logs, when the test failed")
 )
 

@@ -13,7 +13,7 @@ import (
 
 // total is what a run adds up to.
 type total struct {
-	rounds, reads int
+	rounds, reads int // rounds count on from -first
 	outcomes      map[history.Outcome]int
 	failures      int
 }
@@ -24,12 +24,12 @@ func TestSoak(t *testing.T) {
 	if seed == 0 {
 		seed = rand.Uint64N(1 << 32)
 	}
-	t.Logf("seed %d; again: go test ./internal/soak -run TestSoak -count 1 -v -seed %d -soak %s", seed, seed, *duration)
+	t.Logf("seed %d; again: go test ./internal/soak -run TestSoak -count 1 -v -seed %d -first %d -soak %s", seed, seed, *first, *duration)
 	w := newWorld(t)
 	w.introduce(t)
 	w.link(t)
 	d := &drill{w: w, faults: map[kind]int{}, started: time.Now()}
-	sum := &total{outcomes: map[history.Outcome]int{}}
+	sum := &total{rounds: *first, outcomes: map[history.Outcome]int{}}
 	defer func() { t.Log(report(seed, d, sum)) }()
 	for begun := time.Now(); time.Since(begun) < *duration && !t.Failed(); sum.rounds++ {
 		round(t, d, sum, seed)
@@ -108,7 +108,7 @@ func (c *crowd) awaitWrites(t *testing.T) {
 
 func report(seed uint64, d *drill, sum *total) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "seed %d: %d rounds in %s\n", seed, sum.rounds, time.Since(d.started).Round(time.Second))
+	fmt.Fprintf(&out, "seed %d: %d rounds in %s\n", seed, sum.rounds-*first, time.Since(d.started).Round(time.Second))
 	fmt.Fprintf(&out, "  transactions checked: %d committed, %d unknown, %d rolled back; %d looks\n",
 		sum.outcomes[history.Committed], sum.outcomes[history.Unknown], sum.outcomes[history.Aborted], sum.reads)
 	fmt.Fprintf(&out, "  planned failovers: %d done, %d not, for a fault\n", d.done, d.undone)

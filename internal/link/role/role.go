@@ -134,6 +134,11 @@ func (s State) Writable() bool {
 	return s.Role == Primary && (s.Phase == Steady || s.Phase == Preparing)
 }
 
+// Swapping reports whether a planned failover is under way, or this side is about to open.
+func (s State) Swapping() bool {
+	return s.Phase == Preparing || s.Phase == Fencing || closed(s) || s.Phase == Promoting
+}
+
 // Event is what happened. One of the types below.
 type Event interface{ event() }
 
