@@ -276,25 +276,37 @@ END $f$;
 -- theirs: a user's command tells of it, but leaves it to the sweep to lock it and to keep
 -- that it was told, so that no transaction waits for another. It may be told several times.
 CREATE OR REPLACE FUNCTION hawser.ddl_tell(beyond oid) RETURNS integer
-LANGUAGE plpgsql SET enable_seqscan = off AS $f$
+LANGUAGE plpgsql SET enable_seqscan = off SET lock_timeout = '1s' AS $f$
 DECLARE
-	made    oid[] := ARRAY(SELECT c.oid FROM pg_class c WHERE c.oid > coalesce(beyond, 0) AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
-		AND c.oid >= 16384 AND NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = c.oid)
-		AND hawser.ddl_made(c.oid) IS NOT NULL);
-	mine    oid[] := made;
-	changes json;
+	made    oid[] := '{}';
+	mine    oid[];
+	changes json[] := '{}';
+	id      oid;
+	change  json;
 BEGIN
+	FOR id IN SELECT c.oid FROM pg_class c WHERE c.oid > coalesce(beyond, 0) AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND c.oid >= 16384
+		AND NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = c.oid) ORDER BY c.oid
+	LOOP
+		BEGIN
+			SELECT json_build_object('kind', 'owner', 'value', pg_get_userbyid(c.relowner), 'type', i.type, 'identity', i.identity, 'made', m)
+			INTO change FROM pg_class c, pg_identify_object('pg_class'::regclass, c.oid, 0) i, hawser.ddl_made(c.oid) m WHERE c.oid = id AND m IS NOT NULL;
+			IF FOUND THEN
+				made := made || id;
+				changes := changes || change;
+			END IF;
+		EXCEPTION WHEN internal_error OR lock_not_available THEN
+			NULL; -- it is being dropped, or what it reads is locked
+		END;
+	END LOOP;
 	IF made = '{}' THEN
 		RETURN 0;
 	END IF;
+	mine := made;
 	IF beyond IS NOT NULL THEN
 		mine := ARRAY(SELECT DISTINCT l.relation FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.relation = ANY (made)
 			AND l.mode = 'AccessExclusiveLock' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
 	END IF;
-	SELECT json_agg(json_build_object('kind', 'owner', 'value', pg_get_userbyid(c.relowner), 'type', i.type, 'identity', i.identity,
-		'made', hawser.ddl_made(c.oid)) ORDER BY c.oid)
-	INTO changes FROM pg_class c, pg_identify_object('pg_class'::regclass, c.oid, 0) i WHERE c.oid = ANY (made);
-	PERFORM hawser.ddl_write(json_build_object('v', 1, 'changes', changes, 'identity', hawser.keep_identity(mine)));
+	PERFORM hawser.ddl_write(json_build_object('v', 1, 'changes', array_to_json(changes), 'identity', hawser.keep_identity(mine)));
 	IF pg_try_advisory_xact_lock(hashtext('hawser.ddl_tell')) THEN -- the sweep is not at it
 		BEGIN
 			INSERT INTO hawser.ddl_seen SELECT 'owner', 'pg_class'::regclass, c.oid, '', pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = ANY (mine);
@@ -829,7 +841,7 @@ BEGIN
 	IF hawser.ddl_making(tg_tag) THEN
 		PERFORM hawser.ddl_keep(state || jsonb_build_object('making', making + 1));
 	END IF;
-EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
 	RAISE; -- the transaction is lost, and its client expects that
 WHEN OTHERS THEN
 	PERFORM hawser.ddl_failed(tg_tag, '', SQLERRM);
@@ -854,7 +866,7 @@ BEGIN
 	IF depth = 0 THEN
 		PERFORM hawser.ddl_write(json_build_object('v', 1, 'tag', tg_tag, 'phase', 'begin', 'user', hawser.ddl_user()));
 	END IF;
-EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
 	RAISE; -- the transaction is lost, and its client expects that
 WHEN OTHERS THEN
 	PERFORM hawser.ddl_failed(tg_tag, '', SQLERRM);
@@ -926,7 +938,7 @@ BEGIN
 		ELSE
 			pending := jsonb_build_object('dropped', gone);
 		END IF;
-	EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+	EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
 		RAISE; -- the transaction is lost, and its client expects that
 	WHEN OTHERS THEN
 		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);
@@ -1001,7 +1013,7 @@ BEGIN
 			PERFORM hawser.ddl_command(tg_tag, stack, objects,
 				coalesce(pending -> 'dropped', '[]'), coalesce(pending -> 'rewrites', '[]'));
 		END IF;
-	EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+	EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
 		RAISE; -- the transaction is lost, and its client expects that
 	WHEN OTHERS THEN
 		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);

@@ -541,3 +541,30 @@ func TestReplayOfWhatTwoTell(t *testing.T) {
 	p.play()
 	p.equal()
 }
+
+// TestReplayOfWhatIsBeingDropped has a view that came without an event and is dropped when
+// the command of another session is about to tell of it.
+func TestReplayOfWhatIsBeingDropped(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	first, second := c.Connect(t, p.source), c.Connect(t, p.source)
+	p.exec(first, `CREATE TABLE t (a int)`)
+	p.exec(first, `EXPLAIN ANALYZE CREATE MATERIALIZED VIEW made AS SELECT * FROM t`)
+	p.exec(first, `BEGIN; DROP MATERIALIZED VIEW made`)
+	told := make(chan error, 1)
+	pid := second.PgConn().PID()
+	go func() {
+		_, err := second.Exec(context.Background(), `CREATE TABLE u (a int)`)
+		told <- err
+	}()
+	for waits := "false"; waits == "false" && len(told) == 0; {
+		waits = column(t, p.primary, `SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)::text`, pid)[0]
+	}
+	p.exec(first, `COMMIT`)
+	if err := <-told; err != nil {
+		t.Fatal(err)
+	}
+	p.play()
+	p.equal()
+}

@@ -135,7 +135,7 @@ const hostileGround = `
 	CREATE TYPE e AS ENUM ('x'); CREATE TYPE c AS (x int); CREATE DOMAIN s1.e AS int;
 	INSERT INTO a VALUES (1, 'a', 1); INSERT INTO s1.a VALUES (1, 's1', 1); INSERT INTO "Ö s".a VALUES (1, 'Ö', 1);
 	CREATE TABLE log (t text); CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS $f$ BEGIN INSERT INTO public.log VALUES (tg_tag); END $f$;
-	CREATE FUNCTION adds() RETURNS event_trigger LANGUAGE plpgsql AS $f$ BEGIN IF to_regclass('public.a') IS NOT NULL THEN EXECUTE 'COMMENT ON TABLE public.a IS ''heard'''; END IF; EXCEPTION WHEN OTHERS THEN END $f$;
+	CREATE FUNCTION adds() RETURNS event_trigger LANGUAGE plpgsql AS $f$ BEGIN IF tg_tag <> 'COMMENT' AND to_regclass('public.a') IS NOT NULL THEN EXECUTE 'COMMENT ON TABLE public.a IS ''heard'''; END IF; EXCEPTION WHEN OTHERS THEN END $f$;
 	CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN RETURN NEW; END $f$;
 	CREATE FUNCTION run(text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = s1, public AS $f$ BEGIN EXECUTE $1; END $f$`
 

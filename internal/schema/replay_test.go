@@ -84,6 +84,10 @@ var zoo = []script{
 		`CREATE SCHEMA "S s" CREATE TABLE t (a int PRIMARY KEY, b serial) CREATE VIEW v AS SELECT * FROM p CREATE INDEX ON t (b) CREATE TABLE p (a int) PARTITION BY RANGE (a)
 			CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (1) TO (public.made(8)) CREATE TABLE "S s".p2 PARTITION OF p FOR VALUES FROM (8) TO (public.made(9)) GRANT CREATE, USAGE ON SCHEMA "S s" TO PUBLIC; INSERT INTO "S s".p VALUES (2)`,
 	}},
+	{name: "a user's event trigger that calls itself", sent: []string{
+		`CREATE TABLE t (a int); CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN COMMENT ON TABLE t IS 'heard'; EXCEPTION WHEN OTHERS THEN END $$; SET max_stack_depth = '200kB'`,
+		`CREATE EVENT TRIGGER heard ON ddl_command_end EXECUTE FUNCTION heard()`, `ALTER TABLE t ADD b int`, `DROP EVENT TRIGGER heard`, `ALTER TABLE t ADD c int`,
+	}},
 	{name: "inside PL/pgSQL", sent: []string{
 		`DO $$ BEGIN CREATE TABLE one (a int); EXECUTE 'CREATE TABLE two (a int); ALTER TABLE two ADD b int; ALTER TABLE two ADD c int'; EXECUTE format('CREATE TABLE %I (%I int)', 'Odd "name"', 'c'); END $$`,
 		`CREATE FUNCTION make(n int) RETURNS void LANGUAGE plpgsql AS $f$
