@@ -90,7 +90,8 @@ END $f$;
 --   pending  by stack: what sql_drop and table_rewrite saw of the command that is under way
 --   sent     the long texts that a message of this transaction already holds
 --   inner    the last stack and how many commands it fired
---   making   how many commands are under way that make a relation and run a query
+--   making   how many commands are under way that make a relation and may run another command:
+--            from a query, or from a function in a partition's bound
 --
 -- Any user may set a setting, so what it holds is signed: for its transaction, or its
 -- session. What bears no such signature counts as nothing.
@@ -240,7 +241,7 @@ CREATE OR REPLACE FUNCTION hawser.ddl_made(relation oid) RETURNS json
 LANGUAGE plpgsql STABLE AS $f$
 BEGIN
 	RETURN (SELECT json_build_object(
-			'superuser', (SELECT u.rolsuper FROM pg_roles u WHERE u.oid = c.relowner),
+			'oid', c.oid::bigint, 'superuser', (SELECT u.rolsuper FROM pg_roles u WHERE u.oid = c.relowner),
 			'table', CASE c.relkind WHEN 'r' THEN hawser.ddl_tables(ARRAY[c.oid], true) -> 0 END,
 			'view', CASE c.relkind WHEN 'm' THEN format('CREATE MATERIALIZED VIEW %I.%I%s AS %s WITH NO DATA', n.nspname, c.relname,
 				' WITH (' || array_to_string(c.reloptions, ', ') || ')', rtrim(pg_get_viewdef(c.oid), ';')) END,
@@ -271,24 +272,67 @@ BEGIN
 END $f$;
 
 -- hawser.ddl_tell tells the other side of the relations beyond an OID that came without
--- an event, and returns how many there are.
+-- an event, and returns how many there are. NULL: all, for the sweep. What others made is
+-- theirs: a user's command tells of it, but leaves it to the sweep to lock it and to keep
+-- that it was told, so that no transaction waits for another. It may be told several times.
 CREATE OR REPLACE FUNCTION hawser.ddl_tell(beyond oid) RETURNS integer
-LANGUAGE plpgsql SET enable_seqscan = off AS $f$
+LANGUAGE plpgsql SET enable_seqscan = off SET lock_timeout = '1s' AS $f$
 DECLARE
-	made    oid[] := ARRAY(SELECT c.oid FROM pg_class c WHERE c.oid > beyond AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't'
-		AND c.oid >= 16384 AND NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = c.oid)
-		AND hawser.ddl_made(c.oid) IS NOT NULL);
-	changes json;
+	made    oid[] := '{}';
+	mine    oid[];
+	changes json[] := '{}';
+	id      oid;
+	change  json;
 BEGIN
+	FOR id IN SELECT c.oid FROM pg_class c WHERE c.oid > coalesce(beyond, 0) AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND c.oid >= 16384
+		AND NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = c.oid) ORDER BY c.oid
+	LOOP
+		BEGIN
+			SELECT json_build_object('kind', 'owner', 'value', pg_get_userbyid(c.relowner), 'type', i.type, 'identity', i.identity, 'made', m)
+			INTO change FROM pg_class c, pg_identify_object('pg_class'::regclass, c.oid, 0) i, hawser.ddl_made(c.oid) m WHERE c.oid = id AND m IS NOT NULL;
+			IF FOUND THEN
+				made := made || id;
+				changes := changes || change;
+			END IF;
+		EXCEPTION WHEN internal_error OR lock_not_available THEN
+			NULL; -- it is being dropped, or what it reads is locked
+		END;
+	END LOOP;
 	IF made = '{}' THEN
 		RETURN 0;
 	END IF;
-	SELECT json_agg(json_build_object('kind', 'owner', 'value', pg_get_userbyid(c.relowner), 'type', i.type, 'identity', i.identity,
-		'made', hawser.ddl_made(c.oid)) ORDER BY c.oid)
-	INTO changes FROM pg_class c, pg_identify_object('pg_class'::regclass, c.oid, 0) i WHERE c.oid = ANY (made);
-	PERFORM hawser.ddl_write(json_build_object('v', 1, 'changes', changes, 'identity', hawser.keep_identity(made)));
-	INSERT INTO hawser.ddl_seen SELECT 'owner', 'pg_class'::regclass, c.oid, '', pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = ANY (made);
+	mine := made;
+	IF beyond IS NOT NULL THEN
+		mine := ARRAY(SELECT DISTINCT l.relation FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.relation = ANY (made)
+			AND l.mode = 'AccessExclusiveLock' AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
+	END IF;
+	PERFORM hawser.ddl_write(json_build_object('v', 1, 'changes', array_to_json(changes), 'identity', hawser.keep_identity(mine)));
+	IF pg_try_advisory_xact_lock(hashtext('hawser.ddl_tell')) THEN -- the sweep is not at it
+		BEGIN
+			INSERT INTO hawser.ddl_seen SELECT 'owner', 'pg_class'::regclass, c.oid, '', pg_get_userbyid(c.relowner) FROM pg_class c WHERE c.oid = ANY (mine);
+		EXCEPTION WHEN unique_violation THEN
+			NULL; -- it was, since this command's snapshot
+		END;
+	END IF;
 	RETURN cardinality(made);
+END $f$;
+
+-- hawser.ddl_begun tells the other side of the schemas whose CREATE SCHEMA is under way,
+-- before a command that runs inside of it and may speak of them.
+CREATE OR REPLACE FUNCTION hawser.ddl_begun() RETURNS void
+LANGUAGE plpgsql AS $f$
+DECLARE
+	changes json;
+BEGIN
+	SELECT json_agg(json_build_object('kind', 'owner', 'value', u.rolname, 'type', 'schema', 'identity', quote_ident(n.nspname),
+		'made', json_build_object('superuser', u.rolsuper, 'schema', n.nspname)))
+	INTO changes FROM pg_namespace n JOIN pg_roles u ON u.oid = n.nspowner
+	WHERE n.oid >= 16384 AND n.nspname <> 'hawser' AND n.nspname NOT LIKE 'pg|_%' ESCAPE '|'
+	AND EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner')
+	AND NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_namespace'::regclass AND s.id = n.oid);
+	IF changes IS NOT NULL THEN
+		PERFORM hawser.ddl_write(json_build_object('v', 1, 'changes', changes));
+	END IF;
 END $f$;
 
 -- hawser.ddl_columns describes all columns, or those that have a default or a value
@@ -606,7 +650,7 @@ BEGIN
 	END IF;
 	IF wanted IS NULL THEN
 		looked := hawser.ddl_looked((SELECT s.value FROM hawser.ddl_seen s WHERE s.kind = 'looked'));
-		told := CASE WHEN first THEN 0 ELSE hawser.ddl_tell(0) END;
+		told := CASE WHEN first THEN 0 ELSE hawser.ddl_tell(NULL) END;
 	END IF;
 	WITH now AS (
 		SELECT * FROM hawser.ddl_unfired(wanted)
@@ -760,6 +804,13 @@ BEGIN
 				SELECT d.oid FROM pg_database d WHERE d.datname = current_database())) END));
 END $f$;
 
+-- hawser.ddl_making tells which commands count as making, in the state.
+CREATE OR REPLACE FUNCTION hawser.ddl_making(tag text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE AS $f$
+BEGIN
+	RETURN tag IN ('CREATE TABLE', 'CREATE FOREIGN TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'CREATE MATERIALIZED VIEW', 'CREATE SCHEMA');
+END $f$;
+
 -- hawser.ddl_start tells of what came without an event, before a command that may speak
 -- of it. How far it looked is kept for the session. Where a command runs another, what the
 -- first one makes is still to be told by itself.
@@ -784,10 +835,13 @@ BEGIN
 			PERFORM set_config('hawser.ddl_looked', hawser.ddl_signature(mark || looked) || looked, false);
 		END IF;
 	END IF;
-	IF tg_tag IN ('CREATE TABLE AS', 'SELECT INTO', 'CREATE MATERIALIZED VIEW') THEN
+	IF making > 0 AND coalesce((state ->> 'ext')::integer, 0) = (tg_tag IN ('CREATE EXTENSION', 'ALTER EXTENSION'))::integer THEN -- not in its script
+		PERFORM hawser.ddl_begun();
+	END IF;
+	IF hawser.ddl_making(tg_tag) THEN
 		PERFORM hawser.ddl_keep(state || jsonb_build_object('making', making + 1));
 	END IF;
-EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
 	RAISE; -- the transaction is lost, and its client expects that
 WHEN OTHERS THEN
 	PERFORM hawser.ddl_failed(tg_tag, '', SQLERRM);
@@ -812,7 +866,7 @@ BEGIN
 	IF depth = 0 THEN
 		PERFORM hawser.ddl_write(json_build_object('v', 1, 'tag', tg_tag, 'phase', 'begin', 'user', hawser.ddl_user()));
 	END IF;
-EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
 	RAISE; -- the transaction is lost, and its client expects that
 WHEN OTHERS THEN
 	PERFORM hawser.ddl_failed(tg_tag, '', SQLERRM);
@@ -884,7 +938,7 @@ BEGIN
 		ELSE
 			pending := jsonb_build_object('dropped', gone);
 		END IF;
-	EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+	EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
 		RAISE; -- the transaction is lost, and its client expects that
 	WHEN OTHERS THEN
 		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);
@@ -915,7 +969,7 @@ BEGIN
 	END IF;
 	GET DIAGNOSTICS stack = PG_CONTEXT;
 	stack := hawser.ddl_stack(stack);
-	IF tg_tag IN ('CREATE TABLE AS', 'SELECT INTO', 'CREATE MATERIALIZED VIEW') THEN
+	IF hawser.ddl_making(tg_tag) THEN
 		state := state || jsonb_build_object('making', greatest((state ->> 'making')::integer - 1, 0));
 		PERFORM hawser.ddl_keep(state);
 	END IF;
@@ -959,7 +1013,7 @@ BEGIN
 			PERFORM hawser.ddl_command(tg_tag, stack, objects,
 				coalesce(pending -> 'dropped', '[]'), coalesce(pending -> 'rewrites', '[]'));
 		END IF;
-	EXCEPTION WHEN serialization_failure OR deadlock_detected THEN
+	EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
 		RAISE; -- the transaction is lost, and its client expects that
 	WHEN OTHERS THEN
 		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);

@@ -57,12 +57,15 @@ type ReplayOptions struct {
 type Replayer struct {
 	options ReplayOptions
 	key     []byte
+	spoken  map[uint32]bool // relations of which an earlier transaction told, and no command announced
 
 	// Of the transaction at hand:
 	texts     map[string]string     // by ref
 	scripts   map[string]*ddlScript // by text
 	recent    string                // the last text used
+	telling   []uint32              // of such relations that it tells of
 	creating  []ddlUser             // users whose CREATE TABLE AS has begun
+	begun     map[string]ddlUser    // owners of schemas that commands inside of CREATE SCHEMA needed
 	provided  map[uint32]Table      // filled before its CREATE TABLE AS was told
 	extension bool                  // the rows that follow come from an extension's script
 }
@@ -112,7 +115,7 @@ type Result struct {
 
 // NewReplayer returns a replayer at the start of a transaction.
 func NewReplayer(o ReplayOptions) *Replayer {
-	r := &Replayer{options: o, scripts: map[string]*ddlScript{}}
+	r := &Replayer{options: o, scripts: map[string]*ddlScript{}, spoken: map[uint32]bool{}}
 	r.Reset()
 	return r
 }
@@ -122,7 +125,7 @@ func (r *Replayer) Reset() {
 	r.texts = map[string]string{}
 	// A string with a COMMIT in it goes on in the next transaction.
 	maps.DeleteFunc(r.scripts, func(text string, _ *ddlScript) bool { return text != r.recent })
-	r.creating, r.provided, r.extension = nil, map[uint32]Table{}, false
+	r.telling, r.creating, r.begun, r.provided, r.extension = nil, nil, map[string]ddlUser{}, map[uint32]Table{}, false
 }
 
 // SkipRows reports whether the row changes that follow come from an extension's
@@ -134,6 +137,9 @@ func (r *Replayer) Finish() error {
 	for _, t := range r.provided {
 		return problem.New("ddl-missing", "table "+t.sql(),
 			"its rows came without the command that made it", "hawser link resync NAME --table "+t.Schema+"."+t.Name)
+	}
+	for _, oid := range r.telling {
+		r.spoken[oid] = true
 	}
 	return nil
 }
@@ -252,6 +258,10 @@ func (r *replay) command(ctx context.Context) error {
 			if err := r.run(ctx, order{sql: sql, generated: true}); err != nil {
 				return err
 			}
+		}
+	case "CREATE SCHEMA":
+		if name, begun := r.begunSchema(); begun {
+			return r.completeSchema(ctx, name, st)
 		}
 	case "CREATE TABLE":
 		if r.likeTemporary(st) {

@@ -516,3 +516,55 @@ func TestReplayFromAnotherEncoding(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// TestReplayOfWhatTwoTell has a table that came without an event, of which the command of
+// another session tells while that of a first one is not committed, and when it is.
+func TestReplayOfWhatTwoTell(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	first, second, third := c.Connect(t, p.source), c.Connect(t, p.source), c.Connect(t, p.source)
+	p.exec(third, `SET lock_timeout = '5s'`)
+	p.exec(second, `EXPLAIN ANALYZE CREATE TABLE made AS SELECT 1 AS a; EXPLAIN ANALYZE CREATE TABLE gone AS SELECT 1 AS a`)
+	p.exec(second, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1`)
+	p.exec(first, `BEGIN; CREATE TABLE one (a int)`)
+	p.exec(third, `ALTER TABLE made RENAME a TO b`)
+	p.exec(third, `DROP TABLE gone`)
+	p.exec(first, `COMMIT`)
+	p.exec(second, `CREATE TABLE three (a int)`)
+	p.exec(second, `COMMIT`)
+	p.exec(second, `INSERT INTO made VALUES (1)`)
+	if _, err := capture.SweepDDL(t.Context(), p.primary); err != nil {
+		t.Fatal(err)
+	}
+	p.exec(second, `UPDATE made SET b = 2`)
+	p.play()
+	p.equal()
+}
+
+// TestReplayOfWhatIsBeingDropped has a view that came without an event and is dropped when
+// the command of another session is about to tell of it.
+func TestReplayOfWhatIsBeingDropped(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	first, second := c.Connect(t, p.source), c.Connect(t, p.source)
+	p.exec(first, `CREATE TABLE t (a int)`)
+	p.exec(first, `EXPLAIN ANALYZE CREATE MATERIALIZED VIEW made AS SELECT * FROM t`)
+	p.exec(first, `BEGIN; DROP MATERIALIZED VIEW made`)
+	told := make(chan error, 1)
+	pid := second.PgConn().PID()
+	go func() {
+		_, err := second.Exec(context.Background(), `CREATE TABLE u (a int)`)
+		told <- err
+	}()
+	for waits := "false"; waits == "false" && len(told) == 0; {
+		waits = column(t, p.primary, `SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)::text`, pid)[0]
+	}
+	p.exec(first, `COMMIT`)
+	if err := <-told; err != nil {
+		t.Fatal(err)
+	}
+	p.play()
+	p.equal()
+}

@@ -65,6 +65,15 @@ func TestReplayRoles(t *testing.T) {
 				t.Errorf("it is a member of %q, want %q", got, want)
 			}
 		}},
+		{name: "a schema under way", sent: []string{
+			`CREATE ROLE rn_app; CREATE ROLE rn_admin; CREATE ROLE rn_super SUPERUSER; DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO rn_app', current_database()); END $$; CREATE SCHEMA f AUTHORIZATION rn_app; GRANT rn_admin TO rn_app; GRANT USAGE ON SCHEMA f TO PUBLIC`,
+			`SET ROLE rn_app; CREATE FUNCTION f.made(n int) RETURNS int LANGUAGE plpgsql AS $f$ BEGIN
+				CREATE EXTENSION seg VERSION '1.2'; EXECUTE format('CREATE FUNCTION compare%s(oid, regclass) RETURNS boolean LANGUAGE sql AS ''SELECT true''', n);
+				EXECUTE format('CREATE OPERATOR === (LEFTARG = oid, RIGHTARG = regclass, PROCEDURE = compare%s)', n); ALTER EXTENSION seg UPDATE TO '1.3'; RETURN n; END $f$`,
+			`CREATE SCHEMA s CREATE TABLE p (a int) PARTITION BY RANGE (a) CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (1) TO (f.made(2))`,
+			`RESET ROLE; DROP EXTENSION seg CASCADE; CREATE SCHEMA "S n" AUTHORIZATION rn_app CREATE TABLE p (a int) PARTITION BY RANGE (a) CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (1) TO (f.made(3)) CREATE VIEW v AS SELECT a AS create, a AS "grant" FROM p`,
+			`DROP EXTENSION seg CASCADE; SET ROLE rn_super; CREATE SCHEMA t CREATE TABLE p (a int) PARTITION BY RANGE (a) /* CREATE */ CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (1) TO (f.made(4)) CREATE SEQUENCE q GRANT SELECT ON p TO rn_app WITH GRANT OPTION; RESET ROLE`,
+		}},
 		{name: "superusers that are none here", sent: []string{
 			`CREATE ROLE rs_admin SUPERUSER; CREATE SCHEMA s; CREATE ROLE rs_reader`,
 			`SET ROLE rs_admin; ALTER DEFAULT PRIVILEGES IN SCHEMA s GRANT SELECT ON TABLES TO rs_reader; CREATE TABLE s.t (id serial PRIMARY KEY); GRANT INSERT ON s.t TO rs_reader; CREATE TYPE s.e AS ENUM ('a'); CREATE SEQUENCE s.q;

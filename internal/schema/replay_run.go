@@ -115,6 +115,9 @@ func (r *replay) createRole(ctx context.Context, name string) (made bool, err er
 func (r *replay) enter(ctx context.Context, o order) (restore func(context.Context) error, err error) {
 	// "$user" is the user of the primary, whoever runs the statement here.
 	path := strings.ReplaceAll(r.m.SearchPath, `"$user"`, pgx.Identifier{r.m.User.Name}.Sanitize())
+	if _, begun := r.begun[r.m.Schema]; begun { // up to PostgreSQL 15 the setting does not tell
+		path = withSchema(r.m.Schema, path)
+	}
 	want := map[string]string{"search_path": path, "check_function_bodies": "off"}
 	if o.generated {
 		want["search_path"] = ""

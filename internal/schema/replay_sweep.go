@@ -27,13 +27,16 @@ type ddlChange struct {
 	Made *ddlMade `json:"made"`
 }
 
-// ddlMade is a table, or a materialized view as a command that leaves it empty.
+// ddlMade is a table, a materialized view as a command that leaves it empty, or a schema
+// whose CREATE SCHEMA is under way.
 type ddlMade struct {
+	OID       uint32    `json:"oid"`
 	Superuser bool      `json:"superuser"` // its owner is one
 	Table     *ddlTable `json:"table"`
 	View      string    `json:"view"`
 	Name      string    `json:"name"` // of the view, quoted
 	Filled    bool      `json:"filled"`
+	Schema    string    `json:"schema"`
 }
 
 // words tell the change to a person.
@@ -107,7 +110,11 @@ func (r *replay) ownerChange(ctx context.Context, c ddlChange) ([]string, error)
 		return nil, err
 	}
 	if c.Made != nil {
-		return nil, r.made(ctx, ddlUser{Name: *c.Value, Session: *c.Value, Superuser: c.Made.Superuser}, *c.Made)
+		owner := ddlUser{Name: *c.Value, Session: *c.Value, Superuser: c.Made.Superuser}
+		if c.Made.Schema != "" {
+			return nil, r.beginSchema(ctx, owner, c.Made.Schema)
+		}
+		return nil, r.made(ctx, owner, *c.Made)
 	}
 	multirange, err := r.multirange(ctx, c)
 	if err != nil || multirange {
@@ -121,8 +128,13 @@ func (r *replay) ownerChange(ctx context.Context, c ddlChange) ([]string, error)
 }
 
 // made makes, as its owner, a relation that no command announced. It may be there: its rows
-// came first, or the schema was dumped when it was.
+// came first, or the schema was dumped when it was. Several transactions may tell of it: what
+// came after the first is newer than the words of another.
 func (r *replay) made(ctx context.Context, owner ddlUser, made ddlMade) error {
+	if r.spoken[made.OID] {
+		return nil
+	}
+	r.telling = append(r.telling, made.OID)
 	as := &replay{Replayer: r.Replayer, conn: r.conn, m: &ddlMessage{Tag: "CREATE TABLE AS", User: owner}}
 	err := as.makeTold(ctx, made)
 	r.result.Statements = append(r.result.Statements, as.result.Statements...)

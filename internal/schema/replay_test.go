@@ -75,6 +75,19 @@ var zoo = []script{
 		`CREATE TABLE nothing (a int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING; INSERT INTO nothing VALUES (1); UPDATE nothing SET a = 2`,
 		`CREATE TABLE p (a int) PARTITION BY LIST (a); CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1); INSERT INTO p VALUES (1); UPDATE p SET a = 1; ALTER TABLE p ADD PRIMARY KEY (a)`,
 	}},
+	{name: "inside a command that is under way", sent: []string{
+		`CREATE TABLE log (id serial PRIMARY KEY, n int); CREATE FUNCTION made(n int) RETURNS int LANGUAGE plpgsql AS $f$ BEGIN
+			EXECUTE format('CREATE TABLE inner%s (a int)', n); EXECUTE format('INSERT INTO inner%s VALUES (1)', n); EXECUTE format('CREATE FUNCTION f%s() RETURNS int LANGUAGE sql AS ''SELECT 1''', n); INSERT INTO public.log (n) VALUES (n); RETURN n; END $f$`,
+		`CREATE TABLE p (a int) PARTITION BY RANGE (a); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (1) TO (made(2)); INSERT INTO p VALUES (1)`,
+		`CREATE TABLE p2 (a int); ALTER TABLE p ATTACH PARTITION p2 FOR VALUES FROM (2) TO (made(3)); ALTER TABLE p ADD b int DEFAULT made(4)`,
+		`CREATE TABLE taken AS SELECT made(6); SELECT made(7) AS a INTO taken2`,
+		`CREATE SCHEMA "S s" CREATE TABLE t (a int PRIMARY KEY, b serial) CREATE VIEW v AS SELECT * FROM p CREATE INDEX ON t (b) CREATE TABLE p (a int) PARTITION BY RANGE (a)
+			CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (1) TO (public.made(8)) CREATE TABLE "S s".p2 PARTITION OF p FOR VALUES FROM (8) TO (public.made(9)) GRANT CREATE, USAGE ON SCHEMA "S s" TO PUBLIC; INSERT INTO "S s".p VALUES (2)`,
+	}},
+	{name: "a user's event trigger that calls itself", sent: []string{
+		`CREATE TABLE t (a int); CREATE FUNCTION heard() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN COMMENT ON TABLE t IS 'heard'; EXCEPTION WHEN OTHERS THEN END $$; SET max_stack_depth = '200kB'`,
+		`CREATE EVENT TRIGGER heard ON ddl_command_end EXECUTE FUNCTION heard()`, `ALTER TABLE t ADD b int`, `DROP EVENT TRIGGER heard`, `ALTER TABLE t ADD c int`,
+	}},
 	{name: "inside PL/pgSQL", sent: []string{
 		`DO $$ BEGIN CREATE TABLE one (a int); EXECUTE 'CREATE TABLE two (a int); ALTER TABLE two ADD b int; ALTER TABLE two ADD c int'; EXECUTE format('CREATE TABLE %I (%I int)', 'Odd "name"', 'c'); END $$`,
 		`CREATE FUNCTION make(n int) RETURNS void LANGUAGE plpgsql AS $f$
