@@ -509,14 +509,12 @@ func (t *target) names(columns []int) string {
 	return strings.Join(names, ", ")
 }
 
-// pinned tells whether the first column of the key's index may be matched with an array of
-// one value. (An array for a column behind it may be left out of what the index is searched
-// by, where the statistics say that this is as good.) The others are matched as they are: no
-// path through the index itself can be joined by them, but one through another index that
-// has them could. And one of an array's own type can't be: an array of those is an array of
-// their elements.
+// pinned tells whether the key may be matched with an array of one value. An array for a
+// column behind the first may be left out of what the index is searched by, where the
+// statistics say that this is as good. And one of an array's own type can't be: an array
+// of those is an array of their elements.
 func (t *target) pinned() bool {
-	return (len(t.key) == 1 || t.only) && t.columns[t.leading].equal != ""
+	return len(t.key) == 1 && t.columns[t.key[0]].equal != ""
 }
 
 // settable are the columns of those sent that an UPDATE sets when the key stays.
@@ -582,7 +580,7 @@ func (g *gather) sql(kind setKey) (sql string, oids []uint32) {
 		switch {
 		case n >= len(t.key):
 			sets = append(sets, c.name+" = "+c.value("t", value(n)))
-		case pinned && i == t.leading:
+		case pinned:
 			match = append(match, "t."+c.name+" "+c.equals()+" ANY (ARRAY["+value(n)+"])")
 		default:
 			match = append(match, "t."+c.name+" "+c.equals()+" "+value(n))

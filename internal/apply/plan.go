@@ -33,8 +33,6 @@ type target struct {
 	rows       string   // how UPDATE and DELETE name it: without tables that inherit from it
 	columns    []column // in the order of the stream's columns
 	key        []int    // columns that find a row; nil: the whole row
-	leading    int      // of columns, the first of the index that finds a row
-	only       bool     // no other index has any column of that one
 	full       bool     // the primary sends whole old rows
 	checks     bool     // it has CHECK constraints, which may look at other tables
 	net        bool     // its changes may be held as net changes
@@ -144,8 +142,6 @@ SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0
        coalesce(a.attnum = ANY (k.indkey::int2[]), false),
        EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
        (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)),
-       coalesce(a.attnum = k.indkey[0], false),
-       NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indexrelid <> k.indexrelid AND i.indkey::int2[] && k.indkey::int2[]),
        $3 AND EXISTS (` + sqlFinds + `), CASE WHEN $3 THEN coalesce(` + sqlHashed + `, '') ELSE '' END,
        CASE WHEN $3 THEN coalesce((` + sqlRowIndex + `), '') ELSE '' END
 FROM pg_class c
@@ -158,7 +154,7 @@ LEFT JOIN LATERAL (
 	FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd'
 ) b ON true
 LEFT JOIN LATERAL (
-	SELECT i.indexrelid, i.indkey FROM pg_index i
+	SELECT i.indkey FROM pg_index i
 	WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
 	  AND i.indpred IS NULL AND i.indexprs IS NULL
 	  AND NOT EXISTS (SELECT FROM pg_attribute x
@@ -227,8 +223,6 @@ type columnFound struct {
 	unique bool   // of the index that finds a row best
 	checks bool   // the table has CHECK constraints
 	alone  bool   // the table has one index that is unique or excludes
-	leads  bool   // the index that finds a row best begins with it
-	only   bool   // no other index has a column of that
 	finds  bool   // it has an index of the user's that finds a row well enough
 	hashed string // how the column goes into a row's hash; "": it does not
 	index  string // what Hawser's index of the table is of; "": there is none
@@ -244,7 +238,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 	}
 	var name string
 	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.domain, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.leads, &f.only, &f.finds, &f.hashed, &f.index}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.domain, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.finds, &f.hashed, &f.index}, func() error {
 		f.name = postgres.QuoteIdent(name)
 		byName[name] = f
 		return nil
@@ -286,9 +280,6 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 		}
 		if f.unique {
 			unique = append(unique, i)
-		}
-		if f.leads {
-			t.leading, t.only = i, f.only
 		}
 	}
 	if uniqueColumns(byName) != len(unique) {
