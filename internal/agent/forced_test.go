@@ -16,6 +16,7 @@ import (
 
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/problem"
 )
 
 // TestForcedFailoverAndRejoin cuts a primary off, opens the secondary by force,
@@ -76,6 +77,17 @@ func TestForcedFailoverAndRejoin(t *testing.T) {
 	}
 	if err := refused(t, a, `INSERT INTO audit (what) VALUES ('too late')`); err == "" {
 		t.Error("the old primary took a write after it had come back")
+	}
+	// Nobody follows, and each side says so at once, whoever is asked.
+	soon, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for _, i := range []*instance{a, b} {
+		_, err := i.VerifyLink(soon, "shop", api.VerifyOptions{})
+		for _, err := range []error{err, i.ResyncLink(soon, "shop", nil)} {
+			if p, ok := problem.As(err); !ok || p.Code != "diverged" {
+				t.Errorf("%s compares, or copies, while nobody follows: %v", i.name, err)
+			}
+		}
 	}
 	n, stop = write(t, b.DSN("shop"), "after")
 	more(t, n)

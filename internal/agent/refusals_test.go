@@ -54,6 +54,16 @@ func TestPauseReachesNobody(t *testing.T) {
 	}
 	b.run(t)
 	b.awaitState(t, "shop", api.StateSynchronized)
+
+	// What was paused on one side and resumed on the other stays so after a failover.
+	if err := errors.Join(a.PauseLink(ctx, "shop"), b.ResumeLink(ctx, "shop")); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
 }
 
 // TestTemplatesAreNotLinked: while a session is in template1, nobody can create a database.

@@ -229,7 +229,7 @@ var linkCalls = map[string]linkCall{
 	}),
 	callDDLKey: asked(flows, (*link).ddlKey),
 	callResync: onLink(flows, func(l *link, ctx context.Context, r resyncRequest) (nothing, error) {
-		return nothing{}, l.resync(ctx, r.Tables)
+		return nothing{}, l.resyncHere(ctx, r.Tables)
 	}),
 	callRenewSlot:   asked(flows, (*link).renewSlot),
 	callDropSlot:    told(flows, (*link).giveUpSlot),
@@ -237,7 +237,7 @@ var linkCalls = map[string]linkCall{
 	callTables:      asked(flows, (*link).tables),
 	callMaker:       onLink(flows, (*link).maker),
 	callMaxWAL:      onLink(flows, (*link).takeMaxWAL),
-	callVerify:      asked(flows, (*link).verify),
+	callVerify:      asked(flows, (*link).verifyHere),
 	callCompareOpen: asked(flows, (*link).openComparison),
 	callCompare:     onLink(flows, (*link).compare),
 

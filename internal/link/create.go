@@ -75,7 +75,7 @@ func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error
 }
 
 func taken(name string) *problem.Problem {
-	return problem.New("link-exists", "link "+name, "a link of this name exists", "choose another name, or hawser link drop "+name)
+	return problem.New("link-exists", "link "+name, "a link of this name exists", "hawser link show "+name+" tells of it; give another link another name")
 }
 
 // otherRole says of a primary without the database what was most likely meant: it is the

@@ -97,6 +97,11 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 		defer cancel()
 		var result FailoverResult
 		err := l.m.call(within, l.rec.Peer, l.rec.Name, callFailover, o, &result)
+		if p, ok := problem.As(err); ok && p.Code == "peer-disconnected" {
+			lost := *p
+			lost.Remedy += "; if instance " + l.rec.Peer + " is lost: hawser link failover " + l.rec.Name + " --force, which opens this side without it"
+			return result, &lost
+		}
 		return result, err
 	}
 	l.mu.Lock()
@@ -148,7 +153,10 @@ func tellOnce(to chan<- failoverEnd, end failoverEnd) {
 func (l *link) enter(ctx context.Context, timeout time.Duration) error {
 	within, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := l.answering(within); err != nil {
+	tooLate := problem.New("failover-timeout", "link "+l.rec.Name, "the failover could not begin within its time limit", "hawser link show "+l.rec.Name)
+	if err := l.answering(within); err != nil && within.Err() != nil && ctx.Err() == nil {
+		return tooLate // which tells nothing of the server
+	} else if err != nil {
 		return err
 	}
 	l.awaitPromoted(within)
@@ -157,7 +165,7 @@ func (l *link) enter(ctx context.Context, timeout time.Duration) error {
 	case err != nil && within.Err() != nil && ctx.Err() == nil:
 		// It may have begun, and its state wait to be stored.
 		l.done.Go(func() { l.tell(role.TimedOut{}) })
-		return problem.New("failover-timeout", "link "+l.rec.Name, "the failover could not begin within its time limit", "hawser link show "+l.rec.Name)
+		return tooLate
 	case err != nil:
 		return err
 	case side.Phase != role.Preparing:

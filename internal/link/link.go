@@ -514,8 +514,11 @@ func (l *link) pause(ctx context.Context, paused bool) error {
 	return l.setPaused(ctx, paused)
 }
 
-// setPaused stores whether a person paused the link; it counts on the secondary.
+// setPaused stores whether a person paused the link, on the secondary alone: a primary
+// that kept it would stand when it is the secondary.
 func (l *link) setPaused(ctx context.Context, paused bool) error {
+	side, _ := l.now()
+	paused = paused && side.Role == role.Secondary
 	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error {
 		if err := catalog.SetPaused(ctx, conn, l.rec.Name, paused); err != nil {
 			return err

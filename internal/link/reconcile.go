@@ -24,12 +24,16 @@ import (
 // and copies those that differ, from a new slot if the old one was lost. It is
 // carried out on the secondary.
 func (l *link) resync(ctx context.Context, names []string) error {
-	side, _ := l.now()
-	if side.Role == role.Primary {
-		if expelled(side) {
-			return problem.New("diverged", "link "+l.rec.Name, "this side was forced out", "hawser link rejoin "+l.rec.Name)
-		}
+	if side, _ := l.now(); side.Role == role.Primary && !expelled(side) {
 		return l.m.call(ctx, l.rec.Peer, l.rec.Name, callResync, resyncRequest{names}, nil)
+	}
+	return l.resyncHere(ctx, names)
+}
+
+// resyncHere is the secondary's part.
+func (l *link) resyncHere(ctx context.Context, names []string) error {
+	if err := l.follower(); err != nil {
+		return err
 	}
 	if len(names) == 0 && l.following() != nil {
 		return l.resyncFollowing(ctx)

@@ -231,6 +231,9 @@ func (l *link) full(ctx context.Context) Status {
 	defer cancel()
 	l.glance(ctx, func(conn *pgx.Conn) {
 		if missing, err := capture.NotCarried(ctx, conn, l.filter()); err == nil {
+			if s.Role != role.Primary {
+				missing = missing.On(s.Peer) // where it can be mended
+			}
 			s.Notes = append(s.Notes, missing...)
 		}
 		l.measure(ctx, conn, &s)

@@ -62,17 +62,37 @@ func (m *Manager) Verify(ctx context.Context, name string) (VerifyReport, error)
 }
 
 func (l *link) verify(ctx context.Context) (VerifyReport, error) {
-	side, _ := l.now()
-	if side.Role == role.Primary {
+	if side, _ := l.now(); side.Role == role.Primary && !expelled(side) {
 		var report VerifyReport
 		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callVerify, struct{}{}, &report)
 		return report, err
+	}
+	return l.verifyHere(ctx)
+}
+
+// verifyHere is the secondary's part.
+func (l *link) verifyHere(ctx context.Context) (VerifyReport, error) {
+	if err := l.follower(); err != nil {
+		return VerifyReport{}, err
 	}
 	report, err := l.compareFollowing(ctx, verify.RunOptions{})
 	if err == nil && report.Equal {
 		err = l.forgetHoles(ctx)
 	}
 	return report, err
+}
+
+// follower refuses what only a secondary does. What was asked of one side goes to the other
+// once at most: after a forced failover, until they agree, both are primaries.
+func (l *link) follower() error {
+	side, _ := l.now()
+	switch {
+	case side.Role == role.Secondary:
+		return nil
+	case expelled(side):
+		return problem.New("diverged", "link "+l.rec.Name, "instance "+l.rec.Peer+" took over by force, and nobody follows it yet by this link", "on the side that was forced out: hawser link rejoin "+l.rec.Name)
+	}
+	return problem.New("no-secondary", "link "+l.rec.Name, "neither side is the secondary at this moment", "hawser link show "+l.rec.Name+", on both sides").Retry()
 }
 
 // following is the applier of a secondary that has all of its tables and takes in what
