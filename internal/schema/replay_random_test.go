@@ -24,7 +24,7 @@ func TestReplayRandomStrings(t *testing.T) {
 	t.Run("hostile", func(t *testing.T) {
 		if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
 			t.Cleanup(func() { _ = f.Value.Set(f.DefValue) })
-			if err := f.Value.Set("25"); err != nil { // short unless somebody asks for more
+			if err := f.Value.Set("12"); err != nil { // short unless somebody asks for more
 				t.Fatal(err)
 			}
 		}
