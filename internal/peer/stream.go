@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// packetBytes is the size at which a frame is cut.
-	packetBytes = 256 << 10
+	// packetBytes is the size at which a frame is cut. With its head a packet fits into
+	// 32 KB: gRPC takes, and clears, a buffer of 1 MB for any that is larger, on either side.
+	packetBytes = 32<<10 - 256
 	// zstdWindow is how far back compression looks. The sender holds twice as much:
 	// with less its bytes are moved for each block.
 	zstdWindow = 512 << 10
