@@ -264,11 +264,15 @@ DECLARE
 	upto oid[] := string_to_array(split_part(kept, ' ', 1), ',')::oid[]; -- settled, and what is when the transactions before end
 	stop xid8  := nullif(split_part(kept, ' ', 2), '')::xid8;
 	snap pg_snapshot := pg_current_snapshot();
+	newest oid := (SELECT max(c.oid) FROM pg_class c);
 BEGIN
+	IF upto = ARRAY[newest, newest] THEN
+		RETURN kept; -- nothing is to be settled, whoever still runs
+	END IF;
 	IF stop > (SELECT x FROM pg_snapshot_xip(snap) x WHERE x IS DISTINCT FROM pg_current_xact_id_if_assigned() ORDER BY x LIMIT 1) THEN
 		RETURN kept;
 	END IF;
-	RETURN format('%s,%s %s', coalesce(upto[2], 0), (SELECT max(c.oid) FROM pg_class c), pg_snapshot_xmax(snap));
+	RETURN format('%s,%s %s', coalesce(upto[2], 0), newest, pg_snapshot_xmax(snap));
 END $f$;
 
 -- hawser.ddl_tell tells the other side of the relations beyond an OID that came without
@@ -676,9 +680,11 @@ BEGIN
 			'type', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).type END,
 			'identity', CASE WHEN t.kind IN ('owner', 'clustered') THEN (pg_identify_object(t.class, t.id, 0)).identity END))
 	INTO changes FROM news t;
-	IF wanted IS NULL THEN
+	-- Asked first, since ON CONFLICT locks the row: where nothing happened nothing is written,
+	-- or the WAL would never stand still, and each database be looked at again and again.
+	IF wanted IS NULL AND looked IS DISTINCT FROM (SELECT s.value FROM hawser.ddl_seen s WHERE s.kind = 'looked') THEN
 		INSERT INTO hawser.ddl_seen AS s VALUES ('looked', 0, 0, '', looked)
-		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value WHERE s.value <> excluded.value;
+		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value;
 	END IF;
 	IF first OR changes IS NULL THEN
 		RETURN told;

@@ -122,6 +122,19 @@ func TestOneMessageForEachCommand(t *testing.T) {
 	}
 }
 
+// TestSweepOfAnIdleDatabase: a look at a database in which nothing happens writes nothing,
+// whatever happens in others. Else the WAL never stands still, and every link is looked at
+// again and again.
+func TestSweepOfAnIdleDatabase(t *testing.T) {
+	t.Parallel()
+	p := newPrimary(t)
+	p.exec(`CREATE TABLE t (id int PRIMARY KEY)`)
+	testpg.Eventually(t, 20*time.Second, "a sweep writes nothing", func() (bool, error) {
+		p.exec(`SELECT txid_current()`) // as in another database
+		return testpg.Rows(t, p.conn, `SELECT hawser.ddl_sweep(NULL), pg_current_xact_id_if_assigned() IS NULL`)[0] == "0|t", nil
+	})
+}
+
 // TestUsersNeedNoRightOnHawser runs DDL as a role that may do nothing in schema hawser.
 func TestUsersNeedNoRightOnHawser(t *testing.T) {
 	t.Parallel()
