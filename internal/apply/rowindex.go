@@ -34,23 +34,16 @@ const (
 	tryAgain = time.Minute
 )
 
-// RowIndexPrefix begins the names of the indexes; the table's oid follows.
-const RowIndexPrefix = "hawser_row_"
-
 // sqlRowHash makes the function by which an index is known. An index calls it with the
 // rights of whoever writes to the table.
 const sqlRowHash = `CREATE OR REPLACE FUNCTION hawser.row_hash(record) RETURNS integer IMMUTABLE STRICT PARALLEL SAFE LANGUAGE internal AS 'hash_record';
 	GRANT EXECUTE ON FUNCTION hawser.row_hash(record) TO PUBLIC`
 
 const (
-	// sqlOwnIndex tells whether index i is one of these.
-	sqlOwnIndex = `EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
-		AND d.refclassid = 'pg_proc'::regclass AND d.refobjid = to_regprocedure('hawser.row_hash(record)'))`
-
 	// sqlRowIndex is what the index of table c is of, where the transaction may use it: one
 	// that met rows of which older versions are still seen is for later ones.
 	sqlRowIndex = `SELECT pg_get_expr(i.indexprs, i.indrelid) FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indnatts = 1
-		AND (NOT i.indcheckxmin OR age(i.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)) AND ` + sqlOwnIndex + ` LIMIT 1`
+		AND (NOT i.indcheckxmin OR age(i.xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)) AND ` + postgres.SQLRowIndex + ` LIMIT 1`
 
 	// sqlHashed is how column a, of base type b, goes into the hash.
 	sqlHashed = `(SELECT CASE WHEN EXISTS (
@@ -134,7 +127,7 @@ func (a *Applier) indexRows(ctx context.Context, r *relation) error {
 	}
 	s := r.target.scans
 	s.tried, s.read = time.Now(), 0
-	err := a.exec(ctx, fmt.Sprintf(sqlIndexRows, RowIndexPrefix, r.target.oid, r.quoted, r.target.hashed))
+	err := a.exec(ctx, fmt.Sprintf(sqlIndexRows, postgres.RowIndexPrefix, r.target.oid, r.quoted, r.target.hashed))
 	var pg *pgconn.PgError
 	switch {
 	case err == nil:
@@ -161,13 +154,9 @@ const sqlIndexRows = `SAVEPOINT hawser_index; SET LOCAL lock_timeout = '2s'; ` +
 // DropRowIndexes takes the indexes of a database that is no replica any more, without
 // holding up its readers and writers. It may be called again after it was interrupted.
 func DropRowIndexes(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, `SELECT i.indexrelid::regclass::text FROM pg_index i WHERE `+sqlOwnIndex)
+	names, err := postgres.RowIndexes(ctx, conn, "true")
 	if err != nil {
-		return fmt.Errorf("look for indexes of Hawser's: %w", err)
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("look for indexes of Hawser's: %w", err)
+		return err
 	}
 	for _, name := range names {
 		if _, err := conn.Exec(ctx, `DROP INDEX CONCURRENTLY IF EXISTS `+name); err != nil {

@@ -6,14 +6,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
 	pgq "github.com/pganalyze/pg_query_go/v6"
 	"google.golang.org/protobuf/reflect/protoreflect"
-)
 
-// rowIndexPrefix begins the names of the applier's own indexes of tables without a key
-// (apply.RowIndexPrefix).
-const rowIndexPrefix = "hawser_row_"
+	"github.com/hawser/hawser/internal/postgres"
+)
 
 // withoutRowIndexes drops the applier's own indexes of tables without a key where they
 // would stand in the way of the command: of a table whose columns become of another type,
@@ -21,23 +18,16 @@ const rowIndexPrefix = "hawser_row_"
 // index has a name that the command speaks of. The applier makes one again when it needs it.
 func (r *replay) withoutRowIndexes(ctx context.Context, st *ddlStatement) error {
 	tables := disturbed(st.node)
-	if len(tables) == 0 && !strings.Contains(st.text, rowIndexPrefix) {
+	if len(tables) == 0 && !strings.Contains(st.text, postgres.RowIndexPrefix) {
 		return nil
 	}
-	rows, err := r.conn.Query(ctx, `
+	names, err := postgres.RowIndexes(ctx, r.conn, `strpos($2, x.relname) > 0 OR i.indrelid IN (
 		WITH RECURSIVE tree AS (
 			SELECT oid FROM pg_class WHERE relname = ANY ($1) AND relkind IN ('r', 'p')
-			UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid)
-		SELECT DISTINCT quote_ident(n.nspname) || '.' || quote_ident(x.relname) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_namespace n ON n.oid = x.relnamespace
-		JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = x.oid AND d.refclassid = 'pg_proc'::regclass
-		JOIN pg_proc p ON p.oid = d.refobjid AND p.pronamespace = to_regnamespace('hawser')
-		WHERE i.indrelid IN (SELECT oid FROM tree) OR strpos($2, x.relname) > 0`, tables, st.text)
+			UNION SELECT h.inhrelid FROM tree JOIN pg_inherits h ON h.inhparent = tree.oid)
+		SELECT oid FROM tree)`, tables, st.text)
 	if err != nil {
-		return fmt.Errorf("look for indexes of Hawser's: %w", err)
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("look for indexes of Hawser's: %w", err)
+		return err
 	}
 	for _, name := range names {
 		if err := r.exec(ctx, "DROP INDEX "+name); err != nil {
