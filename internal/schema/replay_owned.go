@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/postgres"
 )
 
 // sharedRight is the ownership of an object of the whole cluster (Privilege is ""),
@@ -44,7 +46,14 @@ func (r *replay) owned(ctx context.Context, st *ddlStatement) error {
 	return nil
 }
 
+// restore gives the right back, unless the object or the role is gone: other sessions
+// drop them when they like.
 func (s sharedRight) restore() string {
+	return "DO " + postgres.QuoteLiteral("BEGIN EXECUTE "+postgres.QuoteLiteral(s.statement())+
+		"; EXCEPTION WHEN invalid_catalog_name OR undefined_object THEN NULL; END")
+}
+
+func (s sharedRight) statement() string {
 	name := pgx.Identifier{s.Name}.Sanitize()
 	if s.Kind == "PARAMETER" {
 		name = s.Name

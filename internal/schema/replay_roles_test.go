@@ -2,11 +2,13 @@ package schema_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
@@ -167,6 +169,23 @@ func TestReplayRoles(t *testing.T) {
 			p.equal()
 		})
 	}
+	// Another database of the secondary is nobody's business here, its end included.
+	t.Run("owned, while another database is dropped", func(t *testing.T) {
+		t.Parallel()
+		script := `CREATE ROLE rz_app`
+		t.Cleanup(func() { dropRoles(t, from, script) })
+		p := newPair(t, from, to)
+		p.exec(p.secondary, `CREATE DATABASE rz_other`)
+		p.exec(p.secondary, fmt.Sprintf(`CREATE EXTENSION dblink SCHEMA public;
+			CREATE FUNCTION public.drop_other() RETURNS event_trigger LANGUAGE plpgsql AS $f$
+			BEGIN PERFORM public.dblink_exec(%s, 'DROP DATABASE rz_other'); END $f$;
+			CREATE EVENT TRIGGER drop_other ON ddl_command_end WHEN TAG IN ('DROP OWNED') EXECUTE FUNCTION public.drop_other();
+			ALTER EVENT TRIGGER drop_other ENABLE ALWAYS`, postgres.QuoteLiteral(to.DSN("postgres"))))
+		p.play(script, `CREATE TABLE t (a int); GRANT SELECT ON t TO rz_app; DROP OWNED BY rz_app`)
+		if got := column(t, p.secondary, `SELECT datname::text FROM pg_database WHERE datname = 'rz_other'`); len(got) > 0 {
+			t.Error("the other database was not dropped meanwhile: the test shows nothing")
+		}
+	})
 	t.Run("a group that has rights elsewhere stays shut", func(t *testing.T) {
 		t.Parallel()
 		script := `CREATE ROLE rx_owner; CREATE ROLE rx_member IN ROLE rx_owner; GRANT ALL ON SCHEMA public TO rx_owner, rx_member`
