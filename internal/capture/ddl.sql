@@ -339,6 +339,44 @@ BEGIN
 	END IF;
 END $f$;
 
+-- hawser.ddl_unfinished tells whether an index is one that CREATE INDEX CONCURRENTLY left
+-- invalid. The other side does not have it.
+CREATE OR REPLACE FUNCTION hawser.ddl_unfinished(index oid) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indexrelid = index AND NOT i.indisvalid AND c.relkind = 'i');
+END $f$;
+
+-- hawser.ddl_index describes an index with its place in the tree that it is part of.
+CREATE OR REPLACE FUNCTION hawser.ddl_index(index oid) RETURNS json
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN (SELECT json_build_object('schema', n.nspname, 'name', c.relname, 'table', t.relname,
+			'def', CASE WHEN NOT hawser.ddl_unfinished(index) THEN pg_get_indexdef(index) END, 'comment', obj_description(index, 'pg_class'),
+			'parent', (SELECT h.inhparent::regclass FROM pg_inherits h WHERE h.inhrelid = index),
+			'invalid', (SELECT json_agg(a.relid::regclass) FROM pg_partition_ancestors(index) a JOIN pg_index j ON j.indexrelid = a.relid
+				WHERE a.relid <> index AND NOT j.indisvalid))
+		FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE i.indexrelid = index);
+END $f$;
+
+-- hawser.ddl_trees describes the indexes of partitioned tables where some partition has an
+-- unfinished one: a command may have taken it for the partition's, or its name was taken.
+-- Those named, or all.
+CREATE OR REPLACE FUNCTION hawser.ddl_trees(relids oid[], indexes oid[]) RETURNS json
+LANGUAGE plpgsql STABLE AS $f$
+DECLARE
+	id    oid;
+	trees oid[] := '{}';
+BEGIN
+	FOR id IN SELECT c.oid FROM pg_class c WHERE c.oid = ANY (relids) AND c.relkind = 'p' LOOP
+		IF EXISTS (SELECT FROM pg_partition_tree(id) p JOIN pg_index i ON i.indrelid = p.relid WHERE hawser.ddl_unfinished(i.indexrelid)) THEN
+			trees := trees || ARRAY(SELECT i.indexrelid FROM pg_index i WHERE i.indrelid = id AND (indexes IS NULL OR i.indexrelid = ANY (indexes)));
+		END IF;
+	END LOOP;
+	RETURN (SELECT json_agg(hawser.ddl_index(p.relid) ORDER BY p.level, p.relid) FROM unnest(trees) t, pg_partition_tree(t) p);
+END $f$;
+
 -- hawser.ddl_columns describes all columns, or those that have a default or a value
 -- for older rows.
 CREATE OR REPLACE FUNCTION hawser.ddl_columns(id oid, kind "char", whole boolean) RETURNS json
@@ -676,6 +714,7 @@ BEGIN
 	)
 	SELECT json_agg(json_build_object('kind', t.kind, 'name', nullif(t.name, ''), 'value', t.value,
 			'was', CASE t.kind WHEN 'role' THEN (SELECT s.value FROM hawser.ddl_seen s WHERE s.kind = t.kind AND s.class = t.class AND s.id = t.id AND s.name = t.name) END,
+			'index', CASE t.kind WHEN 'index' THEN hawser.ddl_index(t.id) END,
 			'role', CASE t.kind WHEN 'setting' THEN (SELECT u.rolname FROM pg_roles u WHERE u.oid = t.id) END,
 			'type', CASE t.kind WHEN 'owner' THEN (pg_identify_object(t.class, t.id, 0)).type END,
 			'identity', CASE WHEN t.kind IN ('owner', 'clustered') THEN (pg_identify_object(t.class, t.id, 0)).identity END))
@@ -793,6 +832,10 @@ BEGIN
 		'indexes', CASE tag WHEN 'REINDEX' THEN (SELECT json_agg(pg_get_indexdef(i.indexrelid))
 			FROM jsonb_array_elements(objects) o JOIN pg_index i ON o ->> 'type' = 'index' AND i.indexrelid = (o ->> 'oid')::oid
 			WHERE i.indisvalid AND (SELECT c.relkind FROM pg_class c WHERE c.oid = i.indrelid) IN ('r', 'p', 'm')) END,
+		'tree', CASE
+			WHEN tag IN ('CREATE INDEX', 'ALTER INDEX') THEN hawser.ddl_trees(relids, ARRAY(SELECT (o ->> 'oid')::oid FROM jsonb_array_elements(objects) o))
+			WHEN tag = 'ALTER TABLE' AND source ~* 'attach|add' THEN hawser.ddl_trees(relids, NULL)
+			WHEN tag = 'REINDEX' THEN (SELECT json_agg(hawser.ddl_index((o ->> 'oid')::oid)) FROM jsonb_array_elements(objects) o WHERE o ->> 'type' = 'index') END,
 		-- A bound may be written as an expression, which the server evaluates at once. An
 		-- attached partition is locked still.
 		'bounds', CASE WHEN tag IN ('CREATE TABLE', 'CREATE SCHEMA', 'ALTER TABLE') AND source ~* 'partition' THEN (
@@ -998,7 +1041,8 @@ BEGIN
 		SELECT coalesce(jsonb_agg(jsonb_build_object(
 			'class', c.classid::regclass::text, 'oid', c.objid::bigint, 'type', c.object_type,
 			'schema', c.schema_name, 'identity', c.object_identity, 'relation', r.oid::bigint,
-			'table_schema', t.nspname, 'table', t.relname)), '[]')
+			'table_schema', t.nspname, 'table', t.relname,
+			'unfinished', CASE WHEN c.object_type = 'index' AND hawser.ddl_unfinished(c.objid) THEN true END)), '[]')
 		INTO objects
 		FROM pg_event_trigger_ddl_commands() c
 		CROSS JOIN LATERAL (SELECT hawser.ddl_relation(c.classid, c.objid) AS oid) r

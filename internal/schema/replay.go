@@ -2,7 +2,6 @@ package schema
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -224,7 +223,7 @@ func (r *replay) command(ctx context.Context) error {
 			"run the command on this side by hand as the primary has it, then let the link go on after this position")
 	case len(m.Changes) > 0:
 		return r.sweep(ctx)
-	case m.Tag == "", r.ours(), r.left():
+	case m.Tag == "", r.ours(), r.left(), r.unfinished():
 		return nil
 	case len(m.Objects) > 0 && m.Objects[0].Class == "pg_subscription", strings.HasSuffix(m.Tag, " SUBSCRIPTION"):
 		r.note("ddl-subscription", "subscriptions stay where they are: a second subscriber would take the first one's changes")
@@ -267,8 +266,15 @@ func (r *replay) command(ctx context.Context) error {
 		if r.likeTemporary(st) {
 			return r.createLike(ctx)
 		}
+	case "CREATE INDEX", "ALTER INDEX":
+		if len(m.Tree) > 0 && grows(st.node) {
+			return r.makeIndexes(ctx, m.Tree)
+		}
 	case "ALTER TABLE":
-		return r.alterTable(ctx, st)
+		if err := r.alterTable(ctx, st); err != nil {
+			return err
+		}
+		return r.renameIndexes(ctx)
 	case "DROP OWNED", "REASSIGN OWNED":
 		return r.owned(ctx, st)
 	case "GRANT", "REVOKE":
@@ -532,44 +538,6 @@ func (r *replay) keepMoments(ctx context.Context, st *ddlStatement) error {
 		}
 	}
 	return nil
-}
-
-// reindex builds only what this side lacks: an index that CREATE INDEX CONCURRENTLY
-// could not finish was told by no event.
-func (r *replay) reindex(ctx context.Context) error {
-	for _, sql := range r.m.Indexes {
-		if index := alone(sql).GetIndexStmt(); index != nil {
-			owner, err := r.ownerWithout(ctx, index)
-			if err != nil {
-				return err
-			}
-			if owner == "" {
-				continue
-			}
-			r.m.User = ddlUser{Name: owner} // who may REINDEX need not own the table (17 and later)
-		}
-		if err := r.run(ctx, order{sql: ifMissing(sql), generated: true}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// ownerWithout is the owner of an index's table, "" where the index is there.
-func (r *replay) ownerWithout(ctx context.Context, index *pgq.IndexStmt) (owner string, err error) {
-	err = r.conn.QueryRow(ctx, `SELECT pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname = $1 AND c.relname = $2 AND NOT EXISTS (SELECT FROM pg_class i WHERE i.relnamespace = n.oid AND i.relname = $3)`,
-		index.Relation.GetSchemaname(), index.Relation.GetRelname(), index.Idxname).Scan(&owner)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return "", fmt.Errorf("look for index %q: %w", index.Idxname, err)
-	}
-	return owner, nil
-}
-
-// ifMissing is pg_get_indexdef's text as the command for an index that may be there.
-func ifMissing(indexdef string) string {
-	before, after, _ := strings.Cut(indexdef, "INDEX ")
-	return before + "INDEX IF NOT EXISTS " + after
 }
 
 // addCheck adds the constraint that DETACH PARTITION CONCURRENTLY leaves behind.

@@ -25,6 +25,7 @@ type edit struct {
 //     in the statement's place among its neighbours;
 //   - without a tablespace that this side does not have;
 //   - with CURRENT_USER and SESSION_USER, as roles, spelled out;
+//   - with the name that the primary chose for an index;
 //   - without the temporary ones among the objects of a DROP.
 //
 // The text is edited, not written anew from the parse tree: the server is to read
@@ -55,6 +56,7 @@ func (r *replay) adapt(ctx context.Context, st *ddlStatement) (string, error) {
 		return "", err
 	}
 	edits = append(edits, r.boundEdits(node, scan)...)
+	edits = append(edits, r.nameEdit(node, scan)...)
 	return apply(st.text, append(edits, spaces...)), nil
 }
 

@@ -450,6 +450,59 @@ func TestReplayOfAnIndexThatFailed(t *testing.T) {
 	p.equal()
 }
 
+// TestReplayBesideInvalidIndexes has commands that meet an index which CREATE INDEX
+// CONCURRENTLY left invalid: it is the primary's alone.
+func TestReplayBesideInvalidIndexes(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	const tree = `CREATE TABLE p (a int, b int) PARTITION BY RANGE (a); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10) PARTITION BY RANGE (a);
+		CREATE TABLE p11 PARTITION OF p1 FOR VALUES FROM (0) TO (5); CREATE TABLE p12 PARTITION OF p1 FOR VALUES FROM (5) TO (10); CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20);
+		INSERT INTO p VALUES (1, 0), (1, 0), (6, 1)`
+	for _, s := range []struct {
+		name, before, failing string
+		then                  []string
+	}{
+		{"a name that is taken", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (1)`, `CREATE UNIQUE INDEX CONCURRENTLY ON t (a)`,
+			[]string{`CREATE INDEX ON t (a)`, `CREATE INDEX CONCURRENTLY "ON" ON public.t (a)`, `DROP INDEX t_a_idx`}},
+		{"told of itself", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (1)`, `CREATE UNIQUE INDEX CONCURRENTLY broken ON t (a)`,
+			[]string{`COMMENT ON INDEX broken IS 'x'; ALTER INDEX broken RENAME TO still; ALTER INDEX still SET (fillfactor = 50)`, `DELETE FROM t; REINDEX INDEX still`}},
+		{"adopted", tree, `CREATE INDEX CONCURRENTLY i11 ON p11 ((a / b))`,
+			[]string{`CREATE INDEX i ON p ((a / b))`, `ALTER INDEX p1_expr_idx RENAME TO i1`, `CREATE INDEX ON p11 ((a / (b + 1)))`}},
+		{"adopted, then mended", tree, `CREATE INDEX CONCURRENTLY i11 ON p11 ((a / b))`,
+			[]string{`CREATE INDEX i ON p ((a / b))`, `UPDATE p SET b = 1`, `REINDEX INDEX i11`}},
+		{"adopted, then dropped", tree, `CREATE UNIQUE INDEX CONCURRENTLY i11 ON p11 (a, b)`,
+			[]string{`CREATE UNIQUE INDEX i ON p1 (a, b)`, `DROP INDEX i`, `CREATE INDEX i ON p1 (a, b)`}},
+		{"attached", tree, `CREATE INDEX CONCURRENTLY i11 ON p11 ((a / b))`,
+			[]string{`CREATE INDEX i ON ONLY p1 ((a / b)); ALTER INDEX i ATTACH PARTITION i11; CREATE INDEX i12 ON p12 ((a / b)); ALTER INDEX i ATTACH PARTITION i12`}},
+		{"in the way of a partition's", tree + `; CREATE INDEX ON p (b); CREATE INDEX ON p (b); CREATE TABLE n (a int, b int); INSERT INTO n VALUES (21, 1), (22, 1)`, `CREATE UNIQUE INDEX CONCURRENTLY ON n (b)`,
+			[]string{`ALTER TABLE p ATTACH PARTITION n FOR VALUES FROM (20) TO (30)`, `DROP INDEX n_b_idx`}},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, c, c)
+			p.play(s.before)
+			if _, err := p.primary.Exec(t.Context(), s.failing); err == nil {
+				t.Fatal("want an error")
+			}
+			for _, text := range s.then {
+				if _, err := capture.SweepDDL(t.Context(), p.primary); err != nil { // up to PostgreSQL 16 it tells of REINDEX
+					t.Fatal(err)
+				}
+				p.play(text)
+			}
+			if _, err := capture.SweepDDL(t.Context(), p.primary); err != nil {
+				t.Fatal(err)
+			}
+			p.play()
+			const valid = `SELECT format('%s %s', x.relname, i.indisvalid) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE x.relkind = 'I' ORDER BY 1`
+			if want, got := column(t, p.primary, valid), column(t, p.secondary, valid); !slices.Equal(want, got) {
+				t.Errorf("indexes of partitioned tables: %q, want %q", got, want)
+			}
+			p.equal()
+		})
+	}
+}
+
 func TestReplayOfWhatFiresNoEvent(t *testing.T) {
 	t.Parallel()
 	c := testpg.Shared(t)

@@ -47,6 +47,7 @@ type ddlMessage struct {
 	Checks   []ddlCheck    `json:"checks"`
 	Bounds   []ddlCheck    `json:"bounds"`  // of partitions; without a name
 	Indexes  []string      `json:"indexes"` // of REINDEX: definitions of what is valid now
+	Tree     []ddlIndex    `json:"tree"`    // as they are now, each after its parent
 	Views    []string      `json:"views"`   // what makes those that REFRESH fills and no event told of
 	Configs  []ddlConfig   `json:"configs"`
 	Chosen   []ddlChosen   `json:"chosen"`
@@ -71,9 +72,10 @@ type ddlObject struct {
 	Schema      string `json:"schema"`
 	Name        string `json:"name"`
 	Identity    string `json:"identity"`
-	Root        bool   `json:"root"`     // of a dropped one: the command named it
-	Untold      bool   `json:"untold"`   // of a dropped one: it had come without an event
-	Relation    uint32 `json:"relation"` // that it is or belongs to
+	Root        bool   `json:"root"`       // of a dropped one: the command named it
+	Untold      bool   `json:"untold"`     // of a dropped one: it had come without an event
+	Unfinished  bool   `json:"unfinished"` // of an index: CREATE INDEX CONCURRENTLY failed
+	Relation    uint32 `json:"relation"`   // that it is or belongs to
 	TableSchema string `json:"table_schema"`
 	Table       string `json:"table"`
 }

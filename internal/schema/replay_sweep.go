@@ -25,6 +25,8 @@ type ddlChange struct {
 	Identity string  `json:"identity"`
 	// Made is what makes a relation that no command announced, before its owner is told.
 	Made *ddlMade `json:"made"`
+	// Index is what an index is that became valid.
+	Index ddlIndex `json:"index"`
 }
 
 // ddlMade is a table, a materialized view as a command that leaves it empty, or a schema
@@ -371,7 +373,8 @@ func (c ddlChange) index() []string {
 	if c.Value == nil { // dropped since
 		return nil
 	}
-	return []string{ifMissing(*c.Value)}
+	c.Index.Def = *c.Value
+	return append(c.Index.create(), c.Index.attach()...)
 }
 
 // eventTrigger is one as ddl_unfired describes it.
