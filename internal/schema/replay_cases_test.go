@@ -299,9 +299,10 @@ func TestMakeWay(t *testing.T) {
 	c.Exec(t, db, `CREATE SCHEMA "S"; CREATE DOMAIN "S"."D" AS int; CREATE TABLE p (id int, d "S"."D") PARTITION BY LIST (id); CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1);
 		CREATE TABLE a (id int CHECK (id > 0), d int); CREATE TABLE heir () INHERITS (a); INSERT INTO p VALUES (1, -1); INSERT INTO heir VALUES (1);
 		ALTER TABLE p ADD CONSTRAINT "C 1" CHECK (d > 0) NOT VALID; ALTER TABLE a ADD CONSTRAINT c CHECK (d IS NOT NULL) NOT VALID; ALTER TABLE heir ADD CONSTRAINT c CHECK (d IS NOT NULL) NOT VALID, ADD CONSTRAINT own CHECK (d > 5) NOT VALID;
-		ALTER TABLE a ADD CONSTRAINT alone CHECK (d > 7) NO INHERIT NOT VALID; ALTER DOMAIN "S"."D" ADD CONSTRAINT "C" CHECK (VALUE > 0) NOT VALID; COMMENT ON CONSTRAINT "C" ON DOMAIN "S"."D" IS 'o''n \domain'; COMMENT ON CONSTRAINT "C 1" ON p IS 'on p'`)
+		ALTER TABLE a ADD CONSTRAINT alone CHECK (d > 7) NO INHERIT NOT VALID; ALTER DOMAIN "S"."D" ADD CONSTRAINT "C" CHECK (VALUE > 0) NOT VALID; COMMENT ON CONSTRAINT "C" ON DOMAIN "S"."D" IS 'o''n \domain'; COMMENT ON CONSTRAINT "C 1" ON p IS 'on p';
+		CREATE TABLE "Heir 2" () INHERITS (a); CREATE TABLE grandson () INHERITS ("Heir 2"); ALTER TABLE "Heir 2" VALIDATE CONSTRAINT c; COMMENT ON CONSTRAINT c ON "Heir 2" IS 'it''s \here'; COMMENT ON CONSTRAINT "C 1" ON p1 IS 'on p1'`)
 	conn := c.Connect(t, db)
-	const all = `SELECT coalesce(conrelid::regclass::text, contypid::regtype::text) || ' ' || conname || ' ' || pg_get_constraintdef(oid) || ' ' || conislocal || ' ' || coninhcount || ' ' || coalesce(obj_description(oid, 'pg_constraint'), '')
+	const all = `SELECT coalesce(conrelid::regclass::text, contypid::regtype::text) || ' ' || conname || ' ' || convalidated || ' ' || pg_get_constraintdef(oid) || ' ' || conislocal || ' ' || coninhcount || ' ' || coalesce(obj_description(oid, 'pg_constraint'), '')
 		FROM pg_constraint WHERE contype = 'c' AND connamespace IN ('public'::regnamespace, '"S"'::regnamespace) ORDER BY 1`
 	before := column(t, conn, all)
 	var entries []schema.Entry

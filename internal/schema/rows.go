@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -110,20 +111,40 @@ type openCheck struct {
 	def                string
 	validated          bool
 	comment            *string
+	heirs              []string // statements that make those that inherit it what they are
 }
+
+// heirsOf constraint k fall with it. A NOT NULL constraint may have a name of its own
+// there, and each may be validated before k is, and have a comment of its own.
+const heirsOf = `
+	WITH RECURSIVE below AS (
+		SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = k.conrelid
+		UNION SELECT h.inhrelid FROM below JOIN pg_inherits h ON h.inhparent = below.inhrelid)
+	SELECT CASE WHEN b.conname <> k.conname THEN format( -- to rename an inherited one is refused
+			' UPDATE pg_catalog.pg_constraint SET conname = %L WHERE conrelid = %L::pg_catalog.regclass AND conname = %L;', b.conname, o.name, k.conname) ELSE '' END
+		|| CASE WHEN b.convalidated AND NOT k.convalidated THEN format(' ALTER TABLE %s VALIDATE CONSTRAINT %I;', o.name, b.conname) ELSE '' END
+		|| coalesce(format(' COMMENT ON CONSTRAINT %I ON %s IS ', b.conname, o.name) || quote_literal(obj_description(b.oid, 'pg_constraint')) || ';', '')
+	FROM pg_constraint b JOIN pg_class c ON c.oid = b.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace,
+		LATERAL (SELECT format('%I.%I', n.nspname, c.relname)) o(name)
+	WHERE b.conrelid IN (TABLE below) AND b.contype = k.contype AND b.coninhcount = 1 AND NOT b.conislocal AND CASE k.contype
+		WHEN 'n' THEN (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = b.conrelid AND a.attnum = b.conkey[1])
+			= (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = k.conkey[1])
+		ELSE b.conname = k.conname END
+	ORDER BY b.oid`
 
 func findChecks(ctx context.Context, db DB, where string) (found []openCheck, err error) {
 	var c openCheck
 	err = forEach(ctx, db, `
 		SELECT CASE WHEN t.oid IS NULL THEN CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE ' ELSE 'TABLE ' END ELSE 'DOMAIN ' END || o.name,
 			quote_ident(k.conname), pg_get_constraintdef(k.oid), obj_description(k.oid, 'pg_constraint'),
-			n.nspname, k.conname, CASE WHEN t.oid IS NULL THEN '' ELSE 'DOMAIN ' END || o.name, k.conrelid, k.contypid, k.convalidated
+			n.nspname, k.conname, CASE WHEN t.oid IS NULL THEN '' ELSE 'DOMAIN ' END || o.name, k.conrelid, k.contypid, k.convalidated,
+			ARRAY(`+heirsOf+`)
 		FROM pg_constraint k LEFT JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_type t ON t.oid = k.contypid
 			JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, t.typnamespace),
 			LATERAL (SELECT format('%I.%I', n.nspname, coalesce(c.relname, t.typname))) o(name)
 		WHERE `+where+` AND k.coninhcount = 0 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'hawser')
 		ORDER BY k.oid`,
-		[]any{&c.of, &c.name, &c.def, &c.comment, &c.schema, &c.constraint, &c.ofComment, &c.table, &c.domain, &c.validated},
+		[]any{&c.of, &c.name, &c.def, &c.comment, &c.schema, &c.constraint, &c.ofComment, &c.table, &c.domain, &c.validated, &c.heirs},
 		func() { found = append(found, c) })
 	return found, err
 }
@@ -133,5 +154,6 @@ func (c openCheck) entry() Entry {
 	if c.comment != nil {
 		sql += " COMMENT ON CONSTRAINT " + c.name + " ON " + c.ofComment + " IS " + postgres.QuoteLiteral(*c.comment) + ";"
 	}
+	sql += strings.Join(c.heirs, "")
 	return Entry{Kind: "CHECK CONSTRAINT", Schema: c.schema, Name: c.constraint, Phase: PhaseFinal, SQL: sql}
 }
