@@ -103,7 +103,9 @@ WHERE coalesce(rel.oid, typ.oid) IS NOT NULL AND k.contype IN ('p', 'u', 'x', 'c
 UNION ALL
 SELECT 'index', rel.name, pg_get_indexdef(i.indexrelid) || CASE WHEN i.indisvalid THEN '' ELSE ', invalid' END || CASE WHEN i.indisclustered THEN ', clustered' ELSE '' END,
 	i.indpred IS NOT NULL OR i.indexprs IS NOT NULL
-FROM pg_index i JOIN rel ON rel.oid = i.indexrelid WHERE i.indexrelid NOT IN (SELECT objid FROM own WHERE classid = 'pg_class'::regclass)
+FROM pg_index i JOIN rel ON rel.oid = i.indexrelid
+-- One that CREATE INDEX CONCURRENTLY left invalid holds nothing, and is not carried.
+WHERE (i.indisvalid OR rel.relkind = 'I') AND i.indexrelid NOT IN (SELECT objid FROM own WHERE classid = 'pg_class'::regclass)
 
 UNION ALL
 SELECT 'view', name, pg_get_viewdef(oid), true FROM rel WHERE relkind IN ('v', 'm')
