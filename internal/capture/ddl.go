@@ -75,6 +75,34 @@ func InstallDDL(ctx context.Context, conn *pgx.Conn) error {
 	return ddlProblem("install the capture of DDL", err)
 }
 
+// CodeBroken is the code of what Intact finds.
+const CodeBroken = "ddl-capture-broken"
+
+// Intact returns a problem where somebody took away, or put to rest, what InstallDDL of
+// this version made: then DDL was run that is in no stream.
+func Intact(ctx context.Context, conn *pgx.Conn) error {
+	names := make([]string, len(ddlTriggers))
+	for i, t := range ddlTriggers {
+		names[i] = t.name
+	}
+	var missing []string
+	err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT n FROM unnest($1::text[]) n
+		WHERE NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = n AND evtenabled = 'A') ORDER BY 1)`, names).Scan(&missing)
+	if err != nil || len(missing) == 0 {
+		return ddlProblem("look whether DDL is captured", err)
+	}
+	version, err := installedDDL(ctx, conn)
+	if err != nil || version != 0 && version != ddlVersion { // another version has other triggers
+		return ddlProblem("look which version captures DDL", err)
+	}
+	for i, n := range missing {
+		missing[i] = pgx.Identifier{n}.Sanitize()
+	}
+	return problem.New(CodeBroken, "event trigger "+strings.Join(missing, ", "),
+		"it was dropped or disabled while the link ran, so commands of DDL were told to nobody",
+		"hawser link resync NAME puts it back, compares both sides and copies the tables that differ")
+}
+
 // RemoveDDL takes away what InstallDDL put there, except the list of changed
 // replica identities, which RestoreReplicaIdentity needs.
 func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
@@ -148,7 +176,9 @@ func quietly(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
 }
 
 // installedDDL is the version in the database, 0 for none.
-func installedDDL(ctx context.Context, tx pgx.Tx) (version int, err error) {
+func installedDDL(ctx context.Context, tx interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}) (version int, err error) {
 	var there bool
 	if err := tx.QueryRow(ctx, `SELECT to_regclass('hawser.ddl_capture') IS NOT NULL`).Scan(&there); err != nil || !there {
 		return 0, err
@@ -274,6 +304,10 @@ type ChangedIdentity struct{ Schema, Name, Was string }
 // ChangedIdentities lists what EnsureReplicaIdentity and the DDL capture changed. The
 // secondary needs the list for the day on which it becomes the primary.
 func ChangedIdentities(ctx context.Context, conn *pgx.Conn) ([]ChangedIdentity, error) {
+	var there bool
+	if err := conn.QueryRow(ctx, `SELECT to_regclass('hawser.replica_identity') IS NOT NULL`).Scan(&there); err != nil || !there {
+		return nil, ddlProblem("look for changed replica identities", err)
+	}
 	rows, err := conn.Query(ctx, `SELECT n.nspname, c.relname, k.was::text FROM hawser.replica_identity k
 		JOIN pg_class c ON c.oid = k.relid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2`)
 	if err != nil {
@@ -284,6 +318,16 @@ func ChangedIdentities(ctx context.Context, conn *pgx.Conn) ([]ChangedIdentity, 
 		return nil, fmt.Errorf("list changed replica identities: %w", err)
 	}
 	return list, nil
+}
+
+// FullIdentities lists the tables with REPLICA IDENTITY FULL, as SQL names them.
+func FullIdentities(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+	rows, err := conn.Query(ctx, `SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relreplident = 'f' AND c.relkind IN ('r', 'p') AND c.oid >= 16384 AND n.nspname <> 'hawser' ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("list tables with REPLICA IDENTITY FULL: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // AdoptReplicaIdentity records, on a secondary whose tables are restored, what the

@@ -366,7 +366,12 @@ func (l *link) timed(name string, do func()) {
 func (l *link) prepareSwap(ctx context.Context) (err error) {
 	side, _ := l.now()
 	l.timed("prepare", func() {
-		if err = l.inSwap(ctx, func(conn *pgx.Conn) error { return holdsAll(ctx, conn) }); err != nil {
+		if err = l.inSwap(ctx, func(conn *pgx.Conn) error {
+			if err := l.intact(ctx, conn); err != nil {
+				return err
+			}
+			return holdsAll(ctx, conn)
+		}); err != nil {
 			return
 		}
 		var reply prepareReply
