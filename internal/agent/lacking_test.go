@@ -5,11 +5,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 // turnedDown looks whether something was refused with that code, by a cause that names it.
@@ -128,5 +130,31 @@ func TestSchemaDropped(t *testing.T) {
 		if got := traces(t, i, "shop"); len(got) > 0 && !slices.Equal(got, []string{made}) {
 			t.Errorf("left on %s: %q", i.name, got)
 		}
+	}
+}
+
+// TestSettingCommittedAsTheFenceCloses: a change that fires no event is committed when a
+// failover has looked for such, and nobody is kept from writing yet. The new primary has it.
+func TestSettingCommittedAsTheFenceCloses(t *testing.T) {
+	t.Parallel()
+	a, b := small(t)
+	client := a.Connect(t, "shop")
+	within(t, client, `BEGIN`, `ALTER DATABASE shop SET work_mem = '7MB'`) // holds what the fence changes
+	failed := make(chan error, 1)
+	go func() {
+		_, err := a.FailoverLink(context.Background(), "shop", api.FailoverOptions{})
+		failed <- err
+	}()
+	look := a.Connect(t, "postgres")
+	testpg.Eventually(t, 30*time.Second, "the fence is being closed", func() (bool, error) {
+		waits := testpg.Rows(t, look, `SELECT query FROM pg_stat_activity WHERE application_name = 'hawser:shop:failover' AND wait_event_type = 'Lock'`)
+		return len(waits) > 0, nil
+	})
+	within(t, client, `COMMIT`)
+	if err := <-failed; err != nil {
+		t.Fatal(err)
+	}
+	if got := testpg.Rows(t, b.Connect(t, "shop"), `SHOW work_mem`); !slices.Equal(got, []string{"7MB"}) {
+		t.Errorf("work_mem of the new primary is %v", got)
 	}
 }

@@ -100,6 +100,7 @@ type link struct {
 	maxWAL      *int64   // that it may keep; nil: the agent's limit
 	repairing   bool     // rows that differ are still to be fetched
 	followed    bool     // the secondary followed this side in this term
+	swept       string   // the mark of what a failover's sweep has seen, before the fence
 	accepted    []string // ids of the links that the other side takes up with this one
 	incomplete  bool     // tables were to be copied where another link handed over
 	lastState   State    // as last told, and since when
