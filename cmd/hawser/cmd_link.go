@@ -426,13 +426,15 @@ func (a *app) linkDrop() *cobra.Command {
 		Long: `Drops a link on both sides, and removes what Hawser put into the databases: slot,
 publication, triggers and the schema hawser. The replica stays, as an ordinary
 read-write database, unless --remove-replica drops it; that never drops a database
-which Hawser had not created, such as the old primary's after a failover.`,
+which Hawser had not created, such as the old primary's after a failover. One whose
+copy is not complete is opened with --force alone, which names the tables that lack
+rows.`,
 		Example:           "  hawser link drop orders\n  hawser link drop orders --remove-replica --yes",
 		Args:              args("NAME"),
 		ValidArgsFunction: a.completeLink,
 	}
 	c.Flags().BoolVar(&o.RemoveReplica, "remove-replica", false, "drop the secondary's database, too, if Hawser created it")
-	c.Flags().BoolVar(&o.Force, "force", false, "drop this side even when the other can't be reached")
+	c.Flags().BoolVar(&o.Force, "force", false, "drop this side even when the other can't be reached, and open a replica whose copy is not complete")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
 		if o.RemoveReplica {
@@ -444,7 +446,10 @@ which Hawser had not created, such as the old primary's after a failover.`,
 		if err != nil {
 			return err
 		}
-		a.show(result, func(p page) { p.line("The link %s is dropped.%s", clean(args[0]), replicaText(result)) })
+		a.show(result, func(p page) {
+			p.line("The link %s is dropped.%s", clean(args[0]), replicaText(result))
+			p.findings(result.Findings)
+		})
 		return nil
 	})
 	return c

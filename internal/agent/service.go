@@ -336,11 +336,12 @@ func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) 
 			return api.DropResult{}, fmt.Errorf("read the role of link %s: %w", name, err)
 		}
 	}
-	if err := s.links.Drop(ctx, name, link.DropOptions{RemoveReplica: o.RemoveReplica, Force: o.Force}); err != nil {
+	found, err := s.links.Drop(ctx, name, link.DropOptions{RemoveReplica: o.RemoveReplica, Force: o.Force})
+	if err != nil {
 		return api.DropResult{}, err
 	}
 	return api.DropResult{
-		Dropped: name, RemoveReplicaRequested: o.RemoveReplica, ReplicaRemoved: removed(o.RemoveReplica, side.Role, rec.OwnsDatabase),
+		Dropped: name, Findings: found, RemoveReplicaRequested: o.RemoveReplica, ReplicaRemoved: removed(o.RemoveReplica, side.Role, rec.OwnsDatabase),
 	}, nil
 }
 

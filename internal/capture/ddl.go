@@ -75,6 +75,34 @@ func InstallDDL(ctx context.Context, conn *pgx.Conn) error {
 	return ddlProblem("install the capture of DDL", err)
 }
 
+// CodeBroken is the code of what Intact finds.
+const CodeBroken = "ddl-capture-broken"
+
+// Intact returns a problem where somebody took away, or put to rest, what InstallDDL of
+// this version made: then DDL was run that is in no stream.
+func Intact(ctx context.Context, conn *pgx.Conn) error {
+	names := make([]string, len(ddlTriggers))
+	for i, t := range ddlTriggers {
+		names[i] = t.name
+	}
+	var missing []string
+	err := conn.QueryRow(ctx, `SELECT ARRAY(SELECT n FROM unnest($1::text[]) n
+		WHERE NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = n AND evtenabled = 'A') ORDER BY 1)`, names).Scan(&missing)
+	if err != nil || len(missing) == 0 {
+		return ddlProblem("look whether DDL is captured", err)
+	}
+	version, err := installedDDL(ctx, conn)
+	if err != nil || version != 0 && version != ddlVersion { // another version has other triggers
+		return ddlProblem("look which version captures DDL", err)
+	}
+	for i, n := range missing {
+		missing[i] = pgx.Identifier{n}.Sanitize()
+	}
+	return problem.New(CodeBroken, "event trigger "+strings.Join(missing, ", "),
+		"it was dropped or disabled while the link ran, so commands of DDL were told to nobody",
+		"hawser link resync NAME puts it back, compares both sides and copies the tables that differ")
+}
+
 // RemoveDDL takes away what InstallDDL put there, except the list of changed
 // replica identities, which RestoreReplicaIdentity needs.
 func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
@@ -109,6 +137,28 @@ func SweepDDL(ctx context.Context, conn *pgx.Conn) (changes int, err error) {
 		return tx.QueryRow(ctx, `SELECT hawser.ddl_sweep(NULL)`).Scan(&changes)
 	})
 	return changes, ddlProblem("look for changes that fire no event", err)
+}
+
+// UnfiredMark is equal to an earlier one if SweepDDL would find nothing that came since: a
+// cheap look, for the moment in which nobody can write. A row that was changed or came has
+// a later xmin, and one that went is missing in the count. What the fence itself sets is
+// left out.
+func UnfiredMark(ctx context.Context, conn *pgx.Conn) (mark string, err error) {
+	err = conn.QueryRow(ctx, `
+		SELECT concat_ws(' ', d.oid, d.xmin,
+			(SELECT md5(string_agg(s.setrole || c, '|' ORDER BY s.setrole, c)) FROM pg_db_role_setting s, unnest(s.setconfig) c
+				WHERE s.setdatabase = d.oid AND NOT starts_with(c, 'default_transaction_read_only=')),
+			(SELECT count(*) || ',' || sum(s.xmin::text::bigint) FROM pg_shdepend s WHERE s.dbid IN (0, d.oid)),
+			(SELECT count(*) || ',' || sum(s.xmin::text::bigint) FROM pg_shdescription s),
+			(SELECT count(*) || ',' || sum(r.xmin::text::bigint) FROM pg_authid r),
+			(SELECT count(*) || ',' || sum(m.xmin::text::bigint) FROM pg_auth_members m),
+			(SELECT count(*) || ',' || sum(e.xmin::text::bigint) FROM pg_event_trigger e),
+			(SELECT count(*) || ',' || sum(o.xmin::text::bigint) FROM pg_description o WHERE o.classoid = 'pg_event_trigger'::regclass),
+			(SELECT count(*) || ',' || sum(i.xmin::text::bigint) FROM pg_index i),
+			(SELECT count(*) || ',' || sum(c.xmin::text::bigint) FROM pg_class c WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't'),
+			EXISTS (SELECT FROM pg_largeobject_metadata))
+		FROM pg_database d WHERE d.datname = current_database()`).Scan(&mark)
+	return mark, ddlProblem("look whether something changed that fires no event", err)
 }
 
 // DDLKey returns the key with which the database signs its DDL messages. The
@@ -148,7 +198,9 @@ func quietly(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
 }
 
 // installedDDL is the version in the database, 0 for none.
-func installedDDL(ctx context.Context, tx pgx.Tx) (version int, err error) {
+func installedDDL(ctx context.Context, tx interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}) (version int, err error) {
 	var there bool
 	if err := tx.QueryRow(ctx, `SELECT to_regclass('hawser.ddl_capture') IS NOT NULL`).Scan(&there); err != nil || !there {
 		return 0, err
@@ -274,6 +326,10 @@ type ChangedIdentity struct{ Schema, Name, Was string }
 // ChangedIdentities lists what EnsureReplicaIdentity and the DDL capture changed. The
 // secondary needs the list for the day on which it becomes the primary.
 func ChangedIdentities(ctx context.Context, conn *pgx.Conn) ([]ChangedIdentity, error) {
+	var there bool
+	if err := conn.QueryRow(ctx, `SELECT to_regclass('hawser.replica_identity') IS NOT NULL`).Scan(&there); err != nil || !there {
+		return nil, ddlProblem("look for changed replica identities", err)
+	}
 	rows, err := conn.Query(ctx, `SELECT n.nspname, c.relname, k.was::text FROM hawser.replica_identity k
 		JOIN pg_class c ON c.oid = k.relid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2`)
 	if err != nil {
@@ -284,6 +340,16 @@ func ChangedIdentities(ctx context.Context, conn *pgx.Conn) ([]ChangedIdentity, 
 		return nil, fmt.Errorf("list changed replica identities: %w", err)
 	}
 	return list, nil
+}
+
+// FullIdentities lists the tables with REPLICA IDENTITY FULL, as SQL names them.
+func FullIdentities(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+	rows, err := conn.Query(ctx, `SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relreplident = 'f' AND c.relkind IN ('r', 'p') AND c.oid >= 16384 AND n.nspname <> 'hawser' ORDER BY 1`)
+	if err != nil {
+		return nil, fmt.Errorf("list tables with REPLICA IDENTITY FULL: %w", err)
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // AdoptReplicaIdentity records, on a secondary whose tables are restored, what the

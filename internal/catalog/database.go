@@ -42,6 +42,18 @@ func Installed(ctx context.Context, db DB) (bool, error) {
 	return ok, nil
 }
 
+// Remembers reports whether the database still knows of the link. Whoever joined is known
+// until the link is dropped, so otherwise schema hawser is gone, or another one.
+func Remembers(ctx context.Context, db DB, link string) (ok bool, err error) {
+	if ok, err = Installed(ctx, db); err != nil || !ok {
+		return false, err
+	}
+	if err = db.QueryRow(ctx, `SELECT EXISTS (SELECT FROM hawser.member WHERE link = $1)`, link).Scan(&ok); err != nil {
+		return false, fmt.Errorf("look for the link in schema hawser: %w", err)
+	}
+	return ok, nil
+}
+
 // DropSchema removes schema hawser. In the maintenance database, where the
 // instance's tables live too, only the database's tables go.
 func DropSchema(ctx context.Context, db DB) error {

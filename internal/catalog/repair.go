@@ -58,6 +58,34 @@ func Repairs(ctx context.Context, db DB, link string) ([]RepairTable, error) {
 	return out, nil
 }
 
+// Shortfall is what keeps a copy from being a state that a primary had.
+type Shortfall struct {
+	Restored bool     // the tables are there
+	Tables   []string // of which rows are missing, or are not the primary's; as SQL names them
+}
+
+// Lacking returns what the link's copy lacks; nil where it is complete, or none was made.
+// It is the one answer to whether the rows of this database may be opened for writes.
+func Lacking(ctx context.Context, db DB, link string) (*Shortfall, error) {
+	var s Shortfall
+	var lacks bool
+	err := db.QueryRow(ctx, `
+		WITH copying AS (SELECT snapshot IS NOT NULL AS restored FROM hawser.seeding WHERE link = $1 AND NOT done)
+		SELECT EXISTS (SELECT FROM copying) OR EXISTS (SELECT FROM hawser.repair WHERE link = $1),
+			coalesce((SELECT restored FROM copying), true),
+			ARRAY(SELECT format('%I.%I', t.schema, t.name) FROM hawser.seed_table t WHERE t.link = $1 AND t.state <> 'live' AND EXISTS (SELECT FROM copying)
+				UNION SELECT format('%I.%I', n.nspname, c.relname) FROM hawser.repair r
+				JOIN pg_class c ON c.oid = r.tbl JOIN pg_namespace n ON n.oid = c.relnamespace WHERE r.link = $1 ORDER BY 1)`, link).
+		Scan(&lacks, &s.Restored, &s.Tables)
+	if err != nil {
+		return nil, fmt.Errorf("look whether the copy is complete: %w", err)
+	}
+	if !lacks {
+		return nil, nil
+	}
+	return &s, nil
+}
+
 // ForgetRepairs removes the record of all rows to be repaired.
 func ForgetRepairs(ctx context.Context, db DB, link string) error {
 	if _, err := db.Exec(ctx, `DELETE FROM hawser.repair WHERE link = $1`, link); err != nil {

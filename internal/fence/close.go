@@ -51,7 +51,9 @@ func Close(ctx context.Context, conn *pgx.Conn, s Sign) error {
 		}
 		m := memo{Closed: true, Form: form, Link: s.Link, Primary: s.Primary, At: f.Memo.At, Was: f.Memo.Was}
 		if !f.Memo.Closed {
-			m.Was = f.Setting
+			if f.TableBody != "" { // else what had closed it before is gone, and the setting is its own
+				m.Was = f.Setting
+			}
 			if err := tx.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&m.At); err != nil {
 				return err
 			}

@@ -80,6 +80,10 @@ func Loud(ctx context.Context, db DB) error {
 // keeps the later one.
 func Resume(ctx context.Context, conn *pgx.Conn) error {
 	err := write(ctx, conn, func(tx pgx.Tx) error {
+		var there bool
+		if err := tx.QueryRow(ctx, `SELECT to_regclass('hawser.quiet') IS NOT NULL`).Scan(&there); err != nil || !there {
+			return err // somebody dropped it: what was silenced is not known
+		}
 		if err := Loud(ctx, tx); err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@ const (
 	callMaker      = "maker"      // makerRequest -> schema.Maker, to the primary
 	callCreate     = "create"     // createRequest -> createReply
 	callStart      = "start"      // the link stands on both sides
-	callDrop       = "drop"       // dropRequest
+	callDrop       = "drop"       // dropRequest -> dropReply
 	callState      = "state"      // role.State -> role.State
 	callStatus     = "status"     // Status
 	callPause      = "pause"      // pauseRequest
@@ -35,7 +35,7 @@ const (
 	callRefuse     = "refuse"     // refuseRequest -> role.State
 	callVerify     = "verify"     // to the secondary: VerifyReport
 	callResync     = "resync"     // resyncRequest, to the secondary
-	callRenewSlot  = "renew-slot" // to the primary: slotReply
+	callRenewSlot  = "renew-slot" // slotRequest -> slotReply, to the primary
 	callMaxWAL     = "max-wal"    // maxWALSetting -> the one in force
 	callDropSlot   = "drop-slot"  // to the primary: the renewed slot is not wanted after all
 	callIdentities = "identities" // to the primary: []capture.ChangedIdentity
@@ -90,7 +90,12 @@ type createReply struct {
 
 type dropRequest struct {
 	RemoveReplica bool   `json:"remove_replica"`
-	ID            string `json:"id,omitempty"` // of the link that is meant, where one of the name may be another
+	Force         bool   `json:"force,omitempty"` // also a replica that stays and is not complete
+	ID            string `json:"id,omitempty"`    // of the link that is meant, where one of the name may be another
+}
+
+type dropReply struct {
+	Left problem.Findings `json:"left,omitempty"` // what stays that a person has to know of
 }
 
 type pauseRequest struct {
@@ -231,7 +236,7 @@ var linkCalls = map[string]linkCall{
 	callResync: onLink(flows, func(l *link, ctx context.Context, r resyncRequest) (nothing, error) {
 		return nothing{}, l.resyncHere(ctx, r.Tables)
 	}),
-	callRenewSlot:   asked(flows, (*link).renewSlot),
+	callRenewSlot:   onLink(flows, (*link).renewSlot),
 	callDropSlot:    told(flows, (*link).giveUpSlot),
 	callIdentities:  asked(flows, (*link).identities),
 	callTables:      asked(flows, (*link).tables),

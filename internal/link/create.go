@@ -322,7 +322,7 @@ func (m *Manager) createThere(ctx context.Context, s Spec, r createRequest) (cre
 // undo removes a link that was made in part. What the other side has is removed
 // by its own drop; if it can't be reached it removes it when it hears of us again.
 func (m *Manager) undo(ctx context.Context, s Spec, id string) error {
-	err := m.call(ctx, s.Peer, s.Name, callDrop, dropRequest{RemoveReplica: true, ID: id}, nil)
+	err := m.call(ctx, s.Peer, s.Name, callDrop, dropRequest{RemoveReplica: true, Force: true, ID: id}, nil)
 	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
 		err = nil
 	}
@@ -331,7 +331,7 @@ func (m *Manager) undo(ctx context.Context, s Spec, id string) error {
 		return err // the other side's guard sees that nobody makes it any more
 	}
 	if err == nil {
-		err = m.dropSide(ctx, l, true)
+		_, err = m.dropSide(ctx, l, true)
 	}
 	if err != nil {
 		m.finishSoon(l)
@@ -386,7 +386,7 @@ func (m *Manager) createHere(ctx context.Context, name, peer string, r createReq
 		err = m.makeSecondary(ctx, l, r)
 	}
 	if err != nil {
-		undone := m.dropSide(context.WithoutCancel(ctx), l, true)
+		_, undone := m.dropSide(context.WithoutCancel(ctx), l, true)
 		if undone != nil {
 			m.finishSoon(l)
 		}
@@ -462,24 +462,29 @@ func (m *Manager) makeSecondary(ctx context.Context, l *link, r createRequest) e
 // DropOptions say what is to be left.
 type DropOptions struct {
 	RemoveReplica bool
-	Force         bool // drop this side though the other can't be reached
+	Force         bool // drop this side though the other can't be reached, or the replica is not complete
 }
 
 // Drop ends a link on both sides. A replica that is kept becomes an independent
-// database that takes writes.
-func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) error {
+// database that takes writes. It returns what stays that a person has to know of.
+func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) (problem.Findings, error) {
 	l, err := m.find(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	release, err := m.claim(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer release()
 	side, _ := l.now()
 	if side.Swapping() && !o.Force {
-		return l.swapping()
+		return nil, l.swapping()
+	}
+	request := dropRequest{RemoveReplica: o.RemoveReplica, Force: o.Force}
+	found, err := l.leaves(ctx, request)
+	if err != nil {
+		return nil, err
 	}
 	if side.Phase == role.Waiting {
 		// It may have taken the link up. If it can't be told, its half is dropped there.
@@ -487,22 +492,29 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) error {
 			l.log.Warn("the instance that takes the database over could not be told", "instance", side.Heir, "error", err)
 		}
 	}
-	err = m.call(ctx, l.rec.Peer, name, callDrop, dropRequest{RemoveReplica: o.RemoveReplica}, nil)
-	if p, ok := problem.As(err); ok && p.Code == "link-not-found" {
-		err = nil
-	}
-	if err != nil && !o.Force {
-		return problem.New("peer-not-told", "link "+name, "the other side could not be told, and would keep its half of the link",
+	var reply dropReply
+	err = m.call(ctx, l.rec.Peer, name, callDrop, request, &reply)
+	p, ok := problem.As(err)
+	switch {
+	case err == nil || ok && p.Code == "link-not-found":
+	case ok && p.Code == codeIncomplete:
+		return nil, err
+	case !o.Force:
+		return nil, problem.New("peer-not-told", "link "+name, "the other side could not be told, and would keep its half of the link",
 			"try again when it is connected, or hawser link drop "+name+" --force, and the same on instance "+l.rec.Peer).Because(err)
+	default:
+		found = append(found, problem.Warn("peer-not-told", "instance "+l.rec.Peer, "it could not be told, and keeps its half of the link: slot, publication, triggers, replica identities and schema hawser",
+			"on "+l.rec.Peer+": hawser link drop "+name+" --force"))
 	}
-	return m.dropSide(ctx, l, o.RemoveReplica)
+	left, err := m.dropSide(ctx, l, o.RemoveReplica)
+	return append(append(found, reply.Left.On(l.rec.Peer)...), left...), err
 }
 
 // dropAsked is the other side's wish. A replica goes only for a peer that may still fill
 // it, or that never did.
-func (l *link) dropAsked(ctx context.Context, r dropRequest) (nothing, error) {
+func (l *link) dropAsked(ctx context.Context, r dropRequest) (reply dropReply, err error) {
 	if r.ID != "" && r.ID != l.rec.ID { // an earlier one of this name
-		return nothing{}, notFound(l.rec.Name)
+		return reply, notFound(l.rec.Name)
 	}
 	l.mu.Lock()
 	creating := l.progress == catalog.Creating
@@ -510,19 +522,24 @@ func (l *link) dropAsked(ctx context.Context, r dropRequest) (nothing, error) {
 	if creating {
 		release, err := l.m.claim(l.rec.Name) // not under the hands of who makes it
 		if err != nil {
-			return nothing{}, err
+			return reply, err
 		}
 		defer release()
 	}
 	if side, _ := l.now(); side.Swapping() {
-		return nothing{}, l.swapping()
+		return reply, l.swapping()
 	}
 	if r.RemoveReplica && !creating {
 		if err := l.permits(flows); err != nil {
-			return nothing{}, err
+			return reply, err
 		}
 	}
-	return nothing{}, l.m.dropSide(ctx, l, r.RemoveReplica)
+	found, err := l.leaves(ctx, r)
+	if err != nil {
+		return reply, err
+	}
+	left, err := l.m.dropSide(ctx, l, r.RemoveReplica)
+	return dropReply{append(found, left...)}, err
 }
 
 // swapping refuses to end a link while it is not known which side has all: both would open.
@@ -544,7 +561,8 @@ func (m *Manager) finishDrop(l *link) {
 	making := l.rec.Progress == catalog.Creating
 	steps := []func(context.Context) error{
 		func(ctx context.Context) error {
-			return m.dismantle(ctx, l, making || l.rec.Progress == catalog.Removing)
+			_, err := m.dismantle(ctx, l, making || l.rec.Progress == catalog.Removing)
+			return err
 		},
 		func(ctx context.Context) error {
 			if err := l.disown(ctx); making {
@@ -571,7 +589,7 @@ func (m *Manager) finishDrop(l *link) {
 
 // disown has the other side remove its half of this very link.
 func (l *link) disown(ctx context.Context) error {
-	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{RemoveReplica: true, ID: l.rec.ID}, nil)
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{RemoveReplica: true, Force: true, ID: l.rec.ID}, nil)
 	if p, ok := problem.As(err); ok && (p.Code == "link-not-found" || p.Code == "peer-not-found") {
 		return nil
 	}
@@ -596,22 +614,23 @@ func (l *link) seeMade(ctx context.Context) error {
 	return err
 }
 
-// dropSide removes this side.
-func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) error {
-	if err := m.dismantle(ctx, l, removeReplica); err != nil {
-		return err // the link stays, as dropping; running the command again goes on
+// dropSide removes this side, and returns what of it could not be.
+func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) (problem.Findings, error) {
+	left, err := m.dismantle(ctx, l, removeReplica)
+	if err != nil {
+		return nil, err // the link stays, as dropping; running the command again goes on
 	}
-	return m.erase(ctx, l)
+	return left, m.erase(ctx, l)
 }
 
 // dismantle removes everything but the record: first that says so, then the goroutines
 // end, then everything in the database goes.
-func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) (err error) {
+func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) (left problem.Findings, err error) {
 	l.dropping.Lock()
 	defer l.dropping.Unlock()
 	defer func() { l.obstruct(err) }()
 	if !m.has(l) { // somebody else was quicker, and there may be another one of the name
-		return nil
+		return nil, nil
 	}
 	progress := catalog.Dropping
 	if removeReplica {
@@ -622,14 +641,14 @@ func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) (e
 		err = nil // the answer to its removal was lost
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
+	l.mu.Lock()
+	made, owns := l.progress != catalog.Creating, l.ownsDB
+	l.mu.Unlock()
 	l.update(func() { l.progress = progress })
 	l.halt()
 	side, _ := l.now()
-	l.mu.Lock()
-	owns := l.ownsDB
-	l.mu.Unlock()
 	err = l.discardHeirs(ctx)
 	if err == nil && side.Role == role.Secondary {
 		err = schema.DropUnfinished(ctx, m.cfg.Server, l.rec.ID)
@@ -639,12 +658,15 @@ func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) (e
 	case side.Role == role.Secondary && owns && removeReplica:
 		err = m.dropReplica(ctx, l)
 	default:
-		err = m.cleanDatabase(ctx, l)
+		left, err = m.cleanDatabase(ctx, l, made)
 	}
 	if p, ok := problem.As(err); ok && p.Code == "no-such-database" {
 		err = nil
 	}
-	return err
+	for _, p := range left {
+		l.log.Warn("this is left of the link", "object", p.Object, "cause", p.Cause, "remedy", p.Remedy)
+	}
+	return left, err
 }
 
 // erase removes the record, the last of a link.
@@ -684,31 +706,43 @@ func (m *Manager) dropReplica(ctx context.Context, l *link) error {
 	return schema.DropDatabase(ctx, m.cfg.Server, l.rec.Database)
 }
 
-// cleanDatabase takes everything of the link out of a database that stays.
-func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
+// cleanDatabase takes everything of the link out of a database that stays. made tells that
+// the link stood once.
+func (m *Manager) cleanDatabase(ctx context.Context, l *link, made bool) (left problem.Findings, err error) {
 	conn, err := l.connect(ctx, "drop")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
-		return err
+		return nil, err
 	}
 	if err := dropOrigins(ctx, conn, l); err != nil {
-		return err
+		return nil, err
 	}
 	installed, err := catalog.Installed(ctx, conn)
-	if err != nil || !installed {
-		return err
+	if err != nil {
+		return nil, err
+	}
+	if !installed && made { // somebody dropped schema hawser, and left the rest
+		left, err = l.reclaim(ctx, conn)
+	}
+	if err != nil || !installed && !made {
+		return nil, err
 	}
 	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
-		return err
+		return nil, err
 	}
-	left, err := catalog.Leave(ctx, conn, l.rec.ID)
+	return left, l.cleanSchema(ctx, conn)
+}
+
+// cleanSchema takes the link out of schema hawser, and with the last one all of that.
+func (l *link) cleanSchema(ctx context.Context, conn *pgx.Conn) error {
+	others, err := catalog.Leave(ctx, conn, l.rec.ID)
 	if err != nil {
 		return err
 	}
-	if err := capture.Uninstall(ctx, conn, l.rec.ID, left == 0); err != nil {
+	if err := capture.Uninstall(ctx, conn, l.rec.ID, others == 0); err != nil {
 		return err
 	}
 	if side, _ := l.now(); side.Role == role.Secondary { // before anybody else can write
@@ -719,7 +753,7 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link) error {
 			return err
 		}
 	}
-	if err := l.unfence(ctx, conn); err != nil || left > 0 {
+	if err := l.unfence(ctx, conn); err != nil || others > 0 {
 		return err
 	}
 	if err := fence.Remove(ctx, conn); err != nil {

@@ -366,7 +366,12 @@ func (l *link) timed(name string, do func()) {
 func (l *link) prepareSwap(ctx context.Context) (err error) {
 	side, _ := l.now()
 	l.timed("prepare", func() {
-		if err = l.inSwap(ctx, func(conn *pgx.Conn) error { return holdsAll(ctx, conn) }); err != nil {
+		if err = l.inSwap(ctx, func(conn *pgx.Conn) error {
+			if err := l.intact(ctx, conn); err != nil {
+				return err
+			}
+			return holdsAll(ctx, conn)
+		}); err != nil {
 			return
 		}
 		var reply prepareReply
@@ -386,7 +391,7 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 		if err = l.installFence(ctx); err != nil {
 			return
 		}
-		err = l.inSwap(ctx, func(conn *pgx.Conn) error { return l.sweep(ctx, conn) })
+		err = l.inSwap(ctx, func(conn *pgx.Conn) error { return l.sweepFirst(ctx, conn) })
 	})
 	if err != nil {
 		return err
@@ -397,6 +402,35 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 		}
 	})
 	return err
+}
+
+// sweepFirst puts what fires no event into the stream while this side still writes, and
+// keeps what sweepRest compares with.
+func (l *link) sweepFirst(ctx context.Context, conn *pgx.Conn) error {
+	mark, err := capture.UnfiredMark(ctx, conn)
+	if err == nil {
+		err = l.sweep(ctx, conn)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.swept = mark
+	return err
+}
+
+// sweepRest does so behind the fence, for what came in between. A whole sweep takes some
+// ten milliseconds in which nobody can write, so it looks first whether anything did.
+func (l *link) sweepRest(ctx context.Context, conn *pgx.Conn) error {
+	mark, err := capture.UnfiredMark(ctx, conn)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	same := mark == l.swept
+	l.mu.Unlock()
+	if same {
+		return nil
+	}
+	return l.sweep(ctx, conn)
 }
 
 // holdsAll refuses to leave a database of which the secondary lacks something.
@@ -679,6 +713,9 @@ func (l *link) hand(ctx context.Context, term frame.Term) error {
 }
 
 func (l *link) writeHandoff(ctx context.Context, conn *pgx.Conn, term frame.Term) error {
+	if err := l.sweepRest(ctx, conn); err != nil {
+		return err
+	}
 	values, err := capture.Sequences(ctx, conn)
 	if err != nil {
 		return err

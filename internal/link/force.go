@@ -50,9 +50,6 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	var last catalog.Applied
 	var asked role.ForceAsked
 	err = l.inSwap(ctx, func(conn *pgx.Conn) (err error) { // which is kept, to open with
-		if err = catalog.MigrateDatabase(ctx, conn); err != nil {
-			return err
-		}
 		if err = l.fitToForce(ctx, conn); err != nil {
 			return err
 		}
@@ -87,20 +84,13 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 
 // fitToForce refuses to open a copy that never was a state of the primary.
 func (l *link) fitToForce(ctx context.Context, conn *pgx.Conn) error {
-	state, copied, err := catalog.LoadSeeding(ctx, conn, l.rec.ID)
-	if err != nil {
+	lacks, err := l.lacking(ctx, conn, namedTables)
+	if err != nil || lacks == "" {
 		return err
 	}
-	repairs, err := catalog.Repairs(ctx, conn, l.rec.ID)
-	if err != nil {
-		return err
-	}
-	if copied && !state.Done || len(repairs) > 0 {
-		return problem.New("copy-incomplete", "link "+l.rec.Name,
-			"the copy is not complete: opened now, the database would be in a state that the primary never had",
-			"hawser link drop "+l.rec.Name+" --force keeps what is there as an independent database")
-	}
-	return nil
+	return problem.New(codeIncomplete, "link "+l.rec.Name,
+		"the copy is not complete: opened now, the database would be in a state that the primary never had: "+lacks,
+		"hawser link drop "+l.rec.Name+" --force keeps what is there as an independent database")
 }
 
 // getReady prepares the opening: the fence's triggers, the sequences, and the way

@@ -153,6 +153,9 @@ func (l *link) sweepNow(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := l.intact(ctx, conn); err != nil {
+		return err
+	}
 	return l.sweep(ctx, conn)
 }
 

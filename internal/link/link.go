@@ -100,6 +100,7 @@ type link struct {
 	maxWAL      *int64   // that it may keep; nil: the agent's limit
 	repairing   bool     // rows that differ are still to be fetched
 	followed    bool     // the secondary followed this side in this term
+	swept       string   // the mark of what a failover's sweep has seen, before the fence
 	accepted    []string // ids of the links that the other side takes up with this one
 	incomplete  bool     // tables were to be copied where another link handed over
 	lastState   State    // as last told, and since when
@@ -503,7 +504,7 @@ func (l *link) meetPeer(ctx context.Context) {
 }
 
 // beyondResume are the causes of a suspension that a link would meet again at once.
-var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored"}
+var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", codeForgotten, capture.CodeBroken}
 
 // pause does what a person asks. A link that can't go on from where it stands is not
 // resumed: what mends it is told.

@@ -141,7 +141,10 @@ func (l *link) renew(ctx context.Context, side role.State) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+	if err := l.intact(ctx, conn); err != nil {
+		return err
+	}
+	if err := l.recall(ctx, conn); err != nil {
 		return err
 	}
 	if err := capture.InstallDDL(ctx, conn); err != nil {

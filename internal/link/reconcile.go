@@ -40,7 +40,13 @@ func (l *link) resyncHere(ctx context.Context, names []string) error {
 	}
 	return l.still(ctx, func(conn *pgx.Conn) error {
 		if len(names) == 0 {
+			if err := l.recollect(ctx, conn); err != nil {
+				return err
+			}
 			_, err := l.reconcile(ctx, conn)
+			return err
+		}
+		if err := l.recall(ctx, conn); err != nil {
 			return err
 		}
 		var all []catalog.SeedTable
@@ -77,7 +83,12 @@ func (l *link) resyncFollowing(ctx context.Context) error {
 	if err != nil || len(again) == 0 {
 		return err
 	}
-	return l.still(ctx, func(conn *pgx.Conn) error { return l.reseed(ctx, conn, again) })
+	return l.still(ctx, func(conn *pgx.Conn) error {
+		if err := l.recall(ctx, conn); err != nil {
+			return err
+		}
+		return l.reseed(ctx, conn, again)
+	})
 }
 
 // comparing keeps how far a comparison is, to be shown.
@@ -121,9 +132,6 @@ func (l *link) still(ctx context.Context, do func(conn *pgx.Conn) error) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
-		return err
-	}
 	if err := do(conn); err != nil {
 		return err
 	}
@@ -172,6 +180,11 @@ func tables(names []string) string {
 	return "tables " + strings.Join(names, ", ")
 }
 
+// slotRequest has what the secondary knows of the primary, if that has forgotten it.
+type slotRequest struct {
+	Identities []capture.ChangedIdentity `json:"identities,omitempty"` // that Hawser changed
+}
+
 // slotReply is what the primary says of its slot.
 type slotReply struct {
 	From  frame.LSN `json:"from"`
@@ -180,7 +193,7 @@ type slotReply struct {
 
 // renewSlot sees that the slot exists, and makes a new one in place of one that
 // was lost. A primary that had given the link up takes it up again.
-func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
+func (l *link) renewSlot(ctx context.Context, r slotRequest) (slotReply, error) {
 	side, _ := l.now()
 	if side.Role != role.Primary || side.Phase != role.Steady {
 		return slotReply{}, problem.New("not-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s", l.m.cfg.Instance, side.Role, side.Phase), "hawser link show "+l.rec.Name)
@@ -196,6 +209,11 @@ func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
 	if err != nil {
 		return slotReply{}, err
 	}
+	known, whole, err := l.captured(ctx, conn)
+	if err != nil {
+		return slotReply{}, err
+	}
+	usable = usable && whole                      // a new slot is behind all that nobody captured
 	fresh := !usable || l.pendingRenewal() != nil // also one of a try that ended half way
 	if fresh {
 		if err := l.noteRenewal(ctx, side.Term); err != nil {
@@ -203,10 +221,10 @@ func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
 		}
 	}
 	if !usable {
-		if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
-			return slotReply{}, err
+		if known {
+			r.Identities = nil // it has its own list
 		}
-		if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
+		if err := l.captureAgain(ctx, conn, r); err != nil {
 			return slotReply{}, err
 		}
 	}
@@ -215,6 +233,36 @@ func (l *link) renewSlot(ctx context.Context) (slotReply, error) {
 		return slotReply{}, err
 	}
 	return slotReply{from, fresh}, l.setPaused(ctx, false)
+}
+
+// captured tells whether this database knows of the link, and its capture is whole.
+func (l *link) captured(ctx context.Context, conn *pgx.Conn) (known, whole bool, err error) {
+	if known, err = catalog.Remembers(ctx, conn, l.rec.ID); err != nil || !known {
+		return false, false, err
+	}
+	err = capture.Intact(ctx, conn)
+	if p, ok := problem.As(err); ok && p.Code == capture.CodeBroken {
+		return true, false, nil
+	}
+	return true, err == nil, err
+}
+
+// captureAgain installs what a slot needs before it. The old slot goes first: whoever ends
+// here finds none, and begins again.
+func (l *link) captureAgain(ctx context.Context, conn *pgx.Conn, r slotRequest) error {
+	if err := capture.DropSlot(ctx, conn, l.rec.ID); err != nil {
+		return err
+	}
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return err
+	}
+	if err := catalog.Join(ctx, conn, l.rec.ID, l.rec.Name); err != nil {
+		return err
+	}
+	if err := capture.AdoptReplicaIdentity(ctx, conn, r.Identities); err != nil {
+		return err
+	}
+	return capture.Install(ctx, conn, l.rec.ID, l.filter())
 }
 
 // pendingRenewal tells of a slot of this term that was made anew, and from which nobody
@@ -309,8 +357,12 @@ func (l *link) seeRenewal(ctx context.Context) error {
 // begins before it, goes on from there (package apply has the rule). The slot comes
 // first: what is committed behind the snapshot is in the stream.
 func (l *link) reconcile(ctx context.Context, conn *pgx.Conn) (frame.LSN, error) {
+	identities, err := capture.ChangedIdentities(ctx, conn)
+	if err != nil {
+		return 0, err
+	}
 	var slot slotReply
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callRenewSlot, struct{}{}, &slot); err != nil {
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callRenewSlot, slotRequest{identities}, &slot); err != nil {
 		return 0, err
 	}
 	from, err := l.reconcileFrom(ctx, conn, slot)

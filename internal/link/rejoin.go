@@ -136,7 +136,7 @@ func (l *link) compareToRejoin(ctx context.Context) (frame.LSN, error) {
 		return 0, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+	if err := l.recollect(ctx, conn); err != nil {
 		return 0, err
 	}
 	return l.reconcile(ctx, conn)
@@ -163,6 +163,12 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := l.recall(ctx, conn); err != nil { // what it wrote since may have no DDL in it
+		if p, ok := problem.As(err); ok && p.Code == codeForgotten {
+			err = errTailLost
+		}
+		return nil, err
+	}
 	err = l.readTail(ctx, side.Since, func(c tailChange) error {
 		if c.state {
 			plan.states = append(plan.states, excerpt(c.statement))
@@ -288,7 +294,7 @@ func (l *link) layDown(ctx context.Context, plan *rejoinPlan) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+	if err := l.recall(ctx, conn); err != nil {
 		return err
 	}
 	rows := 0

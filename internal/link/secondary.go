@@ -79,6 +79,9 @@ func (l *link) stopped(err error) {
 		l.userPath.Store(true)
 	}
 	if p, ok := problem.As(err); ok && !p.Retryable {
+		if l.forgot() { // which is why it lacks what it was refused for
+			p = l.forgotten()
+		}
 		why := *p
 		if p.Err != nil { // it is stored as JSON, which has no place for an error
 			why.Cause, why.Err = p.Cause+": "+p.Err.Error(), nil
@@ -189,7 +192,7 @@ func (l *link) replicate(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+	if err := l.recall(ctx, conn); err != nil {
 		return err
 	}
 	if err := l.settleSecondary(ctx, conn, side, theirs.Next > 0); err != nil {

@@ -396,7 +396,7 @@ func (m *Manager) forget(l *link) {
 		return // a person drops it
 	}
 	defer release()
-	if err := m.dropSide(m.ctx, l, false); err != nil {
+	if _, err := m.dropSide(m.ctx, l, false); err != nil {
 		l.log.Warn("can't remove the link yet", "error", err)
 	}
 }
@@ -671,7 +671,8 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 	m.mu.Unlock()
 	l.start()
 	if err = l.beginLeading(ctx, state); err != nil {
-		return role.State{}, errors.Join(err, m.dropSide(context.WithoutCancel(ctx), l, false))
+		_, undone := m.dropSide(context.WithoutCancel(ctx), l, false)
+		return role.State{}, errors.Join(err, undone)
 	}
 	state, _ = l.now()
 	return state, nil

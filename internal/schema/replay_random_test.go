@@ -20,16 +20,24 @@ import (
 // several of them. Many fail on the primary; what it kept must be on the secondary.
 func TestReplayRandomStrings(t *testing.T) {
 	t.Parallel()
-	t.Run("of few tables", func(t *testing.T) { randomStrings(t, "", rapid.Custom(plainStatement), 9, 8) })
+	t.Run("of few tables", func(t *testing.T) {
+		checks(t, "40")
+		randomStrings(t, "", rapid.Custom(plainStatement), 9, 8)
+	})
 	t.Run("hostile", func(t *testing.T) {
-		if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-			t.Cleanup(func() { _ = f.Value.Set(f.DefValue) })
-			if err := f.Value.Set("12"); err != nil { // short unless somebody asks for more
-				t.Fatal(err)
-			}
-		}
+		checks(t, "12")
 		randomStrings(t, hostileGround, rapid.Custom(hostileStatement), 3, 30)
 	})
+}
+
+// checks makes a property's test short, unless somebody asks for more.
+func checks(t *testing.T, n string) {
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		t.Cleanup(func() { _ = f.Value.Set(f.DefValue) })
+		if err := f.Value.Set(n); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func plainStatement(t *rapid.T) string {

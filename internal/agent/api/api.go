@@ -94,6 +94,7 @@ type DropOptions struct {
 	// RemoveReplica drops the secondary's database too, if Hawser created it.
 	// Otherwise it stays, as an ordinary read-write database.
 	RemoveReplica bool
-	// Force drops this side even when the other cannot be reached.
+	// Force drops this side even when the other cannot be reached, and opens a replica
+	// whose copy is not complete.
 	Force bool
 }

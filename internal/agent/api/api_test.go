@@ -288,7 +288,7 @@ func TestOptionsArrive(t *testing.T) {
 		t.Fatal(err)
 	}
 	dropped, err := c.DropLink(t.Context(), "a", DropOptions{RemoveReplica: true})
-	if err != nil || dropped != (DropResult{Dropped: "a", RemoveReplicaRequested: true}) {
+	if err != nil || !reflect.DeepEqual(dropped, DropResult{Dropped: "a", RemoveReplicaRequested: true}) {
 		t.Fatalf("dropped %+v, %v", dropped, err)
 	}
 	if gotFailover != (FailoverOptions{Force: true, Timeout: 1500 * time.Millisecond}) || gotVerify.Timeout != time.Minute || gotDrop != (DropOptions{RemoveReplica: true}) {

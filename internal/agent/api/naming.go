@@ -77,6 +77,7 @@ func (s naming) VerifyLink(ctx context.Context, name string, o VerifyOptions) (V
 
 func (s naming) DropLink(ctx context.Context, name string, o DropOptions) (DropResult, error) {
 	r, err := s.Service.DropLink(ctx, name, o)
+	r.Findings = namedFindings(r.Findings, name)
 	return r, namedError(err, name)
 }
 

@@ -77,7 +77,7 @@ type (
 	dropInput struct {
 		Name          string `path:"name" maxLength:"64"`
 		RemoveReplica bool   `query:"remove_replica" doc:"Drop the secondary's database too, if Hawser created it"`
-		Force         bool   `query:"force" doc:"Drop this side even when the other can't be reached"`
+		Force         bool   `query:"force" doc:"Drop this side even when the other can't be reached, and open a replica whose copy is not complete"`
 	}
 )
 

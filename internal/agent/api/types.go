@@ -293,7 +293,8 @@ type DropResult struct {
 	RemoveReplicaRequested bool   `json:"remove_replica_requested"`
 	// ReplicaRemoved is nil where only the other instance knows whether Hawser
 	// had created its database.
-	ReplicaRemoved *bool `json:"replica_removed" doc:"Whether the secondary's database was dropped: only one that Hawser had created is. null when only the other instance knows"`
+	ReplicaRemoved *bool            `json:"replica_removed" doc:"Whether the secondary's database was dropped: only one that Hawser had created is. null when only the other instance knows"`
+	Findings       problem.Findings `json:"findings,omitempty" doc:"What is left of the link, or lacks in a replica that stays"`
 }
 
 // VerifyReport is the comparison of both sides at one position. It tells what

@@ -1,0 +1,160 @@
+package agent_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// turnedDown looks whether something was refused with that code, by a cause that names it.
+func turnedDown(t *testing.T, what string, err error, code, names string) {
+	t.Helper()
+	p, ok := problem.As(err)
+	if b, blocked := api.AsBlocked(err); blocked {
+		p, ok = b.Findings[0], true
+	}
+	if !ok || p.Code != code || !strings.Contains(p.Cause, names) || p.Remedy == "" {
+		t.Errorf("%s: %v; want %s, which names %s", what, err, code, names)
+	}
+}
+
+// within runs statements in a session.
+func within(t *testing.T, conn *pgx.Conn, sql ...string) {
+	t.Helper()
+	for _, s := range sql {
+		if _, err := conn.Exec(context.Background(), s); err != nil {
+			t.Fatalf("%s: %v", s, err)
+		}
+	}
+}
+
+func codes(found problem.Findings) (out []string) {
+	for _, p := range found {
+		out = append(out, p.Code)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// made is the mark of a database that Hawser created.
+const made = "setting|hawser.created=true"
+
+// TestDropOfAnIncompleteReplica: a table is being copied again, and its rows are not all
+// there. Nothing opens the replica without saying so. The user drops schema hawser on the
+// primary then, and drops the link: what can't be taken back is named.
+func TestDropOfAnIncompleteReplica(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE "Keyless" (v text); INSERT INTO t VALUES (1, 'x')`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	lock := a.Connect(t, "shop")
+	within(t, lock, `BEGIN`, `LOCK TABLE t`)
+	if err := b.ResyncLink(ctx, "shop", []string{"t"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []*instance{a, b} {
+		_, err := i.DropLink(ctx, "shop", api.DropOptions{})
+		turnedDown(t, "drop on "+i.name, err, "copy-incomplete", "public.t")
+	}
+	_, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
+	turnedDown(t, "forced failover", err, "copy-incomplete", "public.t")
+	b.awaitState(t, "shop", api.StateSeeding)
+	a.stop()
+	result, err := b.DropLink(ctx, "shop", api.DropOptions{Force: true})
+	if got := codes(result.Findings); err != nil || !slices.Equal(got, []string{"copy-incomplete", "peer-not-told"}) || !strings.Contains(result.Findings[0].Cause, "public.t") {
+		t.Errorf("drop of the secondary: %v, %v", result.Findings, err)
+	}
+	if got := traces(t, b, "shop"); !slices.Equal(got, []string{made}) {
+		t.Errorf("left on the secondary: %q", got)
+	}
+	within(t, lock, `ROLLBACK`, `DROP SCHEMA hawser CASCADE`)
+	a.run(t)
+	result, err = a.DropLink(ctx, "shop", api.DropOptions{})
+	if got := codes(result.Findings); err != nil || !slices.Equal(got, []string{"replica-identity-left"}) || result.Findings[0].Remedy != `ALTER TABLE public."Keyless" REPLICA IDENTITY DEFAULT;` {
+		t.Errorf("drop of the primary: %v, %v", result.Findings, err)
+	}
+	if got := traces(t, a, "shop"); !slices.Equal(got, []string{"identity|Keyless"}) {
+		t.Errorf("left on the primary: %q", got)
+	}
+}
+
+// TestSchemaDropped: somebody drops schema hawser under a running link, on the primary and
+// then on the secondary. Each is named, nothing goes on as if all were well, and the remedy
+// mends it.
+func TestSchemaDropped(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE keyless (v text); INSERT INTO t VALUES (1, 'x')`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `DROP SCHEMA hawser CASCADE`, `INSERT INTO t VALUES (2, 'y')`, `INSERT INTO keyless VALUES ('y')`)
+	_, remedy := a.awaitCause(t, api.StateSuspended, "schema-lost")
+	if !strings.Contains(remedy, "hawser link resync shop") {
+		t.Errorf("remedy %q", remedy)
+	}
+	_, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{})
+	turnedDown(t, "failover", err, "schema-lost", "was dropped")
+	turnedDown(t, "resume", a.ResumeLink(ctx, "shop"), "schema-lost", "was dropped")
+	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `CREATE TABLE later (id int PRIMARY KEY)`, `INSERT INTO later VALUES (1)`)
+	proven(t, a, "shop")
+	within(t, b.Connect(t, "shop"), `SET session_replication_role = replica`, `SET hawser.agent = on`, `SET default_transaction_read_only = off`, `DROP SCHEMA hawser CASCADE`)
+	a.Exec(t, "shop", `INSERT INTO keyless VALUES ('z')`)
+	b.awaitCause(t, api.StateSuspended, "schema-lost")
+	_, err = b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
+	turnedDown(t, "forced failover", err, "copy-incomplete", "schema hawser was dropped")
+	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	proven(t, a, "shop")
+	if err := try(t, b, `INSERT INTO t VALUES (3, 'foreign')`); err == nil {
+		t.Error("the secondary took a write")
+	}
+	if result, err := a.DropLink(ctx, "shop", api.DropOptions{}); err != nil || len(result.Findings) > 0 {
+		t.Errorf("drop: %v, %v", result.Findings, err)
+	}
+	for _, i := range []*instance{a, b} {
+		if got := traces(t, i, "shop"); len(got) > 0 && !slices.Equal(got, []string{made}) {
+			t.Errorf("left on %s: %q", i.name, got)
+		}
+	}
+}
+
+// TestSettingCommittedAsTheFenceCloses: a change that fires no event is committed when a
+// failover has looked for such, and nobody is kept from writing yet. The new primary has it.
+func TestSettingCommittedAsTheFenceCloses(t *testing.T) {
+	t.Parallel()
+	a, b := small(t)
+	client := a.Connect(t, "shop")
+	within(t, client, `BEGIN`, `ALTER DATABASE shop SET work_mem = '7MB'`) // holds what the fence changes
+	failed := make(chan error, 1)
+	go func() {
+		_, err := a.FailoverLink(context.Background(), "shop", api.FailoverOptions{})
+		failed <- err
+	}()
+	look := a.Connect(t, "postgres")
+	testpg.Eventually(t, 30*time.Second, "the fence is being closed", func() (bool, error) {
+		waits := testpg.Rows(t, look, `SELECT query FROM pg_stat_activity WHERE application_name = 'hawser:shop:failover' AND wait_event_type = 'Lock'`)
+		return len(waits) > 0, nil
+	})
+	within(t, client, `COMMIT`)
+	if err := <-failed; err != nil {
+		t.Fatal(err)
+	}
+	if got := testpg.Rows(t, b.Connect(t, "shop"), `SHOW work_mem`); !slices.Equal(got, []string{"7MB"}) {
+		t.Errorf("work_mem of the new primary is %v", got)
+	}
+}

@@ -1,0 +1,201 @@
+package link
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/fence"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// A replica becomes a database of its own when its link is dropped, or failed over by
+// force. Whether its rows are a state that a primary had is asked here, for both.
+
+// lacking says in words what keeps this side's rows from that; "" if they are it. most
+// bounds the tables that are named; 0 names all.
+func (l *link) lacking(ctx context.Context, conn *pgx.Conn, most int) (string, error) {
+	err := l.recall(ctx, conn)
+	if p, ok := problem.As(err); ok && p.Code == codeForgotten {
+		return "schema hawser was dropped, which knew how far it was", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	s, err := catalog.Lacking(ctx, conn, l.rec.ID)
+	switch {
+	case err != nil || s == nil:
+		return "", err
+	case !s.Restored:
+		return "no table is there yet", nil
+	case len(s.Tables) == 0:
+		return "its tables have their rows, of different times, and keys and what else needs all rows are still to be made", nil
+	}
+	return "rows are missing, or are not the primary's, in " + tables(fewOf(s.Tables, most)), nil
+}
+
+// fewOf shortens a list for a sentence.
+func fewOf(names []string, most int) []string {
+	if most == 0 || len(names) <= most {
+		return names
+	}
+	return append(names[:most:most], fmt.Sprintf("%d more", len(names)-most))
+}
+
+// namedTables bounds the tables that a refusal names.
+const namedTables = 10
+
+// leaves tells of a replica that stays when the link goes and is not complete: a refusal,
+// or a warning if a person has confirmed it.
+func (l *link) leaves(ctx context.Context, r dropRequest) (problem.Findings, error) {
+	l.mu.Lock()
+	side, runs := l.side, l.progress == catalog.Running
+	goes := r.RemoveReplica && l.ownsDB && side.Role == role.Secondary
+	l.mu.Unlock()
+	if side.Writable() || goes || !runs {
+		return nil, nil
+	}
+	most := namedTables
+	if r.Force {
+		most = 0
+	}
+	var lacks string
+	conn, err := l.connect(ctx, "drop")
+	if err == nil {
+		defer conn.Close(context.WithoutCancel(ctx))
+		lacks, err = l.lacking(ctx, conn, most)
+	}
+	switch p, ok := problem.As(err); {
+	case ok && p.Code == "no-such-database":
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case lacks == "":
+		return nil, nil
+	case r.Force:
+		return problem.Findings{problem.Warn(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "it takes writes now, and its copy was not complete: "+lacks,
+			"hawser link create, with another database, copies all of it again")}, nil
+	}
+	return nil, problem.New(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "its copy is not complete, and without the link it would take writes: "+lacks,
+		"wait until hawser link show "+l.rec.Name+" says that it is synchronized; or hawser link drop "+l.rec.Name+" --remove-replica, if Hawser created the database; or hawser link drop "+l.rec.Name+" --force, which opens it as it is")
+}
+
+const (
+	codeIncomplete = "copy-incomplete"
+	codeForgotten  = "schema-lost"
+)
+
+// recall sees that the database still knows of the link, and brings what it knows to this
+// agent's version.
+func (l *link) recall(ctx context.Context, conn *pgx.Conn) error {
+	known, err := catalog.Remembers(ctx, conn, l.rec.ID)
+	if err != nil {
+		return err
+	}
+	if !known {
+		return l.forgotten()
+	}
+	return catalog.MigrateDatabase(ctx, conn)
+}
+
+// forgot tells that the database is known not to know of the link any more.
+func (l *link) forgot() bool {
+	conn, err := l.connect(l.ctx, "setup")
+	if err != nil {
+		return false
+	}
+	defer conn.Close(context.WithoutCancel(l.ctx))
+	known, err := catalog.Remembers(l.ctx, conn, l.rec.ID)
+	return err == nil && !known
+}
+
+func (l *link) forgotten() *problem.Problem {
+	return problem.New(codeForgotten, "schema hawser of database "+postgres.QuoteIdent(l.rec.Database),
+		"it was dropped while the link ran, and with it the capture of DDL and what the link knew: what happened since is not known",
+		"hawser link resync "+l.rec.Name+" puts it back, compares both sides and copies the tables that differ")
+}
+
+// intact sees that nobody took away what captures this primary. If somebody did, the link
+// stands: DDL of the time since was told to nobody.
+func (l *link) intact(ctx context.Context, conn *pgx.Conn) error {
+	if side, _ := l.now(); side.Forced { // it may capture nothing, for nobody
+		if slot, err := capture.SlotUsable(ctx, conn, l.rec.ID); err != nil || !slot {
+			return err
+		}
+	}
+	known, err := catalog.Remembers(ctx, conn, l.rec.ID)
+	switch {
+	case err != nil:
+		return err
+	case known:
+		err = capture.Intact(ctx, conn)
+	default:
+		err = l.forgotten()
+	}
+	if p, ok := problem.As(err); ok && !p.Retryable && !l.standsFor(p.Code) {
+		l.suspend(p)
+	}
+	return err
+}
+
+// standsFor tells that the link is suspended with that cause.
+func (l *link) standsFor(code string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.suspended != nil && l.suspended.Code == code
+}
+
+// recollect has a database that forgot the link know it again, as one whose copy is not
+// complete: what it knew is gone.
+func (l *link) recollect(ctx context.Context, conn *pgx.Conn) error {
+	err := l.recall(ctx, conn)
+	if p, ok := problem.As(err); !ok || p.Code != codeForgotten {
+		return err
+	}
+	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
+		return err
+	}
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := catalog.Join(ctx, tx, l.rec.ID, l.rec.Name); err != nil {
+			return err
+		}
+		return catalog.Reopen(ctx, tx, l.rec.ID)
+	})
+	if err != nil {
+		return err
+	}
+	if side, _ := l.now(); side.Role == role.Secondary {
+		if err := apply.BeginAt(ctx, conn, apply.Origin(l.rec.ID, side.Term), side.From); err != nil {
+			return err
+		}
+	}
+	return l.closeAgain(ctx)
+}
+
+// reclaim puts on a fence that went with schema hawser, so that taking it off takes the
+// database's setting back as well, and names what else of the link may be left: which
+// tables it gave a replica identity was written there.
+func (l *link) reclaim(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
+	if side, _ := l.now(); side.Role == role.Secondary || expelled(side) {
+		if err := fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer}); err != nil {
+			return nil, err
+		}
+	}
+	names, err := capture.FullIdentities(ctx, conn)
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	statements := make([]string, len(names))
+	for i, name := range names {
+		statements[i] = "ALTER TABLE " + name + " REPLICA IDENTITY DEFAULT;"
+	}
+	return problem.Findings{problem.Warn("replica-identity-left", tables(names),
+		"REPLICA IDENTITY FULL is set. Schema hawser, which knew whether the link had set it, was dropped before the link", strings.Join(statements, " "))}, nil
+}
