@@ -176,7 +176,7 @@ func (r *replay) renameIndexes(ctx context.Context) error {
 // nameEdit gives an index that has no name in its command the one that the primary chose.
 func (r *replay) nameEdit(node *pgq.Node, scan *pgq.ScanResult) (edits []edit) {
 	index := node.GetIndexStmt()
-	if index == nil || index.Idxname != "" || len(r.m.Objects) == 0 {
+	if index == nil || index.Idxname != "" || r.m.Tag != "CREATE INDEX" || len(r.m.Objects) == 0 { // of CREATE SCHEMA it is one of many
 		return nil
 	}
 	name, err := pgq.Scan(r.m.Objects[0].Identity)
