@@ -35,6 +35,7 @@ type facts struct {
 	Version int
 	Memo    memo
 	Setting *string // default_transaction_read_only as it is set for the database
+	Created bool    // by Hawser, as a replica
 	// The bodies of the functions and the event trigger's evtenabled; empty if absent.
 	TableBody, DDLBody, Event string
 }
@@ -51,7 +52,7 @@ func Close(ctx context.Context, conn *pgx.Conn, s Sign) error {
 		}
 		m := memo{Closed: true, Form: form, Link: s.Link, Primary: s.Primary, At: f.Memo.At, Was: f.Memo.Was}
 		if !f.Memo.Closed {
-			if f.TableBody != "" { // else what had closed it before is gone, and the setting is its own
+			if f.TableBody != "" || !f.Created { // else what had closed it before is gone, and the setting is its own
 				m.Was = f.Setting
 			}
 			if err := tx.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&m.At); err != nil {
@@ -89,13 +90,14 @@ func read(ctx context.Context, db DB) (facts, error) {
 		SELECT d.datname, d.oid, c.system_identifier::text, current_setting('server_version_num')::int,
 		       (SELECT substr(e, strpos(e, '=') + 1) FROM pg_db_role_setting s, unnest(s.setconfig) e
 		        WHERE s.setdatabase = d.oid AND s.setrole = 0 AND starts_with(e, 'default_transaction_read_only=')),
+		       EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) e WHERE s.setdatabase = d.oid AND s.setrole = 0 AND starts_with(e, 'hawser.created=')),
 		       coalesce(obj_description(f.oid, 'pg_proc'), ''), coalesce(f.prosrc, ''), coalesce(g.prosrc, ''), coalesce(e.evtenabled::text, '')
 		FROM pg_database d CROSS JOIN pg_control_system() c
 		LEFT JOIN pg_proc f ON f.oid = to_regprocedure('hawser.fence()')
 		LEFT JOIN pg_proc g ON g.oid = to_regprocedure('hawser.fence_ddl()')
 		LEFT JOIN pg_event_trigger e ON e.evtname = 'hawser_fence'
 		WHERE d.datname = current_database()`).
-		Scan(&f.Name, &f.Database, &f.System, &f.Version, &f.Setting, &comment, &f.TableBody, &f.DDLBody, &f.Event)
+		Scan(&f.Name, &f.Database, &f.System, &f.Version, &f.Setting, &f.Created, &comment, &f.TableBody, &f.DDLBody, &f.Event)
 	if err != nil {
 		return f, fmt.Errorf("read the state of the fence: %w", err)
 	}
