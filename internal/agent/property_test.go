@@ -2,7 +2,6 @@ package agent_test
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 // TestRandomTransactions plays random DDL and DML, several statements to a
@@ -24,14 +24,9 @@ func TestRandomTransactions(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.awaitState(t, "random", api.StateSynchronized)
-	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		if err := f.Value.Set("25"); err != nil { // short unless somebody asks for more
-			t.Fatal(err)
-		}
-	}
 	conn := a.Connect(t, "random")
 	run := 0
-	rapid.Check(t, func(r *rapid.T) {
+	testpg.Check(t, 25, func(r *rapid.T) {
 		run++
 		for range rapid.IntRange(1, 6).Draw(r, "transactions") {
 			text := ""

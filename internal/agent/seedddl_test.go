@@ -2,7 +2,6 @@ package agent_test
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"strings"
 	"testing"
@@ -296,13 +295,8 @@ func TestRandomDDLWhileCopying(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	a, b := pair(t)
-	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		if err := f.Value.Set("4"); err != nil { // short unless somebody asks for more
-			t.Fatal(err)
-		}
-	}
 	run := 0
-	rapid.Check(t, func(r *rapid.T) {
+	testpg.Check(t, 4, func(r *rapid.T) {
 		run++
 		name := fmt.Sprintf("random%d", run)
 		a.Exec(t, "postgres", `CREATE DATABASE `+name)

@@ -1,7 +1,6 @@
 package schema_test
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -20,24 +19,8 @@ import (
 // several of them. Many fail on the primary; what it kept must be on the secondary.
 func TestReplayRandomStrings(t *testing.T) {
 	t.Parallel()
-	t.Run("of few tables", func(t *testing.T) {
-		checks(t, "40")
-		randomStrings(t, "", rapid.Custom(plainStatement), 9, 8)
-	})
-	t.Run("hostile", func(t *testing.T) {
-		checks(t, "12")
-		randomStrings(t, hostileGround, rapid.Custom(hostileStatement), 3, 30)
-	})
-}
-
-// checks makes a property's test short, unless somebody asks for more.
-func checks(t *testing.T, n string) {
-	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
-		t.Cleanup(func() { _ = f.Value.Set(f.DefValue) })
-		if err := f.Value.Set(n); err != nil {
-			t.Fatal(err)
-		}
-	}
+	t.Run("of few tables", func(t *testing.T) { randomStrings(t, 100, "", rapid.Custom(plainStatement), 9, 8) })
+	t.Run("hostile", func(t *testing.T) { randomStrings(t, 12, hostileGround, rapid.Custom(hostileStatement), 3, 30) })
 }
 
 func plainStatement(t *rapid.T) string {
@@ -61,7 +44,7 @@ func plainStatement(t *rapid.T) string {
 
 // randomStrings plays strings of statements, so many of them at most, in databases that
 // ground made. ROLE_ in it stands for the beginning of a role's name, which is the cluster's.
-func randomStrings(t *testing.T, ground string, statement *rapid.Generator[string], statements, most int) {
+func randomStrings(t *testing.T, checks int, ground string, statement *rapid.Generator[string], statements, most int) {
 	c := testpg.Shared(t)
 	plain := rapid.Map(rapid.SliceOfN(statement, 1, statements), func(list []string) string { return strings.Join(list, ";\n") })
 	inside := rapid.Map(rapid.SliceOfN(statement.Filter(func(s string) bool {
@@ -78,7 +61,7 @@ func randomStrings(t *testing.T, ground string, statement *rapid.Generator[strin
 	c.Exec(t, "postgres", roles)
 	p := newPair(t, c, c)
 	p.exec(p.primary, "SET search_path = ''") // as on the secondary
-	rapid.Check(t, func(rt *rapid.T) {
+	testpg.Check(t, checks, func(rt *rapid.T) {
 		p.clear(prefix)
 		sent := strs.Draw(rt, "strings")
 		client, err := pgx.Connect(t.Context(), c.DSN(p.source))
