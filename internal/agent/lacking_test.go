@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/testpg"
 )
@@ -56,8 +57,7 @@ func TestDropOfAnIncompleteReplica(t *testing.T) {
 	a, b := pair(t)
 	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE "Keyless" (v text); INSERT INTO t VALUES (1, 'x')`)
 	b.awaitState(t, "shop", api.StateSynchronized)
-	lock := a.Connect(t, "shop")
-	within(t, lock, `BEGIN`, `LOCK TABLE t`)
+	release := lock(t, a, "shop", "t")
 	if err := b.ResyncLink(ctx, "shop", []string{"t"}); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,8 @@ func TestDropOfAnIncompleteReplica(t *testing.T) {
 	if got := traces(t, b, "shop"); !slices.Equal(got, []string{made}) {
 		t.Errorf("left on the secondary: %q", got)
 	}
-	within(t, lock, `ROLLBACK`, `DROP SCHEMA hawser CASCADE`)
+	release()
+	a.Exec(t, "shop", `DROP SCHEMA hawser CASCADE`)
 	a.run(t)
 	result, err = a.DropLink(ctx, "shop", api.DropOptions{})
 	if got := codes(result.Findings); err != nil || !slices.Equal(got, []string{"replica-identity-left"}) || result.Findings[0].Remedy != `ALTER TABLE public."Keyless" REPLICA IDENTITY DEFAULT;` {
@@ -110,7 +111,7 @@ func TestSchemaDropped(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `CREATE TABLE later (id int PRIMARY KEY)`, `INSERT INTO later VALUES (1)`)
 	proven(t, a, "shop")
-	within(t, b.Connect(t, "shop"), `SET session_replication_role = replica`, `SET hawser.agent = on`, `SET default_transaction_read_only = off`, `DROP SCHEMA hawser CASCADE`)
+	within(t, b.Connect(t, "shop"), postgres.ByHand, `DROP SCHEMA hawser CASCADE`)
 	a.Exec(t, "shop", `INSERT INTO keyless VALUES ('z')`)
 	b.awaitCause(t, api.StateSuspended, "schema-lost")
 	_, err = b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})

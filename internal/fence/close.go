@@ -90,13 +90,13 @@ func read(ctx context.Context, db DB) (facts, error) {
 		SELECT d.datname, d.oid, c.system_identifier::text, current_setting('server_version_num')::int,
 		       (SELECT substr(e, strpos(e, '=') + 1) FROM pg_db_role_setting s, unnest(s.setconfig) e
 		        WHERE s.setdatabase = d.oid AND s.setrole = 0 AND starts_with(e, 'default_transaction_read_only=')),
-		       EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) e WHERE s.setdatabase = d.oid AND s.setrole = 0 AND starts_with(e, 'hawser.created=')),
+		       EXISTS (SELECT FROM pg_db_role_setting s, unnest(s.setconfig) e WHERE s.setdatabase = d.oid AND s.setrole = 0 AND starts_with(e, $1 || '=')),
 		       coalesce(obj_description(f.oid, 'pg_proc'), ''), coalesce(f.prosrc, ''), coalesce(g.prosrc, ''), coalesce(e.evtenabled::text, '')
 		FROM pg_database d CROSS JOIN pg_control_system() c
 		LEFT JOIN pg_proc f ON f.oid = to_regprocedure('hawser.fence()')
 		LEFT JOIN pg_proc g ON g.oid = to_regprocedure('hawser.fence_ddl()')
 		LEFT JOIN pg_event_trigger e ON e.evtname = 'hawser_fence'
-		WHERE d.datname = current_database()`).
+		WHERE d.datname = current_database()`, postgres.CreatedSetting).
 		Scan(&f.Name, &f.Database, &f.System, &f.Version, &f.Setting, &f.Created, &comment, &f.TableBody, &f.DDLBody, &f.Event)
 	if err != nil {
 		return f, fmt.Errorf("read the state of the fence: %w", err)

@@ -13,6 +13,9 @@ import (
 // with replica mode, which is a superuser's.)
 const AgentSetting = "hawser.agent"
 
+// CreatedSetting is true for a database that Hawser created as a replica.
+const CreatedSetting = "hawser.created"
+
 // ByHand are the statements with which a superuser's session begins that repairs a
 // secondary: they let it pass the fence, as an agent's sessions do.
 const ByHand = "SET session_replication_role = replica; SET " + AgentSetting + " = on; SET default_transaction_read_only = off;"

@@ -26,9 +26,6 @@ type DatabaseSettings struct {
 	CollationVersion string `json:"collation_version,omitempty"`
 }
 
-// mark is the setting of a database that CreateDatabase made.
-const mark = "hawser.created"
-
 // DatabaseOf reads the settings of a database.
 func DatabaseOf(ctx context.Context, src *postgres.Server, name string) (DatabaseSettings, error) {
 	conn, err := src.Connect(ctx, reading(src.Database(), "settings"))
@@ -146,7 +143,7 @@ func CreateDatabase(ctx context.Context, dst *postgres.Server, d DatabaseSetting
 	unfinished := postgres.QuoteIdent(unfinishedName(link))
 	for _, sql := range []string{
 		"CREATE DATABASE " + unfinished + " TEMPLATE template0 " + options,
-		"ALTER DATABASE " + unfinished + " SET " + mark + " = 'true'",
+		"ALTER DATABASE " + unfinished + " SET " + postgres.CreatedSetting + " = 'true'",
 		"ALTER DATABASE " + unfinished + " RENAME TO " + postgres.QuoteIdent(d.Name),
 	} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
@@ -282,7 +279,7 @@ func ownership(ctx context.Context, conn *pgx.Conn, name string) (ours, template
 	err = conn.QueryRow(ctx, `
 		SELECT $2 = ANY (s.setconfig) IS TRUE, d.datistemplate
 		FROM pg_database d LEFT JOIN pg_db_role_setting s ON s.setdatabase = d.oid AND s.setrole = 0
-		WHERE d.datname = $1`, name, mark+"=true").Scan(&ours, &template)
+		WHERE d.datname = $1`, name, postgres.CreatedSetting+"=true").Scan(&ours, &template)
 	if err != nil {
 		err = fmt.Errorf("look for database %q: %w", name, err)
 	}

@@ -196,7 +196,7 @@ func TestDatabaseEntries(t *testing.T) {
 	if len(want) != 8 {
 		t.Fatalf("the primary's settings are %q, want 8 of them", want)
 	}
-	if slices.ContainsFunc(d.Entries, func(e Entry) bool { return strings.Contains(e.SQL, mark) }) {
+	if slices.ContainsFunc(d.Entries, func(e Entry) bool { return strings.Contains(e.SQL, postgres.CreatedSetting) }) {
 		t.Error("the mark of a database that Hawser made is carried to another one")
 	}
 	got := read(to)
