@@ -110,7 +110,10 @@ func failoverPage(p page, r api.FailoverResult) {
 	} else {
 		p.line("%s failover: %s is the primary, %s was; term %d", kind, p.paint(bold, clean(r.NewPrimary)), clean(r.OldPrimary), r.Term)
 	}
-	rows := make([][2]string, 0, len(r.Phases)+2)
+	rows := make([][2]string, 0, len(r.Phases)+3)
+	if !r.StartedAt.IsZero() {
+		rows = append(rows, [2]string{"begun", instant(r.StartedAt)})
+	}
 	for _, phase := range r.Phases {
 		rows = append(rows, [2]string{phase.Name, span(phase.Seconds)})
 	}

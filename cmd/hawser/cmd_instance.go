@@ -53,7 +53,7 @@ func (a *app) statusPage(p page, s instanceStatus) {
 	p.line("%s", p.paint(bold, clean(i.Name)))
 	kind := string(i.Kind)
 	if i.Tier != "" {
-		kind += ", " + strings.ReplaceAll(string(i.Tier), "-", " ")
+		kind += ", PostgreSQL run by this agent, one node"
 	}
 	p.fields(
 		[2]string{"kind", kind},

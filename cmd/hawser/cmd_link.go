@@ -396,7 +396,7 @@ whose replication slot was lost. Readers of the secondary see a table's old rows
 its copy is complete; meanwhile it takes up to twice its room there.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.ResyncLink(ctx, name, tables) })
 	c.Example = "  hawser link resync orders\n  hawser link resync orders --table public.invoice"
-	c.Flags().StringArrayVar(&tables, "table", nil, "a `table` to copy, as SCHEMA.NAME; may be repeated")
+	c.Flags().StringArrayVar(&tables, "table", nil, "a `table` to copy, as SCHEMA.NAME, read as in SQL: letters outside of double quotes are folded to lower case; may be repeated")
 	return c
 }
 

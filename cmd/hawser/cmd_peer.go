@@ -64,7 +64,12 @@ certificate.`,
 		a.show(peer, func(p page) {
 			p.line("%s is trusted.", clean(peer.Name))
 			peerFields(p, peer)
-			p.line("Compare the fingerprint with hawser cert show there, and prove the way with: hawser peer test %s", clean(peer.Name))
+			p.line("Compare the fingerprint with hawser cert show there.")
+			if peer.Address != "" {
+				p.line("Prove the way with: hawser peer test %s", clean(peer.Name))
+			} else {
+				p.line("It has to dial this instance; prove the way there, with hawser peer test and this instance's name.")
+			}
 		})
 		return nil
 	})
@@ -136,7 +141,7 @@ func (a *app) readFile(name string) (string, error) {
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
-			return "", usage{problem.New("file-not-found", "file "+name, "It can't be read", "Name the file that hawser cert show printed on the other instance.").Because(err)}
+			return "", usage{problem.New("file-not-found", "file "+name, "It can't be read", "").Advise("name the file that hawser cert show printed on the other instance").Because(err)}
 		}
 		defer f.Close()
 		in = f

@@ -88,7 +88,7 @@ func objectLines(p page, r api.VerifyReport) {
 
 func remedyLine(p page, remedy string) {
 	if remedy != "" {
-		p.line("  remedy: %s", block(remedy, "    "))
+		p.line("  remedy on the secondary, as superuser: %s", block(remedy, "    "))
 	}
 }
 

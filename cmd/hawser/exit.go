@@ -136,7 +136,7 @@ func stopped(b *api.Blocked) string {
 func (a *app) reportJSON(err error, code int) {
 	r := errorReport{ExitCode: code}
 	if b, ok := api.AsBlocked(err); ok {
-		r.Error = problem.New(api.CodeBlocked, "", stopped(b), "Mend each of the findings, then try again.")
+		r.Error = problem.New(api.CodeBlocked, "", stopped(b), "").Advise("mend each of the findings, then try again")
 		r.Findings = b.Findings
 	} else {
 		p := *problem.Of(err, map[bool]string{true: "usage", false: "failed"}[code == exitUsage])

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -124,7 +123,10 @@ func stateProblem(l api.Link) error {
 	if l.Cause == nil {
 		return p
 	}
-	p.Code, p.Remedy = l.Cause.Code, cmp.Or(l.Cause.Remedy, p.Remedy)
+	p.Code = l.Cause.Code
+	if l.Cause.Remedy != "" || l.Cause.Advice != "" {
+		p.Remedy, p.Advice, p.Place = l.Cause.Remedy, l.Cause.Advice, l.Cause.Place
+	}
 	p.Cause = "The link is " + string(l.State) + ". " + l.Cause.Cause
 	if l.Cause.Object != "" {
 		p.Cause = "The link is " + string(l.State) + ", because of " + l.Cause.Object + ". " + l.Cause.Cause

@@ -148,8 +148,21 @@ func (p page) problem(indent, title string, f *problem.Problem) {
 		code = " " + p.paint(dim, "["+clean(f.Code)+"]")
 	}
 	p.line("%s%s%s%s", indent, title, block(text, indent+"  "), code)
+	p.help(indent+"  ", f)
+}
+
+// help writes what can be typed and what can't, apart from each other.
+func (p page) help(indent string, f *problem.Problem) {
+	on := ""
+	if f.Place != "" {
+		on = " on " + clean(f.Place)
+	}
 	if f.Remedy != "" {
-		p.line("%s  %s %s", indent, p.paint(dim, "remedy:"), p.paint(bold, block(f.Remedy, indent+"          ")))
+		p.line("%s%s %s", indent, p.paint(dim, "remedy"+on+":"), p.paint(bold, block(f.Remedy, indent+strings.Repeat(" ", columns("remedy"+on+": ")))))
+		on = ""
+	}
+	if f.Advice != "" {
+		p.line("%s%s %s", indent, p.paint(dim, "advice"+on+":"), block(f.Advice, indent+"        "))
 	}
 }
 

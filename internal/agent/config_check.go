@@ -29,7 +29,7 @@ func (c Config) Check() problem.Findings {
 	f = append(f, c.Postgres.check()...)
 	f = append(f, c.Limits.check()...)
 	if c.Log.Format != LogText && c.Log.Format != LogJSON {
-		f = append(f, invalid("log.format", fmt.Sprintf("%q is not a format of log lines.", c.Log.Format), "log: {format: text}, or json"))
+		f = append(f, invalid("log.format", fmt.Sprintf("%q is not a format of log lines.", c.Log.Format), "log: {format: text}").Advise("or json"))
 	}
 	return f
 }
@@ -40,10 +40,10 @@ func invalid(key, cause, remedy string) *problem.Problem {
 
 func (c Config) checkName() problem.Findings {
 	if c.Name == "" {
-		return problem.Findings{invalid("name", "Every instance needs a name, by which its peers know it.", "name: on-prem, or --name on-prem")}
+		return problem.Findings{invalid("name", "Every instance needs a name, by which its peers know it.", "name: on-prem").Advise("or --name on-prem")}
 	}
 	if p, bad := problem.As(api.CheckName("instance", c.Name)); bad {
-		return problem.Findings{invalid("name", fmt.Sprintf("%q can't be a name. %s", c.Name, p.Cause), p.Remedy)}
+		return problem.Findings{invalid("name", fmt.Sprintf("%q can't be a name. %s", c.Name, p.Cause), p.Remedy).Advise(p.Advice)}
 	}
 	return nil
 }
@@ -55,7 +55,7 @@ func (c Config) checkAddresses() problem.Findings {
 	}
 	switch {
 	case strings.Contains(c.Socket, "://"):
-		f = append(f, invalid("socket", fmt.Sprintf("%q is a URL; the agent serves its API on a socket first.", c.Socket), "Unset HAWSER_SOCKET or give a path; for a TCP address set api.listen."))
+		f = append(f, invalid("socket", fmt.Sprintf("%q is a URL; the agent serves its API on a socket first.", c.Socket), "").Advise("unset HAWSER_SOCKET or give a path; for a TCP address set api.listen"))
 	case len(c.Socket) > api.MaxSocketPath:
 		f = append(f, invalid("socket", fmt.Sprintf("The path of a Unix socket has at most %d bytes; %s has %d.", api.MaxSocketPath, c.Socket, len(c.Socket)), "socket: /run/hawser/hawser.sock"))
 	}
@@ -63,7 +63,7 @@ func (c Config) checkAddresses() problem.Findings {
 		return f
 	}
 	if p, bad := problem.As(api.CheckListen(c.API.Listen)); bad {
-		f = append(f, invalid("api.listen", p.Cause, p.Remedy))
+		f = append(f, invalid("api.listen", p.Cause, p.Remedy).Advise(p.Advice))
 	}
 	return f
 }
@@ -81,9 +81,9 @@ func (c PostgresConfig) check() problem.Findings {
 	switch {
 	case c.Connection == "" && c.Managed == nil:
 		return problem.Findings{invalid("postgres", "Nothing says which PostgreSQL this instance is.",
-			"For a server that runs already: postgres: {connection: 'host=… user=… dbname=postgres'}. For one that the agent runs: postgres: {managed: {}}")}
+			"postgres: {managed: {}}").Advise("for one that the agent runs; for a server that runs already: postgres: {connection: 'host=… user=… dbname=postgres'}")}
 	case c.Connection != "" && c.Managed != nil:
-		return problem.Findings{invalid("postgres", "An instance is either a server (postgres.connection) or managed (postgres.managed), not both.", "Remove one of the two; look at the environment and the flags, too.")}
+		return problem.Findings{invalid("postgres", "An instance is either a server (postgres.connection) or managed (postgres.managed), not both.", "").Advise("remove one of the two; look at the environment and the flags, too")}
 	case c.Managed != nil:
 		return c.Managed.check()
 	}
@@ -97,9 +97,9 @@ func (c ConnString) check() problem.Findings {
 	if err == nil {
 		return nil
 	}
-	p := invalid("postgres.connection", "It is neither a connection string nor a URL.", "postgres: {connection: 'host=db1 port=5432 user=hawser dbname=postgres'}, or a postgresql:// URL")
+	p := invalid("postgres.connection", "It is neither a connection string nor a URL.", "postgres: {connection: 'host=db1 port=5432 user=hawser dbname=postgres'}").Advise("or a postgresql:// URL")
 	if file := (*fs.PathError)(nil); errors.As(err, &file) {
-		p = invalid("postgres.connection", "A file that it names can't be read", "Correct the path, or let the agent's user read the file.").Because(file)
+		p = invalid("postgres.connection", "A file that it names can't be read", "").Advise("correct the path, or let the agent's user read the file").Because(file)
 	}
 	return problem.Findings{p}
 }
@@ -112,7 +112,7 @@ func (c *ManagedConfig) check() problem.Findings {
 	}
 	if c.BinDir != "" {
 		if _, err := os.Stat(filepath.Join(c.BinDir, "postgres")); err != nil {
-			f = append(f, invalid("postgres.managed.bin_dir", "PostgreSQL's program postgres is not in "+c.BinDir+".", "Name the directory that pg_config --bindir prints, or leave the key out."))
+			f = append(f, invalid("postgres.managed.bin_dir", "PostgreSQL's program postgres is not in "+c.BinDir+".", "pg_config --bindir").Advise("name the directory that this prints, or leave the key out"))
 		}
 	}
 	return append(append(f, c.checkRunAs()...), c.checkSettings()...)
@@ -129,7 +129,7 @@ func (c *ManagedConfig) checkRunAs() problem.Findings {
 	case u.Uid == "0":
 		return problem.Findings{invalid("postgres.managed.run_as", "PostgreSQL refuses to run as root.", "postgres: {managed: {run_as: postgres}}")}
 	case os.Geteuid() != 0 && u.Uid != strconv.Itoa(os.Geteuid()):
-		return problem.Findings{invalid("postgres.managed.run_as", "Only an agent that runs as root can start PostgreSQL as another user.", "Leave the key out, or start the agent as "+c.RunAs+".")}
+		return problem.Findings{invalid("postgres.managed.run_as", "Only an agent that runs as root can start PostgreSQL as another user.", "").Advise("leave the key out, or start the agent as " + c.RunAs)}
 	}
 	return nil
 }
@@ -145,7 +145,7 @@ func (c *ManagedConfig) checkSettings() problem.Findings {
 		case !wellFormed.MatchString(name):
 			f = append(f, invalid("postgres.managed.settings", strconv.Quote(name)+" is not the name of a setting.", "postgres: {managed: {settings: {work_mem: 64MB}}}"))
 		case slices.Contains(owned, name):
-			f = append(f, invalid("postgres.managed.settings", "The agent sets "+name+" itself.", "Remove it; data_dir, port and listen_addresses have keys of their own."))
+			f = append(f, invalid("postgres.managed.settings", "The agent sets "+name+" itself.", "").Advise("remove it; data_dir, port and listen_addresses have keys of their own"))
 		}
 	}
 	return f
@@ -158,13 +158,13 @@ func (l Limits) check() problem.Findings {
 	)
 	var f problem.Findings
 	if l.Memory < leastMemory {
-		f = append(f, invalid("limits.memory", l.Memory.String()+" is too little to work with.", "limits: {memory: 256MiB}; at least 32MiB"))
+		f = append(f, invalid("limits.memory", l.Memory.String()+" is too little to work with.", "limits: {memory: 256MiB}").Advise("at least 32MiB"))
 	}
 	if l.SeedWorkers < 1 || l.SeedWorkers > mostWorkers {
 		f = append(f, invalid("limits.seed_workers", fmt.Sprintf("%d is not between 1 and %d.", l.SeedWorkers, mostWorkers), "limits: {seed_workers: 4}"))
 	}
 	if l.WALHeld != 0 && l.WALHeld < link.LeastWAL {
-		f = append(f, invalid("limits.wal_held", l.WALHeld.String()+" would end every link at its first delay.", "limits: {wal_held: 16GiB}; at least 64MiB, or 0 for no limit of the agent's"))
+		f = append(f, invalid("limits.wal_held", l.WALHeld.String()+" would end every link at its first delay.", "limits: {wal_held: 16GiB}").Advise("at least 64MiB, or 0 for no limit of the agent's"))
 	}
 	return f
 }

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/agnivade/levenshtein"
 	"github.com/go-viper/mapstructure/v2"
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/env/v2"
@@ -186,12 +185,12 @@ func load(k *koanf.Koanf, sources Sources) (problem.Findings, error) {
 func unreadable(path string, err error) *problem.Problem {
 	object := "file " + path
 	if errors.Is(err, fs.ErrNotExist) {
-		return problem.New("config-not-found", object, "The configuration file does not exist.", "Name another: --config FILE. docs/configuration.md shows one.")
+		return problem.New("config-not-found", object, "The configuration file does not exist.", "--config FILE").Advise("docs/configuration.md shows such a file")
 	}
 	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
-		return problem.New("invalid-config", object, "The configuration file can't be read", "Let the agent's user read it.").Because(pathErr.Err)
+		return problem.New("invalid-config", object, "The configuration file can't be read", "").Advise("let the agent's user read it").Because(pathErr.Err)
 	}
-	return problem.New("invalid-config", object, "The configuration file is not a map in YAML", "docs/configuration.md shows one.").Because(err)
+	return problem.New("invalid-config", object, "The configuration file is not a map in YAML", "").Advise("docs/configuration.md shows such a file").Because(err)
 }
 
 // unknownKeys finds the keys of a file that mean nothing.
@@ -208,28 +207,43 @@ func unknownKeys(m map[string]any, prefix string, keys []configKey, path string)
 		case section && isMap:
 			findings = append(findings, unknownKeys(inner, full+".", keys, path)...)
 		case section && value != nil:
-			findings = append(findings, problem.New("invalid-config", "key "+full, "It is a section with keys of its own, not a value, in "+path+".", "docs/configuration.md shows it."))
+			findings = append(findings, problem.New("invalid-config", "key "+full, "It is a section with keys of its own, not a value, in "+path+".", "").Advise("docs/configuration.md shows it"))
 		case !section:
-			known := make([]string, len(keys))
-			for i, k := range keys {
-				known[i] = k.name
-			}
-			findings = append(findings, problem.New("invalid-config", "key "+full, "There is no such key; it stands in "+path+".", meant(full, known)))
+			findings = append(findings, problem.New("invalid-config", "key "+full, "There is no such key; "+path+" has it.", "").Advise(meant(nearestKey(prefix, name, keys))))
 		}
 	}
 	slices.SortFunc(findings, func(a, b *problem.Problem) int { return strings.Compare(a.Object, b.Object) })
 	return findings
 }
 
-// meant names the nearest known name.
-func meant(name string, known []string) string {
-	nearest := slices.MinFunc(known, func(a, b string) int {
-		return levenshtein.ComputeDistance(name, a) - levenshtein.ComputeDistance(name, b)
-	})
-	if levenshtein.ComputeDistance(name, nearest) > max(2, len(name)/3) {
-		return "Remove it; hawser agent --help lists what is known."
+// nearestKey is the key or section that was most likely meant by one of that name
+// behind prefix: one of the same section, else one of its name elsewhere.
+func nearestKey(prefix, name string, keys []configKey) string {
+	var near, far []string
+	for _, k := range keys {
+		if rest, ok := strings.CutPrefix(k.name, prefix); ok {
+			first, _, _ := strings.Cut(rest, ".")
+			near = append(near, first)
+		}
+		if strings.HasSuffix(k.name, "."+name) {
+			far = append(far, k.name)
+		}
 	}
-	return "Did you mean " + nearest + "?"
+	if found := problem.Nearest(name, near); found != "" {
+		return prefix + found
+	}
+	if len(far) == 1 {
+		return far[0]
+	}
+	return ""
+}
+
+// meant is the advice for a name that is not known.
+func meant(nearest string) string {
+	if nearest == "" {
+		return "remove it; hawser agent --help lists what is known"
+	}
+	return "did you mean " + nearest + "?"
 }
 
 // envSource turns HAWSER_ variables into keys.
@@ -260,7 +274,7 @@ func (s *envSource) read(name, value string) (string, any) {
 		for i, key := range s.keys {
 			known[i] = key.env
 		}
-		s.findings = append(s.findings, problem.New("invalid-config", "variable "+name, "No key is set by this variable.", meant(name, known)))
+		s.findings = append(s.findings, problem.New("invalid-config", "variable "+name, "No key is set by this variable.", "").Advise(meant(problem.Nearest(name, known))))
 	}
 	return "", nil
 }
@@ -333,7 +347,7 @@ func decode(k *koanf.Koanf, c *Config) problem.Findings {
 		findings = append(findings, wrongForm(e, k.Get(e.Name())))
 	}
 	if err != nil && len(findings) == 0 {
-		findings = append(findings, problem.New("invalid-config", "", "The configuration can't be read", "docs/configuration.md shows one.").Because(err))
+		findings = append(findings, problem.New("invalid-config", "", "The configuration can't be read", "").Advise("docs/configuration.md shows what it has").Because(err))
 	}
 	return findings
 }
@@ -343,7 +357,7 @@ func wrongForm(e *mapstructure.DecodeError, value any) *problem.Problem {
 	name := e.Name()
 	i := slices.IndexFunc(configKeys(), func(k configKey) bool { return k.name == name })
 	if i < 0 {
-		return invalid(name, "Its value has the wrong form: "+rootCause(e).Error()+".", "docs/configuration.md shows the key.")
+		return invalid(name, "Its value has the wrong form: "+rootCause(e).Error()+".", "").Advise("docs/configuration.md shows the key")
 	}
 	key := configKeys()[i]
 	text := fmt.Sprintf("%q", fmt.Sprint(value))
@@ -357,14 +371,14 @@ func wrongForm(e *mapstructure.DecodeError, value any) *problem.Problem {
 	if key.kind == reflect.Map {
 		want = "a map of names and values"
 	}
-	remedy := "docs/configuration.md shows the key."
+	remedy, advice := "", "docs/configuration.md shows the key"
 	switch {
 	case key.form == "level":
-		remedy = "log: {level: info}, or debug, warn or error"
+		remedy, advice = "log: {level: info}", "or debug, warn or error"
 	case key.standard != "" && key.form != "text":
-		remedy = "for instance " + name + ": " + key.standard
+		remedy, advice = "", "for instance "+name+": "+key.standard
 	}
-	return invalid(name, text+" is not "+want+".", remedy)
+	return invalid(name, text+" is not "+want+".", remedy).Advise(advice)
 }
 
 // boolText keeps PostgreSQL's spelling of a YAML boolean among the settings.

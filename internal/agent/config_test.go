@@ -102,10 +102,12 @@ func TestRefusals(t *testing.T) {
 		want    string // in the error
 	}{
 		"key":                {source(t, good+"endpont: {listen: ':1'}", nil), "key endpont: There is no such key"},
-		"inner key":          {source(t, good+"endpoint: {lisen: ':1'}", nil), "Did you mean endpoint.listen?"},
-		"far key":            {source(t, good+"zzzzzzzzzzzz: 1", nil), "Remove it"},
+		"misspelt section":   {source(t, good+"postgress: {managed: {}}", nil), "did you mean postgres?"},
+		"key out of place":   {source(t, good+"bin_dir: /x", nil), "did you mean postgres.managed.bin_dir?"},
+		"inner key":          {source(t, good+"endpoint: {lisen: ':1'}", nil), "did you mean endpoint.listen?"},
+		"far key":            {source(t, good+"zzzzzzzzzzzz: 1", nil), "remove it"},
 		"value for section":  {source(t, good+"endpoint: ':1'", nil), "key endpoint: It is a section"},
-		"variable":           {source(t, good, []string{"HAWSER_LOG_LEVL=debug"}), "Did you mean HAWSER_LOG_LEVEL?"},
+		"variable":           {source(t, good, []string{"HAWSER_LOG_LEVL=debug"}), "did you mean HAWSER_LOG_LEVEL?"},
 		"map variable":       {source(t, good, []string{"HAWSER_POSTGRES_MANAGED_SETTINGS=work_mem"}), "variable HAWSER_POSTGRES_MANAGED_SETTINGS"},
 		"no file":            {Sources{File: "/nonexistent/hawser.yaml"}, "does not exist"},
 		"a directory":        {Sources{File: "/"}, "can't be read"},
@@ -122,7 +124,7 @@ func TestRefusals(t *testing.T) {
 		"port as a list":     {source(t, "name: a\npostgres: {managed: {port: [1]}}", nil), "key postgres.managed.port: A list is not a whole number"},
 		"name as a map":      {source(t, "name: {a: b}\npostgres: {managed: {}}", nil), "key name"},
 		"settings as text":   {source(t, "name: a\npostgres: {managed: {settings: x}}", nil), "is not a map of names"},
-		"port's variable":    {source(t, good, []string{"HAWSER_POSTGRES_MANAGD_PORT=5"}), "Did you mean HAWSER_POSTGRES_MANAGED_PORT?"},
+		"port's variable":    {source(t, good, []string{"HAWSER_POSTGRES_MANAGD_PORT=5"}), "did you mean HAWSER_POSTGRES_MANAGED_PORT?"},
 		"other's port":       {source(t, good, []string{"HAWSER_MANAGED_PORT=5433", "HAWSER_WEST_SERVICE_HOST=10.0.0.1"}), "variable HAWSER_MANAGED_PORT"},
 		"service's port":     {source(t, good, []string{"HAWSER_POSTGRES_SERVICE_PORT=5"}), "variable HAWSER_POSTGRES_SERVICE_PORT"},
 		"number's flag":      {source(t, good, nil, "--limits-seed-workers", "some"), `"some" is not a whole number`},
@@ -149,7 +151,7 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: got %v, %v; want an error with %q", name, c, err, test.want)
 			continue
 		}
-		if p, ok := problem.As(err); !ok || p.Cause == "" || p.Remedy == "" {
+		if p, ok := problem.As(err); !ok || p.Cause == "" || p.Help() == "" {
 			t.Errorf("%s: %#v lacks a cause or a remedy", name, err)
 		}
 	}

@@ -87,7 +87,7 @@ func awaitWords(t *testing.T, i *instance, words ...string) {
 		if err != nil || l.Cause == nil {
 			return false, err
 		}
-		text := l.Cause.Cause + " " + l.Cause.Remedy
+		text := l.Cause.Cause + " " + l.Cause.Help()
 		for _, w := range words {
 			if !strings.Contains(text, w) {
 				return false, fmt.Errorf("it is %s: %+v", l.State, l.Cause)

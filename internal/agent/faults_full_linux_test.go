@@ -183,7 +183,7 @@ func (d *duel) standsFor(i *instance) {
 		if l.State == api.StateSynchronized || l.State == api.StateDiverged {
 			return true, nil
 		}
-		if l.Cause != nil && strings.Contains(l.Cause.Cause, "connections") && l.Cause.Remedy != "" {
+		if l.Cause != nil && strings.Contains(l.Cause.Cause, "connections") && l.Cause.Help() != "" {
 			return true, nil
 		}
 		return false, fmt.Errorf("it is %s: %v", l.State, l.Cause)

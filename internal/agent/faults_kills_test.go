@@ -390,7 +390,7 @@ func (d *duel) rest() {
 			}
 			states = append(states, fmt.Sprintf("%s is %s and %s: %v", i.name, l.Role, l.State, l.Cause))
 			rest = rest && l.State == api.StateSynchronized
-			if l.State == api.StateSuspended && (l.Cause == nil || l.Cause.Remedy == "") {
+			if l.State == api.StateSuspended && (l.Cause == nil || l.Cause.Help() == "") {
 				d.t.Errorf("%s stands without a remedy: %+v", i.name, l.Cause)
 			}
 		}

@@ -65,14 +65,14 @@ func TestForcedFailoverAndRejoin(t *testing.T) {
 		`DELETE FROM event WHERE id = 701`)
 
 	// The new primary says whose trouble it is, without the other side and with it.
-	if l, err := b.Link(ctx, "shop"); err != nil || l.Cause.Code != "old-primary-diverged" || l.Cause.Remedy != "when it is back, on alpha: hawser link rejoin shop" {
+	if l, err := b.Link(ctx, "shop"); err != nil || l.Cause.Code != "old-primary-diverged" || l.Cause.Remedy != "hawser link rejoin shop" || l.Cause.Place != "instance alpha" {
 		t.Errorf("while the old primary is away the new one says %v, %v", l.Cause, err)
 	}
 	a.run(t)
 	a.awaitState(t, "shop", api.StateDiverged)
 	b.awaitState(t, "shop", api.StateDiverged)
 	if l, err := b.Link(ctx, "shop"); err != nil || l.Cause.Object != "on instance alpha: link shop" || !strings.HasPrefix(l.Cause.Cause, "instance beta took over by force; the database is read-only here") ||
-		!strings.HasPrefix(l.Cause.Remedy, "on alpha: hawser link rejoin shop") {
+		!strings.HasPrefix(l.Cause.Help(), "on instance alpha: hawser link rejoin shop") {
 		t.Errorf("the new primary says of the old one %v, %v", l.Cause, err)
 	}
 	if err := refused(t, a, `INSERT INTO audit (what) VALUES ('too late')`); err == "" {

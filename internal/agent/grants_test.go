@@ -30,7 +30,7 @@ func (i *instance) grants(t *testing.T, of *instance, direction api.Direction, d
 func notGranted(t *testing.T, what string, err error, by, to *instance) {
 	t.Helper()
 	p, ok := problem.As(err)
-	if !ok || p.Code != "peer-not-granted" || !strings.HasPrefix(strings.TrimPrefix(p.Remedy, "on "+by.name+": "), "hawser peer set "+to.name+" --databases ") ||
+	if !ok || p.Code != "peer-not-granted" || !strings.HasPrefix(p.Remedy, "hawser peer set "+to.name+" --databases ") ||
 		!strings.HasSuffix(p.Object, "database shop") {
 		t.Errorf("%s: %v, want the grant of %s on %s", what, err, to.name, by.name)
 	}
@@ -135,7 +135,7 @@ func TestGrantsNarrow(t *testing.T) {
 				if err != nil {
 					return false, err
 				}
-				if l.State != api.StateDisconnected || l.Cause.Code != "peer-not-granted" || !strings.HasPrefix(l.Cause.Remedy, map[bool]string{false: "on " + c.by.name + ": "}[i == c.by]+"hawser peer set "+c.to.name) {
+				if l.State != api.StateDisconnected || l.Cause.Code != "peer-not-granted" || !strings.HasPrefix(l.Cause.Help(), map[bool]string{false: "on instance " + c.by.name + ": "}[i == c.by]+"hawser peer set "+c.to.name) {
 					return false, fmt.Errorf("%s: %v", l.State, l.Cause)
 				}
 				return true, nil

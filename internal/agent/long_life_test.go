@@ -96,7 +96,7 @@ func TestNewerCatalog(t *testing.T) {
 	cfg.Name, cfg.StateDir, cfg.Socket, cfg.Endpoint.Listen = b.name, b.dir, filepath.Join(b.dir, "s"), fmt.Sprintf("127.0.0.1:%d", b.port)
 	cfg.Postgres.Connection = agent.ConnString(b.DSN("postgres"))
 	err := agent.Run(ctx, cfg, "test")
-	if p, ok := problem.As(err); !ok || p.Code != "catalog-newer" || !strings.Contains(p.Cause, "version 99") || !strings.Contains(p.Remedy, "newer version of hawser") {
+	if p, ok := problem.As(err); !ok || p.Code != "catalog-newer" || !strings.Contains(p.Cause, "version 99") || !strings.Contains(p.Advice, "newer version of hawser") {
 		t.Errorf("an agent with a newer catalog ended with %v", err)
 	}
 	b.Exec(t, "postgres", `DELETE FROM hawser.migration WHERE version = 99`)

@@ -61,7 +61,7 @@ func (s *service) AddPeer(ctx context.Context, request api.AddPeer) (api.Peer, e
 	return s.putPeer(ctx, request.Name, said, func(before *catalog.Peer, others []catalog.Peer) (catalog.Peer, error) {
 		if known := holderOf(request.Certificate, others); known != "" {
 			return catalog.Peer{}, problem.New("peer-duplicate", "peer "+request.Name, "its certificate is trusted under the name "+known+" already",
-				"hawser peer set "+known+" changes its address and grant; or hawser peer remove "+known+", and then this again")
+				"hawser peer set "+known+" --address HOST:PORT").Advise("that changes what is known of it; to give it another name, hawser peer remove " + known + " first")
 		}
 		p := catalog.Peer{Name: request.Name, Databases: grant.All().Databases, Direction: string(grant.Both)}
 		if before != nil {

@@ -125,7 +125,7 @@ func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Findings) != 1 || r.Findings[0].Code != "role-locked-out" || !strings.Contains(r.Findings[0].Remedy, `on beta: ALTER ROLE "App" LOGIN`) {
+	if len(r.Findings) != 1 || r.Findings[0].Code != "role-locked-out" || !strings.Contains(r.Findings[0].Remedy, `ALTER ROLE "App" LOGIN`) {
 		t.Errorf("the failover told %v", r.Findings)
 	}
 }

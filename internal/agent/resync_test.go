@@ -97,7 +97,7 @@ func TestRepairByHand(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, table := range r.Tables {
-		if table.Problem == nil || !strings.Contains(table.Problem.Remedy, want) || !strings.Contains(table.Problem.Remedy, "hawser link resync shop --table") {
+		if table.Problem == nil || !strings.Contains(table.Problem.Remedy, want) || !strings.Contains(table.Problem.Advice, "hawser link resync shop --table") {
 			t.Errorf("table %s: %+v", table.Name, table.Problem)
 		}
 	}

@@ -41,7 +41,7 @@ func (s *service) RotateCertificate(ctx context.Context) (api.Rotation, error) {
 	for _, p := range peers {
 		if !p.Connected {
 			return out, problem.New("peer-away", "peer "+p.Name, "it is not connected, and would refuse this instance when it knows the old certificate alone",
-				"hawser peer test "+p.Name+"; or hawser peer remove "+p.Name+", where it is gone for good")
+				"hawser peer test "+p.Name).Advise("where it is gone for good: hawser peer remove " + p.Name)
 		}
 	}
 	next, err := peer.NextIdentity(s.identityDir(), s.cfg.Name)
@@ -54,7 +54,7 @@ func (s *service) RotateCertificate(ctx context.Context) (api.Rotation, error) {
 	}
 	for _, p := range peers {
 		if _, err := s.peers.Call(ctx, p.Name, "", callCertificate, payload); err != nil {
-			return out, problem.New("certificate-not-taken", "peer "+p.Name, "it did not take the new certificate; the old one stays in use", "mend the cause, then hawser cert rotate").Because(err)
+			return out, problem.New("certificate-not-taken", "peer "+p.Name, "it did not take the new certificate; the old one stays in use", "hawser cert rotate").Advise("when the cause is mended").Because(err)
 		}
 		out.Peers = append(out.Peers, p.Name)
 	}

@@ -229,7 +229,7 @@ func failoverOf(r link.FailoverResult) api.FailoverResult {
 	for _, name := range r.LockedOut {
 		role := postgres.QuoteIdent(name)
 		out.Findings = append(out.Findings, problem.Warn("role-locked-out", "role "+role,
-			"it had sessions on "+r.OldPrimary+", and can't log in on "+r.NewPrimary, "on "+r.NewPrimary+": ALTER ROLE "+role+" LOGIN PASSWORD '…';"))
+			"it had sessions on "+r.OldPrimary+", and can't log in on "+r.NewPrimary, "ALTER ROLE "+role+" LOGIN PASSWORD '…';").At("instance "+r.NewPrimary))
 	}
 	return out
 }
@@ -263,7 +263,7 @@ func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
 	for _, d := range r.Schema {
 		o := api.VerifyObject{Kind: d.Kind, Name: d.Object, Primary: d.Primary, Secondary: d.Secondary, Uncertain: d.Uncertain}
 		if !d.Uncertain {
-			o.Remedy = "on the secondary, as superuser: " + postgres.ByHand + " and the DDL that makes it equal"
+			o.Remedy = postgres.ByHand + " …;"
 		}
 		out.Schema = append(out.Schema, o)
 	}
@@ -282,7 +282,7 @@ func setSequence(d verify.SequenceDifference) string {
 		return ""
 	}
 	name := strings.ReplaceAll(postgres.QuoteIdent(d.Schema, d.Name), "'", "''")
-	return fmt.Sprintf("on the secondary, as superuser: %s SELECT setval('%s', %d, %t);", postgres.ByHand, name, d.Primary.Last, d.Primary.Called)
+	return fmt.Sprintf("%s SELECT setval('%s', %d, %t);", postgres.ByHand, name, d.Primary.Last, d.Primary.Called)
 }
 
 func sequenceOf(s *verify.Sequence) *api.SequenceState {
@@ -318,7 +318,7 @@ func differenceOf(link string, t verify.TableReport) *problem.Problem {
 		cause += ": " + strings.Join(rows, "; ")
 	}
 	return problem.New("rows-differ", "table "+postgres.QuoteIdent(t.Schema, t.Name), cause,
-		"hawser link resync "+link+" --table "+problem.Word(t.Schema+"."+t.Name))
+		"hawser link resync "+link+" --table "+problem.Word(postgres.QuoteIdent(t.Schema, t.Name)))
 }
 
 func (s *service) DropLink(ctx context.Context, name string, o api.DropOptions) (api.DropResult, error) {

@@ -42,7 +42,7 @@ func TestReplicaRemoved(t *testing.T) {
 func TestDifferenceCanBeTyped(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
-		"log": "hawser link resync shop --table public.log", "It's\" x": `hawser link resync shop --table 'public.It'\''s" x'`,
+		"log": "hawser link resync shop --table '\"public\".\"log\"'", "It's\" x": `hawser link resync shop --table '"public"."It'\''s"" x"'`,
 	} {
 		p := differenceOf("shop", verify.TableReport{Schema: "public", Name: name, Verdict: verify.Differs})
 		if p == nil || p.Cause != "rows differ" || p.Remedy != want {

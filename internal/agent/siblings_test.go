@@ -351,11 +351,11 @@ func TestSiblingAway(t *testing.T) {
 			return false, fmt.Errorf("it is %s: %v, %v", l.State, l.Cause, err)
 		}
 		t.Logf("gamma: %v", l.Cause)
-		return strings.Contains(l.Cause.Remedy, "hawser peer add beta.pem"), nil
+		return strings.Contains(l.Cause.Help(), "hawser peer add beta.pem"), nil
 	})
 	if l, err := b.Link(ctx, "other"); err != nil || l.Role != api.RolePrimary || l.Peer != "gamma" {
 		t.Errorf("beta's side: %+v, %v", l, err)
-	} else if l.Cause == nil || !strings.Contains(l.Cause.Remedy, "hawser peer add gamma.pem") {
+	} else if l.Cause == nil || !strings.Contains(l.Cause.Help(), "hawser peer add gamma.pem") {
 		t.Errorf("beta: %s, %v", l.State, l.Cause)
 	}
 	a.stop() // what gamma needs it has: the proof is beta's

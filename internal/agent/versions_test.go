@@ -168,7 +168,7 @@ func TestOldTools(t *testing.T) {
 	}
 	told := false
 	for _, f := range findings {
-		told = told || f.Code == "tool-missing" && f.Blocks() && strings.Contains(f.Cause, "pg_dump of PostgreSQL 18") && strings.Contains(f.Remedy, "postgresql-18")
+		told = told || f.Code == "tool-missing" && f.Blocks() && strings.Contains(f.Cause, "pg_dump of PostgreSQL 18") && strings.Contains(f.Help(), "postgresql-18")
 	}
 	if !told {
 		t.Errorf("findings: %v", findings)

@@ -261,7 +261,7 @@ func takeOrigin(ctx context.Context, conn *pgx.Conn, name string) error {
 	_, err := conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
 	if inUse(err) {
 		return problem.New("origin-in-use", "replication origin "+name,
-			"another session still applies this link", "wait until it has ended").Retry().Because(err)
+			"another session still applies this link", "").Advise("it goes on by itself when that session has ended").Retry().Because(err)
 	}
 	if err != nil {
 		return fmt.Errorf("take replication origin %s: %w", name, err)
@@ -521,7 +521,7 @@ func (a *Applier) do(ctx context.Context, run func(ctx context.Context) error) e
 	}
 }
 
-var errStopped = problem.New("applier-stopped", "", "the stream of changes was interrupted", "none: the link connects again").Retry()
+var errStopped = problem.New("applier-stopped", "", "the stream of changes was interrupted", "").Advise("the link connects again by itself").Retry()
 
 // Await returns when everything that the primary committed before lsn is
 // committed here.

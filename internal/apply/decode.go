@@ -69,7 +69,7 @@ func (a *Applier) record(ctx context.Context, r frame.Record, more bool) error {
 func notUnderstood(lsn frame.LSN, err error) error {
 	return problem.New("not-understood", "position "+lsn.String(),
 		"the primary sent a message that this version of Hawser does not understand; nothing was skipped",
-		"run the newest version of hawser on both sides").Because(err)
+		"").Advise("run the newest version of hawser on both sides").Because(err)
 }
 
 // begin starts a source transaction whose commit record lies at final.
@@ -206,7 +206,7 @@ func (a *Applier) attend(ctx context.Context) error {
 		if err != nil {
 			a.out.broken = true
 			return problem.New("replica-lost", "the replica's PostgreSQL", "it ended the session that applies changes: "+err.Error(),
-				"none, if it is being started again: the link connects again").Retry()
+				"").Advise("start it, if nothing else does: the link connects again by itself").Retry()
 		}
 	}
 	return nil

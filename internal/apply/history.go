@@ -44,7 +44,7 @@ func (a *Applier) meetSlot(confirmed frame.LSN) error {
 		return problem.New("slot-ahead", "link "+a.cfg.Link,
 			fmt.Sprintf("the primary's replication slot was confirmed up to %s, and this replica has only what came before %s: the replica was restored to an earlier state, or somebody moved the slot; the changes between are gone from the slot",
 				confirmed, a.last.Reached),
-			"hawser link resync NAME, which compares the tables and copies those that differ")
+			"hawser link resync NAME").Advise("it compares the tables and copies those that differ")
 	}
 	a.expected = a.last.Commit > 0 && confirmed <= a.last.Commit
 	return nil
@@ -71,7 +71,7 @@ func (a *Applier) otherHistory(found string) error {
 func restored(link, found string) *problem.Problem {
 	return problem.New("primary-restored", "link "+link,
 		found+": the primary's PostgreSQL was put back to an earlier state, or a standby took over that had not received everything; this replica has transactions that the primary lost",
-		"on the secondary, to keep them: hawser link failover NAME --force, then hawser link rejoin NAME on the other side; to give them up: hawser link resync NAME")
+		"hawser link resync NAME").Advise("that gives these transactions up; to keep them, open the secondary (there: hawser link failover NAME --force), then hawser link rejoin NAME on the other side")
 }
 
 // unnoted tells whether the primary is further than is stored.

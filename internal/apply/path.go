@@ -41,5 +41,5 @@ func (w *writer) refused(d *doing, err error) error {
 		return failed(d, err)
 	}
 	return problem.New(CodeUserPath, d.String(), "a function that an index, a CHECK or a generated column of the table calls names things without their schema; it is tried again under the database's search_path",
-		"ALTER FUNCTION … SET search_path = …, on the primary").Retry().Because(err)
+		"ALTER FUNCTION … SET search_path = …;").At("the primary").Retry().Because(err)
 }

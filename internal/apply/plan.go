@@ -254,7 +254,7 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 func match(r *relation, byName map[string]columnFound) (*target, error) {
 	if len(byName) == 0 {
 		return nil, problem.New("table-missing", "table "+r.quoted, "it has changes on the primary and does not exist on the replica",
-			"on the secondary, as superuser, "+postgres.ByHand+" and make it as it is on the primary; then hawser link resync NAME --table "+r.quoted)
+			postgres.ByHand+" CREATE TABLE "+r.quoted+" (…);").Advise("as superuser, make it as it is on the primary; then hawser link resync NAME --table " + problem.Word(r.quoted)).At("the secondary")
 	}
 	t := &target{full: r.def.ReplicaIdentity == 'f', statements: map[string]*statement{}, sets: map[setKey]*statement{}}
 	net := len(r.def.Columns) <= maxNetColumns
@@ -272,7 +272,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 		f, ok := byName[c.Name]
 		if !ok {
 			return nil, problem.New("column-missing", "column "+postgres.QuoteIdent(c.Name)+" of table "+r.quoted,
-				"it exists on the primary and not on the replica", "add it on the replica as it is on the primary, then hawser link resume NAME")
+				"it exists on the primary and not on the replica", postgres.ByHand+" ALTER TABLE "+r.quoted+" ADD COLUMN "+postgres.QuoteIdent(c.Name)+" …;").Advise("as superuser, make it as it is on the primary; then hawser link resume NAME").At("the secondary")
 		}
 		t.columns = append(t.columns, f.column)
 		if c.Key {
@@ -592,7 +592,7 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 			if old[i].Kind == pgoutput.Unchanged || old[i].Kind == pgoutput.Null {
 				return problem.New("key-missing", "table "+r.quoted,
 					"the primary sent a change without the value of key column "+t.columns[i].name,
-					"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL; on the primary, then hawser link resume NAME")
+					"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL;").Advise("then hawser link resume NAME").At("the primary")
 			}
 			b.WriteString([]string{" WHERE t.", " AND t."}[min(n, 1)] + t.columns[i].name + " " + t.columns[i].equals() + " " + b.param(t.columns[i], old[i]))
 		}
@@ -600,7 +600,7 @@ func (a *Applier) where(b *builder, r *relation, old []pgoutput.Column) error {
 	}
 	if !t.full {
 		return problem.New("key-missing", "table "+r.quoted, "it has no replica identity, so a row of it can't be found on the replica",
-			"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL; on the primary")
+			"ALTER TABLE "+r.quoted+" REPLICA IDENTITY FULL;").At("the primary")
 	}
 	r.whereLike(b, old)
 	return nil

@@ -134,7 +134,7 @@ func (t *repairTable) keyOf(r *relation, row []pgoutput.Column) ([]string, error
 		at := slices.IndexFunc(r.target.columns, func(c column) bool { return c.attnum == n })
 		if at < 0 || at >= len(row) || row[at].Kind == pgoutput.Null || row[at].Kind == pgoutput.Unchanged {
 			return nil, problem.New("repair-key-lost", "table "+r.quoted,
-				"its key changed on the primary before the rows that differ here were repaired", "hawser link resync NAME --table "+r.def.Namespace+"."+r.def.Name)
+				"its key changed on the primary before the rows that differ here were repaired", "hawser link resync NAME --table "+problem.Word(r.quoted))
 		}
 		key[i] = string(row[at].Data)
 	}

@@ -52,7 +52,7 @@ func newSpool(dir string, xid uint32) (*spool, error) {
 func spoolProblem(path string, err error) error {
 	return problem.New("spool-failed", "spool "+path,
 		"a transaction that is larger than memory can't be kept on the agent's disk",
-		"free space there, or set state_dir to a larger disk; the link goes on by itself").Retry().Because(err)
+		"").Advise("free space there, or set state_dir to a larger disk; the link goes on by itself").Retry().Because(err)
 }
 
 // clearSpools removes what an earlier applier left.

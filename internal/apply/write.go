@@ -280,7 +280,7 @@ func missing(e expectation, tag pgconn.CommandTag) error {
 	p := problem.New("row-missing", "",
 		fmt.Sprintf("the change met %d rows on the replica where the primary had %d: the replica differs from the primary; nothing was skipped",
 			tag.RowsAffected(), e.affected),
-		"hawser link resync NAME compares the tables and copies those that differ")
+		"hawser link resync NAME").Advise("it compares the tables and copies those that differ")
 	if e.what != nil {
 		p.Object = e.what.String()
 	}
@@ -300,9 +300,9 @@ func failed(d *doing, err error) error {
 		object = d.String()
 	}
 	if pg.Code == diskFull {
-		return problem.New("replica-disk-full", "the replica's disk", "it is full", "free space there; the link goes on by itself").Retry().Because(err)
+		return problem.New("replica-disk-full", "the replica's disk", "it is full", "").Advise("free space there; the link goes on by itself").Retry().Because(err)
 	}
-	p := problem.New("statement-failed", object, "the replica refused a change", remedyFor(pg)).Because(err)
+	p := problem.New("statement-failed", object, "the replica refused a change", "hawser link resume NAME").Advise(adviceFor(pg)).Because(err)
 	p.Retryable = retryable(pg)
 	return p
 }
@@ -319,12 +319,12 @@ func retryable(pg *pgconn.PgError) bool {
 	return pg.Code == "40P01" || pg.Code == "40001" || pg.Code == "55P03"
 }
 
-func remedyFor(pg *pgconn.PgError) string {
+func adviceFor(pg *pgconn.PgError) string {
 	switch pg.Code {
 	case "42P01":
-		return "create the table on the replica as it is on the primary, then hawser link resume NAME"
+		return "create the table on the replica first, as it is on the primary"
 	case "42703":
-		return "add the column on the replica as it is on the primary, then hawser link resume NAME"
+		return "add the column on the replica first, as it is on the primary"
 	}
-	return "mend the cause that the server names, then hawser link resume NAME"
+	return "mend first the cause that the server names"
 }

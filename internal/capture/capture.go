@@ -180,20 +180,20 @@ func slotProblem(name string, err error) error {
 	case "55006": // object_in_use
 		return problem.New("slot-in-use", object,
 			"another connection still streams from it; it ends by itself within wal_sender_timeout",
-			"wait, or SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '"+name+"'").Retry().Because(err)
+			"SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '"+name+"';").Advise("only if it stays so: an earlier connection ends by itself").At("the primary").Retry().Because(err)
 	case "42704": // undefined_object
 		return problem.New("slot-lost", object,
 			"it does not exist any more, so changes may be missing from the stream",
-			"hawser link resync NAME, which compares the tables and copies those that differ").Because(err)
+			"hawser link resync NAME").Advise("it compares the tables and copies those that differ").Because(err)
 	case "55000": // object_not_in_prerequisite_state: invalidated
 		return problem.New("slot-invalidated", object,
 			"PostgreSQL invalidated it, most likely since max_slot_wal_keep_size was exceeded, so changes are missing from the stream",
-			"hawser link resync NAME, which compares the tables and copies those that differ").Because(err)
+			"hawser link resync NAME").Advise("it compares the tables and copies those that differ").Because(err)
 	}
 	if postgres.TooLarge(err) {
 		return problem.New("row-too-large", "a change of the database ("+pg.Where+")",
 			"PostgreSQL can't send the row, whose text would be larger than 1 GB (that of a bytea has two characters a byte): "+pg.Message,
-			"on the primary make the row's values smaller, and SELECT pg_drop_replication_slot('"+name+"'); then hawser link resync NAME, which compares the tables and copies those that differ").Because(err)
+			"SELECT pg_drop_replication_slot('"+name+"');").Advise("before that make the row's values smaller; after it hawser link resync NAME, which compares the tables and copies those that differ").At("the primary").Because(err)
 	}
 	return fmt.Errorf("start replication from %s: %w", object, err)
 }
@@ -221,7 +221,7 @@ func (r *run) receive(ctx context.Context) error {
 			return slotProblem(Object(r.cfg.ID), pgconn.ErrorResponseToPgError(m))
 		case *pgproto3.CopyDone:
 			return problem.New("stream-ended", "replication slot "+Object(r.cfg.ID),
-				"the server ended the stream, as it does at shutdown", "none: the link connects again").Retry()
+				"the server ended the stream, as it does at shutdown", "").Advise("the link connects again by itself").Retry()
 		}
 	}
 }

@@ -27,11 +27,11 @@ func Check(ctx context.Context, server *postgres.Server, database string, f filt
 	var out problem.Findings
 	if info.Version < 140000 {
 		out = append(out, problem.New("version-too-old", "server "+server.String(),
-			fmt.Sprintf("it runs PostgreSQL %s; Hawser links versions 14 and later", info.VersionText), "upgrade PostgreSQL to 14 or later"))
+			fmt.Sprintf("it runs PostgreSQL %s; Hawser links versions 14 and later", info.VersionText), "").Advise("upgrade PostgreSQL to 14 or later"))
 	}
 	if info.InRecovery {
 		out = append(out, problem.New("not-writable", "server "+server.String(),
-			"it is a standby in recovery, which can't be the primary of a link", "point the agent's connection string at the primary, or list all nodes of the group in it"))
+			"it is a standby in recovery, which can't be the primary of a link", "").Advise("point the agent's connection string at the primary, or list all nodes of the group in it"))
 	}
 	conn, err := server.Connect(ctx, postgres.Session{Database: database, Purpose: "validate"})
 	if err != nil {
@@ -72,7 +72,7 @@ func checkWALLevel(ctx context.Context, conn *pgx.Conn) (problem.Findings, error
 	}
 	return problem.Findings{problem.New("wal-level", "setting wal_level",
 		"it is "+level+"; the changes of a database can be streamed only at logical",
-		"ALTER SYSTEM SET wal_level = logical; and restart PostgreSQL")}, nil
+		"ALTER SYSTEM SET wal_level = logical;").Advise("then restart PostgreSQL")}, nil
 }
 
 // checkPlugin asks whether the server lets the stream be decoded by its own plugin, which
@@ -117,7 +117,7 @@ func checkFree(ctx context.Context, conn *pgx.Conn, setting, need, sql string) (
 	}
 	return problem.Findings{problem.New("setting-too-low", "setting "+setting,
 		fmt.Sprintf("%s, and all %d are taken", need, limit),
-		"ALTER SYSTEM SET "+setting+" = "+strconv.Itoa(limit+10)+"; and restart PostgreSQL")}, nil
+		"ALTER SYSTEM SET "+setting+" = "+strconv.Itoa(limit+10)+";").Advise("then restart PostgreSQL")}, nil
 }
 
 // checkPrivileges asks for superuser: event triggers, a publication of all
@@ -149,7 +149,7 @@ func checkTransactions(ctx context.Context, conn *pgx.Conn) (problem.Findings, e
 	_, err = pgx.ForEachRow(rows, []any{&pid, &user, &age}, func() error {
 		out = append(out, problem.Warn("long-transaction", fmt.Sprintf("backend %d of %s", pid, user),
 			fmt.Sprintf("its transaction has been open for %d s; the replication slot can be created only after it has ended", age),
-			fmt.Sprintf("let it end, or SELECT pg_terminate_backend(%d);", pid)))
+			fmt.Sprintf("SELECT pg_terminate_backend(%d);", pid)).Advise("or let it end"))
 		return nil
 	})
 	if err != nil {
@@ -170,7 +170,7 @@ func checkPrepared(ctx context.Context, conn *pgx.Conn) (problem.Findings, error
 	_, err = pgx.ForEachRow(rows, []any{&gid, &age}, func() error {
 		out = append(out, problem.Warn("prepared-transaction", "prepared transaction "+gid,
 			fmt.Sprintf("it has been open for %d s; the replication slot can be created only after it has ended", age),
-			"COMMIT PREPARED "+gid+"; or ROLLBACK PREPARED "+gid+";"))
+			"ROLLBACK PREPARED "+gid+";").Advise("or COMMIT PREPARED, when it is to be kept"))
 		return nil
 	})
 	if err != nil {
@@ -194,7 +194,7 @@ func NotCarried(ctx context.Context, conn *pgx.Conn, f filter.Filter) (problem.F
 		}
 	}
 	if more := len(found) - namedTables; more > 0 {
-		found = append(found[:namedTables], problem.Warn("unlogged-table", fmt.Sprintf("%d more", more), "they are not carried either", "hawser link validate names them all"))
+		found = append(found[:namedTables], problem.Warn("unlogged-table", fmt.Sprintf("%d more", more), "they are not carried either", "hawser link validate --database "+problem.Word(conn.Config().Database)).Advise("it names them all"))
 	}
 	return found, err
 }
@@ -246,7 +246,7 @@ func checkVirtual(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (prob
 	for _, name := range names {
 		out = append(out, problem.New("virtual-column-without-key", "table "+name,
 			"it has a virtual generated column and no key that identifies a row, and PostgreSQL refuses every UPDATE and DELETE of such a table while it is published",
-			"ALTER TABLE "+name+" ADD PRIMARY KEY (…); or ALTER TABLE "+name+" REPLICA IDENTITY USING INDEX …; with a unique index of columns that are NOT NULL"))
+			"ALTER TABLE "+name+" ADD PRIMARY KEY (…);").Advise("or ALTER TABLE … REPLICA IDENTITY USING INDEX …, with a unique index of columns that are NOT NULL"))
 	}
 	return out, nil
 }
@@ -288,7 +288,7 @@ func checkLargeObjects(ctx context.Context, conn *pgx.Conn) (problem.Findings, e
 	}
 	return problem.Findings{problem.New("large-objects", "large objects",
 		fmt.Sprintf("the database holds %d large objects; logical decoding does not carry them", n),
-		"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;")}, nil
+		"SELECT lo_unlink(oid) FROM pg_largeobject_metadata;").Advise("before that move them into a bytea column")}, nil
 }
 
 // namedTables bounds the findings of one kind that need nobody's action.

@@ -118,7 +118,7 @@ func checkChoice(ctx context.Context, conn *pgx.Conn, f filter.Filter) (problem.
 	}
 	if chosen == 0 {
 		return append(out, problem.New("no-table-chosen", "the tables", fmt.Sprintf("the patterns choose none of the database's %d tables", all),
-			"choose others with --tables; without it and without --exclude-tables all are carried")), nil
+			"").Advise("choose others with --tables; without it and without --exclude-tables all are carried")), nil
 	}
 	out = append(out, problem.Noted("tables-chosen", "the tables",
 		fmt.Sprintf("the rows of %d of %d tables are carried, partitions counted one by one; the other tables are on the replica without rows", chosen, all)))
@@ -150,7 +150,7 @@ func checkPatterns(ctx context.Context, conn *pgx.Conn, f filter.Filter) (proble
 			AND n.nspname LIKE $1 COLLATE "C" AND c.relname LIKE $2 COLLATE "C")`, schema, table).Scan(&matches)
 		if err == nil && !matches {
 			out = append(out, problem.New("pattern-matches-nothing", flag+" "+pattern, "no table matches it",
-				"correct it or leave it out; letters outside of double quotes are folded to lower case"))
+				"").Advise("correct it or leave it out; letters outside of double quotes are folded to lower case"))
 		}
 		return err
 	}
@@ -192,7 +192,7 @@ func checkBorderKeys(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (p
 	_, err = pgx.ForEachRow(rows, []any{&key, &from, &to}, func() error {
 		out = append(out, problem.New("foreign-key-crosses", "foreign key "+key+" of "+from,
 			"it refers to "+to+", whose rows the link would not carry, so on the replica its rows would refer to nothing",
-			"add --tables '"+to+"' or take it out of --exclude-tables; or leave out "+from+" too; or ALTER TABLE "+from+" DROP CONSTRAINT "+key+";"))
+			"--tables "+problem.Word(to)).Advise("or take that out of --exclude-tables, or leave out "+from+" too, or drop the constraint "+key))
 		return nil
 	})
 	if err != nil {
@@ -225,14 +225,14 @@ func checkBorderReaders(ctx context.Context, conn *pgx.Conn, likes filter.Likes)
 			return nil
 		}
 		out = append(out, problem.Warn("reads-without-rows", reader,
-			"it reads "+reads+", whose rows are not all carried; on the replica it finds none of those that are not", "carry what it reads, or do not use it on the replica"))
+			"it reads "+reads+", whose rows are not all carried; on the replica it finds none of those that are not", "").Advise("carry what it reads, or do not use it on the replica"))
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for views that cross the border: %w", err)
 	}
 	if more > 0 {
-		out = append(out, problem.Warn("reads-without-rows", fmt.Sprintf("%d more views and functions", more), "they read tables whose rows are not carried", "the same"))
+		out = append(out, problem.Warn("reads-without-rows", fmt.Sprintf("%d more views and functions", more), "they read tables whose rows are not carried", "").Advise("carry what they read, or do not use them on the replica"))
 	}
 	return out, nil
 }

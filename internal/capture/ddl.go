@@ -100,7 +100,7 @@ func Intact(ctx context.Context, conn *pgx.Conn) error {
 	}
 	return problem.New(CodeBroken, "event trigger "+strings.Join(missing, ", "),
 		"it was dropped or disabled while the link ran, so commands of DDL were told to nobody",
-		"hawser link resync NAME puts it back, compares both sides and copies the tables that differ")
+		"hawser link resync NAME").Advise("it puts it back, compares both sides and copies the tables that differ")
 }
 
 // RemoveDDL takes away what InstallDDL put there, except the list of changed
@@ -170,7 +170,7 @@ func DDLKey(ctx context.Context, conn *pgx.Conn) ([]byte, error) {
 	var pg *pgconn.PgError
 	if errors.Is(err, pgx.ErrNoRows) || errors.As(err, &pg) && pg.Code == "42P01" {
 		return nil, problem.New("ddl-capture-missing", "schema hawser",
-			"the database does not write its DDL into the stream", "hawser link resume NAME installs it").Retry()
+			"the database does not write its DDL into the stream", "hawser link resume NAME").Advise("it installs it").Retry()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the key of the DDL messages: %w", err)
@@ -441,10 +441,10 @@ func ddlProblem(doing string, err error) error {
 	case pg.Code == "42501":
 		return problem.New("ddl-capture-privilege", "event triggers of the database",
 			"only a superuser may create event triggers, without which DDL does not arrive on the other side",
-			"ALTER ROLE … SUPERUSER for the role of the agent's connection string").Because(err)
+			"ALTER ROLE … SUPERUSER;").Advise("for the role of the agent's connection string").Because(err)
 	case pg.Code == "42704" && pg.Message == `language "plpgsql" does not exist`:
 		return problem.New("ddl-capture-language", "language plpgsql",
-			"the functions that capture DDL are written in it", "CREATE EXTENSION plpgsql").Because(err)
+			"the functions that capture DDL are written in it", "CREATE EXTENSION plpgsql;").Because(err)
 	}
 	return err
 }

@@ -223,7 +223,7 @@ func TestInstallAndRemove(t *testing.T) {
 
 func isProblem(err error, code string) bool {
 	p, ok := problem.As(err)
-	return ok && p.Code == code && p.Cause != "" && p.Remedy != ""
+	return ok && p.Code == code && p.Cause != "" && p.Help() != ""
 }
 
 func TestInstallNeedsASuperuser(t *testing.T) {

@@ -140,7 +140,7 @@ func meetSlot(ctx context.Context, conn *pgx.Conn, cfg Config, position frame.LS
 	if position > lsn {
 		return 0, problem.New("primary-restored", "link "+cfg.Link,
 			fmt.Sprintf("the primary's WAL ends at %s, and the replica has applied it up to %s: the primary's PostgreSQL was put back to an earlier state, or a standby took over that had not received everything; the replica has transactions that the primary lost", lsn, position),
-			"on the secondary, to keep them: hawser link failover NAME --force, then hawser link rejoin NAME on the other side; to give them up: hawser link resync NAME")
+			"hawser link resync NAME").Advise("that gives these transactions up; to keep them, open the secondary (there: hawser link failover NAME --force), then hawser link rejoin NAME on the other side")
 	}
 	return frame.ParseLSN(confirmed)
 }

@@ -73,7 +73,7 @@ func migrate(ctx context.Context, conn *pgx.Conn, kind string) error {
 		if have > len(steps) {
 			return problem.New("catalog-newer", "schema hawser",
 				fmt.Sprintf("it has version %d, made by a newer agent; this agent knows up to %d", have, len(steps)),
-				"run the newer version of hawser again")
+				"").Advise("run the newer version of hawser again")
 		}
 		for _, step := range steps[have:] {
 			if err := applyStep(ctx, tx, kind, step); err != nil {

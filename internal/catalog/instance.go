@@ -53,7 +53,7 @@ func DeletePeer(ctx context.Context, db DB, name string) (bool, error) {
 		return false, fmt.Errorf("remove peer %s: %w", name, err)
 	}
 	if used {
-		return false, problem.New("peer-in-use", "peer "+name, "links need it", "hawser link list, and drop them first")
+		return false, problem.New("peer-in-use", "peer "+name, "links need it", "hawser link list").Advise("drop them first")
 	}
 	tag, err := db.Exec(ctx, `DELETE FROM hawser.peer WHERE name = $1`, name)
 	if err != nil {

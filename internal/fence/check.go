@@ -74,19 +74,19 @@ func warnings(found problem.Findings) problem.Findings {
 // what they have to be.
 func (f facts) check() problem.Findings {
 	var out problem.Findings
-	remedy := "let Hawser put it back: hawser link resume " + cmp.Or(f.Memo.Link, "NAME")
+	remedy, advice := "hawser link resume "+cmp.Or(f.Memo.Link, "NAME"), "Hawser puts it back then"
 	if f.TableBody == "" || f.DDLBody == "" {
-		return problem.Findings{problem.New("fence-missing", "database "+postgres.QuoteIdent(f.Name), "it has no fence", remedy)}
+		return problem.Findings{problem.New("fence-missing", "database "+postgres.QuoteIdent(f.Name), "it has no fence", remedy).Advise(advice)}
 	}
 	table, ddl := openTable, openDDL
 	if f.Memo.Closed {
 		table, ddl = closedTable(f.Memo.sign(), f.home), closedDDL(f.Memo.sign(), f.home)
 	}
 	if f.TableBody != table {
-		out = append(out, problem.New("fence-changed", "function hawser.fence()", "somebody replaced it, or the database is a copy", remedy))
+		out = append(out, problem.New("fence-changed", "function hawser.fence()", "somebody replaced it, or the database is a copy", remedy).Advise(advice))
 	}
 	if f.DDLBody != ddl {
-		out = append(out, problem.New("fence-changed", "function hawser.fence_ddl()", "somebody replaced it, or the database is a copy", remedy))
+		out = append(out, problem.New("fence-changed", "function hawser.fence_ddl()", "somebody replaced it, or the database is a copy", remedy).Advise(advice))
 	}
 	if f.Event != "A" {
 		out = append(out, problem.New("fence-event-trigger", "event trigger "+trigger,
@@ -106,7 +106,7 @@ func checkTables(bare []table) problem.Findings {
 		out = append(out, problem.New("fence-table", "table "+t.String(), "of its triggers "+trigger+" and "+replicaTrigger+" one is missing, disabled or changed, so writes to it are not refused", t.create()))
 	}
 	if more := len(bare) - named; more > 0 {
-		out = append(out, problem.New("fence-table", "tables", fmt.Sprintf("%d more tables have no working triggers %s and %s", more, trigger, replicaTrigger), "hawser puts them on again by itself"))
+		out = append(out, problem.New("fence-table", "tables", fmt.Sprintf("%d more tables have no working triggers %s and %s", more, trigger, replicaTrigger), "").Advise("Hawser puts them on again by itself"))
 	}
 	return out
 }
@@ -135,7 +135,7 @@ func prepared(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
 		func(gid, since string) *problem.Problem {
 			return problem.New("prepared-transaction", "prepared transaction "+gid,
 				"it is open since "+since+" and anybody could commit it behind the fence",
-				"COMMIT PREPARED "+gid+"; or ROLLBACK PREPARED "+gid+";")
+				"ROLLBACK PREPARED "+gid+";").Advise("or COMMIT PREPARED, when it is to be kept")
 		})
 }
 
@@ -195,7 +195,7 @@ func largeObjects(ctx context.Context, conn *pgx.Conn) (problem.Findings, error)
 		func(version, _ string) *problem.Problem {
 			return problem.Warn("large-objects", "large objects",
 				"no trigger can guard them; on PostgreSQL 14 and 15 not even read-only transactions refuse their changes (this is "+version+")",
-				"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;")
+				"SELECT lo_unlink(oid) FROM pg_largeobject_metadata;").Advise("before that move them into a bytea column")
 		})
 }
 
@@ -215,5 +215,5 @@ func oldSessions(ctx context.Context, conn *pgx.Conn, since time.Time) (problem.
 	}
 	return problem.Findings{problem.Warn("fence-old-sessions", fmt.Sprintf("%d sessions", n),
 		"they are older than the fence: its triggers hold for them, but their transactions are not read-only by default, so nextval and setval pass",
-		"let the clients connect again")}, nil
+		"").Advise("let the clients connect again")}, nil
 }

@@ -126,7 +126,7 @@ func (d *drain) terminate(ctx context.Context) error {
 		if time.Now().After(deadline) {
 			return problem.New("session-remains", "backend "+strconv.FormatInt(victims[0].PID, 10),
 				"it was told to end and did not, so its transaction may still be committed",
-				fmt.Sprintf("SELECT pg_terminate_backend(%d); see what it waits for in pg_stat_activity", victims[0].PID)).Retry()
+				fmt.Sprintf("SELECT pg_terminate_backend(%d);", victims[0].PID)).Advise("what it waits for is in pg_stat_activity").Retry()
 		}
 		if err := pause(ctx, wait); err != nil {
 			return fmt.Errorf("wait for sessions to end: %w", err)

@@ -199,7 +199,7 @@ func (w *walk) each(ctx context.Context, todo []table, timeout time.Duration) (b
 			w.progress()
 		case err == nil:
 			return nil, problem.New("fence-undone", "table "+t.String(), "somebody keeps changing its trigger "+trigger,
-				"find the session in pg_stat_activity and stop it")
+				"SELECT pid, usename, query FROM pg_stat_activity WHERE datname = current_database();").Advise("find the session and stop it")
 		case isLocked(err):
 			busy = append(busy, t)
 		case isGone(err): // dropped or renamed; a renamed one is listed again
@@ -237,16 +237,16 @@ func (w *walk) progress() {
 func (w *walk) inUse(ctx context.Context, t table) *problem.Problem {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	who, end := "another session", "let its transaction end"
+	who, end, advice := "another session", "", "let its transaction end"
 	var pid *int64
 	if err := w.conn.QueryRow(ctx, `
 		SELECT min(pid)::bigint FROM pg_locks WHERE relation = $1 AND granted AND pid <> pg_backend_pid()
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		AND mode NOT IN ('AccessShareLock', 'RowShareLock')`, t.OID).Scan(&pid); err == nil && pid != nil {
-		who, end = fmt.Sprintf("backend %d", *pid), fmt.Sprintf("let its transaction end, or SELECT pg_terminate_backend(%d);", *pid)
+		who, end, advice = fmt.Sprintf("backend %d", *pid), fmt.Sprintf("SELECT pg_terminate_backend(%d);", *pid), "or let its transaction end"
 	}
 	return problem.New("fence-table-busy", "table "+t.String(),
-		"the fence can't be put on or taken off while "+who+" holds a lock on it", end).Retry()
+		"the fence can't be put on or taken off while "+who+" holds a lock on it", end).Advise(advice).Retry()
 }
 
 // change runs statements as one transaction of one round trip. What blocks us is
@@ -331,7 +331,7 @@ func explain(doing string, err error) error {
 	case pg.Code == "42501":
 		return problem.New("fence-privilege", "the agent's role",
 			"the fence needs a superuser: it puts triggers on every table and an event trigger on the database",
-			"ALTER ROLE … SUPERUSER; for the role of the agent's connection string").Because(err)
+			"ALTER ROLE … SUPERUSER;").Advise("for the role of the agent's connection string").Because(err)
 	case pg.Code == "42704" && strings.Contains(pg.Message, "plpgsql"):
 		return problem.New("fence-language", "language plpgsql", "the functions of the fence are written in it",
 			"CREATE EXTENSION plpgsql;").Because(err)

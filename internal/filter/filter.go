@@ -102,7 +102,7 @@ func (l Likes) Args() []any { return []any{l.InSchema, l.InTable, l.OutSchema, l
 
 // Like translates one pattern.
 func Like(pattern string) (schema, table string, err error) {
-	parts, closed := split(pattern)
+	parts, closed := split(pattern, like)
 	switch {
 	case !closed:
 		return "", "", bad(pattern, "a double quote in it is not closed")
@@ -120,29 +120,29 @@ func Like(pattern string) (schema, table string, err error) {
 
 func bad(pattern, cause string) error {
 	return problem.New("bad-pattern", "table pattern "+pattern, cause,
-		`write it as SCHEMA.TABLE: public.orders, sales.order_*, "My Schema".*, *.audit`)
+		"").Advise(`write it as SCHEMA.TABLE: public.orders, sales.order_*, "My Schema".*, *.audit`)
 }
 
 // Name translates a pattern of single names, as those of databases, in which a dot is
 // itself.
 func Name(pattern string) (*regexp.Regexp, error) {
-	parts, closed := split(pattern)
-	like := strings.Join(parts, ".")
+	parts, closed := split(pattern, like)
+	name := strings.Join(parts, ".")
 	cause := ""
 	switch {
 	case !closed:
 		cause = "a double quote in it is not closed"
-	case like == "":
+	case name == "":
 		cause = "it is empty"
 	case strings.ContainsRune(pattern, 0):
 		cause = "it holds a character that no name can hold"
 	}
 	if cause != "" {
-		return nil, problem.New("invalid-pattern", "name pattern "+pattern, cause, `write it as a name with * and ?: shop, sales_*, "My Shop"`)
+		return nil, problem.New("invalid-pattern", "name pattern "+pattern, cause, "").Advise(`write it as a name with * and ?: shop, sales_*, "My Shop"`)
 	}
 	var b strings.Builder
 	escaped := false
-	for _, r := range like {
+	for _, r := range name {
 		switch {
 		case r == '\\' && !escaped:
 			escaped = true
@@ -159,33 +159,51 @@ func Name(pattern string) (*regexp.Regexp, error) {
 	return regexp.Compile(`(?s)\A` + b.String() + `\z`)
 }
 
-// split cuts a pattern at its dots and turns each part into LIKE's form.
-func split(pattern string) (parts []string, closed bool) {
+// Parts are the parts of a name, without patterns, as PostgreSQL reads it; closed is
+// false when a double quote in it is not closed.
+func Parts(name string) (parts []string, closed bool) { return split(name, plain) }
+
+// plain writes a character of a name.
+func plain(b *strings.Builder, r rune, quoted bool) {
+	if 'A' <= r && r <= 'Z' && !quoted {
+		r += 'a' - 'A'
+	}
+	b.WriteRune(r)
+}
+
+// like writes a character of a pattern in LIKE's form.
+func like(b *strings.Builder, r rune, quoted bool) {
+	switch {
+	case r == '*' && !quoted:
+		b.WriteRune('%')
+	case r == '?' && !quoted:
+		b.WriteRune('_')
+	case r == '%' || r == '_' || r == '\\':
+		b.WriteRune('\\')
+		b.WriteRune(r)
+	default:
+		plain(b, r, quoted)
+	}
+}
+
+// split cuts a text at its dots outside of double quotes, and has each character written.
+func split(text string, write func(b *strings.Builder, r rune, quoted bool)) (parts []string, closed bool) {
 	var b strings.Builder
 	quoted := false
-	runes := []rune(pattern)
+	runes := []rune(text)
 	for i := 0; i < len(runes); i++ {
 		r := runes[i]
 		switch {
 		case r == '"' && quoted && i+1 < len(runes) && runes[i+1] == '"':
-			b.WriteRune('"')
+			write(&b, r, quoted)
 			i++
 		case r == '"':
 			quoted = !quoted
 		case r == '.' && !quoted:
 			parts = append(parts, b.String())
 			b.Reset()
-		case r == '*' && !quoted:
-			b.WriteRune('%')
-		case r == '?' && !quoted:
-			b.WriteRune('_')
-		case r == '%' || r == '_' || r == '\\':
-			b.WriteRune('\\')
-			b.WriteRune(r)
-		case 'A' <= r && r <= 'Z' && !quoted:
-			b.WriteRune(r + 'a' - 'A')
 		default:
-			b.WriteRune(r)
+			write(&b, r, quoted)
 		}
 	}
 	return append(parts, b.String()), !quoted

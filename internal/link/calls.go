@@ -262,7 +262,7 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 	}
 	call, ok := linkCalls[method]
 	if !ok {
-		return nil, problem.New("unknown-call", "call "+method, "this version of Hawser does not know it", "run the same version on both sides")
+		return nil, problem.New("unknown-call", "call "+method, "this version of Hawser does not know it", "").Advise("run the same version on both sides")
 	}
 	if err := l.permits(call.need); err != nil {
 		return nil, err
@@ -286,7 +286,7 @@ func (m *Manager) sharedWith(from, name string) (*link, error) {
 func answer[Q, R any](payload []byte, do func(Q) (R, error)) ([]byte, error) {
 	var q Q
 	if err := json.Unmarshal(payload, &q); err != nil {
-		return nil, problem.New("bad-request", "", "the other agent sent a request that can't be read", "run the same version on both sides").Because(err)
+		return nil, problem.New("bad-request", "", "the other agent sent a request that can't be read", "").Advise("run the same version on both sides").Because(err)
 	}
 	r, err := do(q)
 	if err != nil {

@@ -1,7 +1,6 @@
 package link
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/hawser/hawser/internal/catalog"
@@ -13,28 +12,28 @@ func TestChoose(t *testing.T) {
 	t.Parallel()
 	all := []catalog.SeedTable{{OID: 1, Schema: "public", Name: "a"}, {OID: 2, Schema: "public", Name: "both"}, {OID: 3, Schema: "S", Name: "both"}, {OID: 4, Schema: "S", Name: "A b"}}
 	for _, c := range []struct {
-		names, code string
-		object      string
+		names        []string
+		code, object string
+		remedy       string
 	}{
-		{`a public.both S.A b "S"."both" "A b"`, "", ""},
-		{"none a nowhere.x", "no-such-table", "tables none, nowhere.x"},
-		{"both a none", "no-such-table", "table none"},
-		{"both a both", "table-ambiguous", "tables both, both"},
+		{[]string{"a", "public.both", "PUBLIC.A", `"S"."both"`, `"A b"`, `public."a"`}, "", "", ""},
+		{[]string{"none", "a", "nowhere.x"}, "no-such-table", "tables none, nowhere.x", "hawser link show NAME"},
+		{[]string{"both", "a", "none"}, "no-such-table", "table none", "hawser link show NAME"},
+		{[]string{"S.both"}, "no-such-table", "table S.both", `--table '"S".both'`},
+		{[]string{"S.A b", "public.botth"}, "no-such-table", "tables S.A b, public.botth", `--table '"S"."A b"' --table public.both`},
+		{[]string{`public."A`}, "no-such-table", `table public."A`, "--table public.a"},
+		{[]string{"both", "a", "both"}, "table-ambiguous", "tables both, both", "--table public.both --table public.both"},
 	} {
-		names := strings.Fields(c.names)
+		chosen, err := choose(all, c.names)
 		if c.code == "" {
-			names = []string{"a", "public.both", "S.A b", `"S"."both"`, `"A b"`}
-		}
-		chosen, err := choose(all, names)
-		if c.code == "" {
-			if err != nil || len(chosen) != 5 || chosen[3].OID != 3 {
-				t.Errorf("%q: %v, %v", names, chosen, err)
+			if err != nil || len(chosen) != len(c.names) || chosen[2].OID != 1 || chosen[3].OID != 3 {
+				t.Errorf("%q: %v, %v", c.names, chosen, err)
 			}
 			continue
 		}
 		p, ok := problem.As(err)
-		if !ok || p.Code != c.code || p.Object != c.object {
-			t.Errorf("%q: %v", names, err)
+		if !ok || p.Code != c.code || p.Object != c.object || p.Remedy != c.remedy {
+			t.Errorf("%q: %v", c.names, err)
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/filter"
+	"github.com/hawser/hawser/internal/grant"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
@@ -75,18 +78,23 @@ func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error
 }
 
 func taken(name string) *problem.Problem {
-	return problem.New("link-exists", "link "+name, "a link of this name exists", "hawser link show "+name+" tells of it; give another link another name")
+	return problem.New("link-exists", "link "+name, "a link of this name exists", "hawser link show "+name).Advise("choose another name for another link")
 }
 
 // otherRole says of a primary without the database what was most likely meant: it is the
 // other side that has it.
 func otherRole(p *problem.Problem, s Spec) *problem.Problem {
 	q := *p
-	q.Cause += "; the primary of a link is the side that has it"
-	q.Remedy = fmt.Sprintf("--role %s, if it is instance %s that has it", other(s.Role), s.Peer)
+	q.Cause, q.Place = p.Cause+"; the primary of a link is the side that has it", ""
+	turned, who := "--role "+string(other(s.Role)), "instance "+s.Peer
 	if s.Role == role.Secondary {
-		q.Remedy = fmt.Sprintf("--role %s, if it is this instance that has it", other(s.Role))
+		who = "this instance"
 	}
+	if strings.HasPrefix(p.Remedy, "--database ") {
+		q.Advice = joined(p.Advice, turned+" if it is "+who+" that has it")
+		return &q
+	}
+	q.Remedy, q.Advice = turned, "if it is "+who+" that has it"
 	return &q
 }
 
@@ -140,7 +148,7 @@ func (m *Manager) validateSide(ctx context.Context, name, peer string, r validat
 		findings, err = m.validatePrimary(ctx, r.Database, r.Filter)
 	}
 	if p, ok := problem.As(err); ok && p.Code == "no-such-database" && r.Role == role.Primary {
-		return problem.Findings{p}, nil
+		return problem.Findings{m.nearestDatabase(ctx, p, peer, r.Database)}, nil
 	}
 	if err == nil && peer != "" && r.Filter.All() { // a partial link has no failover
 		findings = append(findings, m.oneWay(peer, r.Database)...)
@@ -148,19 +156,40 @@ func (m *Manager) validateSide(ctx context.Context, name, peer string, r validat
 	return findings, err
 }
 
+// nearestDatabase adds to a database that does not exist the one that was most likely
+// meant, of those that the peer may know of.
+func (m *Manager) nearestDatabase(ctx context.Context, p *problem.Problem, peer, database string) *problem.Problem {
+	var known []string
+	err := m.store.Do(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> current_database()`)
+		if err != nil {
+			return err
+		}
+		known, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	known = slices.DeleteFunc(known, func(name string) bool { return peer != "" && m.granted(peer, name, grant.ToPeer) != nil })
+	if near := problem.Nearest(database, known); err == nil && near != "" {
+		q := *p
+		q.Remedy, q.Advice = "--database "+problem.Word(near), "if that was meant; names of databases are taken as they are written"
+		return &q
+	}
+	return p
+}
+
 // unfit refuses a database that can't have this role by what this instance knows
 // already. A secondary belongs to one link alone.
 func (m *Manager) unfit(database string, r role.Role) *problem.Problem {
 	if database == m.cfg.Server.Database() {
 		return problem.New("maintenance-database", "database "+database, "the agent keeps what it remembers in it, so it can't be linked itself",
-			"link another database, or name another one in postgres.connection")
+			"").Advise("link another database, or name another one in postgres.connection")
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for name, l := range m.links {
 		if l.rec.Database == database && r == role.Secondary {
 			return problem.New("already-linked", "database "+database, "link "+name+" uses it on instance "+m.cfg.Instance,
-				"hawser link show "+name+"; a secondary belongs to one link")
+				"hawser link show "+name).Advise("a secondary belongs to one link")
 		}
 	}
 	return nil
@@ -185,7 +214,7 @@ func (m *Manager) validatePrimary(ctx context.Context, database string, f filter
 	}
 	if template {
 		findings = append(findings, problem.New("template-database", "database "+database, "it is a template, which CREATE DATABASE can't copy while a link's sessions are in it",
-			"link the databases that are made from it; or, if none are: ALTER DATABASE "+postgres.QuoteIdent(database)+" IS_TEMPLATE false;"))
+			"ALTER DATABASE "+postgres.QuoteIdent(database)+" IS_TEMPLATE false;").Advise("if no databases are made from it; otherwise link those"))
 	}
 	state, _, err := fence.Check(ctx, conn)
 	if err != nil {
@@ -193,7 +222,7 @@ func (m *Manager) validatePrimary(ctx context.Context, database string, f filter
 	}
 	if state.Closed {
 		findings = append(findings, problem.New("already-secondary", "database "+database,
-			replicaOf(state.Sign), "link the primary of that link instead"))
+			replicaOf(state.Sign), "").Advise("link the primary of that link instead"))
 	}
 	found, err := seed.Check(ctx, conn, f)
 	return append(findings, found...), err
@@ -219,7 +248,7 @@ func (m *Manager) replica(ctx context.Context, database string) (*problem.Proble
 		return nil, err
 	}
 	return problem.New("already-linked", "database "+database, replicaOf(state.Sign),
-		"hawser link show "+state.Sign.Link+", on the instance that has it; a secondary belongs to one link"), nil
+		"hawser link show "+state.Sign.Link).Advise("a secondary belongs to one link").At("the instance that has the link"), nil
 }
 
 func (m *Manager) validateSecondary(ctx context.Context, r validateRequest) (problem.Findings, error) {
@@ -229,7 +258,7 @@ func (m *Manager) validateSecondary(ctx context.Context, r validateRequest) (pro
 		return nil, err
 	}
 	if info.InRecovery {
-		out = append(out, problem.New("not-writable", "server "+m.cfg.Server.String(), "it is a standby in recovery", "point the agent at the primary of the group"))
+		out = append(out, problem.New("not-writable", "server "+m.cfg.Server.String(), "it is a standby in recovery", "").Advise("point the agent at the primary of the group"))
 	}
 	if !info.Superuser {
 		out = append(out, problem.New("not-superuser", "role "+info.User, "the agent's role is no superuser; replication origins and session_replication_role need one",
@@ -238,7 +267,7 @@ func (m *Manager) validateSecondary(ctx context.Context, r validateRequest) (pro
 	if level := info.Settings["wal_level"]; level != "logical" {
 		out = append(out, problem.Warn("wal-level", "setting wal_level",
 			"it is "+level+" on the secondary; a failover, which makes it the primary, needs logical",
-			"ALTER SYSTEM SET wal_level = logical; and restart PostgreSQL"))
+			"ALTER SYSTEM SET wal_level = logical;").Advise("then restart PostgreSQL"))
 	}
 	if r.Source == nil {
 		return out, nil
@@ -314,7 +343,7 @@ func (m *Manager) createThere(ctx context.Context, s Spec, r createRequest) (cre
 	var reply createReply
 	err := m.call(ctx, s.Peer, s.Name, callCreate, r, &reply)
 	if err == nil && !reply.Equal(s.Filter) {
-		err = problem.New("peer-too-old", "instance "+s.Peer, "its agent does not know links that carry some tables alone", "run the same version on both sides")
+		err = problem.New("peer-too-old", "instance "+s.Peer, "its agent does not know links that carry some tables alone", "").Advise("run the same version on both sides")
 	}
 	return reply, err
 }
@@ -501,10 +530,10 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) (problem
 		return nil, err
 	case !o.Force:
 		return nil, problem.New("peer-not-told", "link "+name, "the other side could not be told, and would keep its half of the link",
-			"try again when it is connected, or hawser link drop "+name+" --force, and the same on instance "+l.rec.Peer).Because(err)
+			"hawser link drop "+name+" --force").Advise("or try again when it is connected; with --force the same has to be run on instance " + l.rec.Peer + ", too").Because(err)
 	default:
 		found = append(found, problem.Warn("peer-not-told", "instance "+l.rec.Peer, "it could not be told, and keeps its half of the link: slot, publication, triggers, replica identities and schema hawser",
-			"on "+l.rec.Peer+": hawser link drop "+name+" --force"))
+			"hawser link drop "+name+" --force").At("instance "+l.rec.Peer))
 	}
 	left, err := m.dropSide(ctx, l, o.RemoveReplica)
 	return append(append(found, reply.Left.On(l.rec.Peer)...), left...), err
@@ -545,7 +574,7 @@ func (l *link) dropAsked(ctx context.Context, r dropRequest) (reply dropReply, e
 // swapping refuses to end a link while it is not known which side has all: both would open.
 func (l *link) swapping() *problem.Problem {
 	return problem.New("failover-running", "link "+l.rec.Name, "a failover is under way, and both sides could be left writable",
-		"wait for it: hawser link show "+l.rec.Name+"; if the other side is gone for good: hawser link drop "+l.rec.Name+" --force")
+		"hawser link show "+l.rec.Name).Advise("wait for it; if the other side is gone for good: hawser link drop " + l.rec.Name + " --force")
 }
 
 // finishSoon has finishDrop run, once for a link.

@@ -99,7 +99,7 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 		err := l.m.call(within, l.rec.Peer, l.rec.Name, callFailover, o, &result)
 		if p, ok := problem.As(err); ok && p.Code == "peer-disconnected" {
 			lost := *p
-			lost.Remedy += "; if instance " + l.rec.Peer + " is lost: hawser link failover " + l.rec.Name + " --force, which opens this side without it"
+			lost.Advice = joined(p.Advice, "if instance "+l.rec.Peer+" is lost: hawser link failover "+l.rec.Name+" --force, which opens this side without it")
 			return result, &lost
 		}
 		return result, err
@@ -170,7 +170,7 @@ func (l *link) enter(ctx context.Context, timeout time.Duration) error {
 		return err
 	case side.Phase != role.Preparing:
 		return problem.New("failover-not-now", "link "+l.rec.Name,
-			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", side.Role, side.Phase), "hawser link show "+l.rec.Name+", and run it when the link is steady")
+			fmt.Sprintf("this side is %s and %s; only a steady primary can hand over", side.Role, side.Phase), "hawser link show "+l.rec.Name).Advise("run it when the link is steady")
 	}
 	return nil
 }
@@ -184,7 +184,7 @@ func (l *link) answering(ctx context.Context) error {
 		return err
 	}
 	return problem.New("primary-unreachable", "link "+l.rec.Name, "PostgreSQL of instance "+l.m.cfg.Instance+", the primary, does not answer its agent, so nothing can be handed over",
-		"bring it back, or open the secondary without it, on instance "+l.rec.Peer+": hawser link failover "+l.rec.Name+" --force").Because(err)
+		"hawser link failover "+l.rec.Name+" --force").Advise("that opens the secondary without it; better bring it back").At("instance " + l.rec.Peer).Because(err)
 }
 
 // awaitPromoted lets a primary that has only just taken over come to rest.
@@ -234,9 +234,9 @@ func (l *link) see(run *failoverRun, timeout time.Duration, late chan<- failover
 // notBack is told of a failover that did not end in time, and is not taken back yet.
 func (l *link) notBack() error {
 	p := problem.New("failover-timeout", "link "+l.rec.Name, "the failover did not end within its time limit, and is not taken back yet: this side takes no writes until it is, or until the other one says that it took over",
-		"hawser link show "+l.rec.Name+" tells how it ends")
+		"hawser link show "+l.rec.Name).Advise("it tells how the failover ends")
 	if met, ok := problem.As(l.obstacle()); ok {
-		p.Cause, p.Remedy = p.Cause+". What it meets: "+met.Cause, met.Remedy
+		p.Cause, p.Remedy, p.Advice, p.Place = p.Cause+". What it meets: "+met.Cause, met.Remedy, met.Advice, met.Place
 	}
 	return p
 }
@@ -246,7 +246,7 @@ func (l *link) begin() (*failoverRun, error) {
 	var err error
 	l.update(func() {
 		if l.running != nil {
-			err = problem.New("failover-running", "link "+l.rec.Name, "a failover is under way", "wait for it: hawser link show "+l.rec.Name)
+			err = problem.New("failover-running", "link "+l.rec.Name, "a failover is under way", "hawser link show "+l.rec.Name).Advise("wait for it")
 			return
 		}
 		l.running = run
@@ -493,7 +493,7 @@ func (l *link) installFence(ctx context.Context) error {
 		}
 		if gid != nil {
 			return problem.New("prepared-transaction", "prepared transaction "+*gid,
-				"it is open and would be lost at the failover", "COMMIT PREPARED "+*gid+"; or ROLLBACK PREPARED "+*gid+";")
+				"it is open and would be lost at the failover", "ROLLBACK PREPARED "+*gid+";").Advise("or COMMIT PREPARED, when it is to be kept")
 		}
 		return fence.Prepare(ctx, conn, nil)
 	})
@@ -798,5 +798,5 @@ func (l *link) askRefusal(ctx context.Context, term frame.Term) {
 func (l *link) unanswered(err error) *problem.Problem {
 	return problem.New("outcome-unknown", "link "+l.rec.Name,
 		"instance "+l.rec.Peer+" has not answered whether it took over, so this side takes no writes: "+problem.Of(err, "").Cause,
-		"bring instance "+l.rec.Peer+" back, and this side opens or follows by itself; if that is gone for good: hawser link drop "+l.rec.Name+" --force, which opens this database as it is").Because(err)
+		"hawser link show "+l.rec.Name).Advise("bring instance " + l.rec.Peer + " back, and this side opens or follows by itself; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is").Because(err)
 }

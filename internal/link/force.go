@@ -33,11 +33,11 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	if side.Phase == role.Expelled || side.Phase == role.Diverged {
 		return FailoverResult{}, problem.New("diverged", "link "+l.rec.Name,
 			"instance "+l.rec.Peer+" took over by force, and this side has transactions that the other one never received: it is no copy that could be opened",
-			"hawser link rejoin "+l.rec.Name+", when instance "+l.rec.Peer+" can be reached; if that is gone for good: hawser link drop "+l.rec.Name+" --force, which opens this database as it is")
+			"hawser link rejoin "+l.rec.Name).Advise("when instance " + l.rec.Peer + " can be reached; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is")
 	}
 	if side.Role != role.Secondary {
 		return FailoverResult{}, problem.New("not-secondary", "link "+l.rec.Name,
-			"this side is the primary; it is the secondary that can be opened without the other side", "run the command on instance "+l.rec.Peer)
+			"this side is the primary; it is the secondary that can be opened without the other side", "hawser link failover "+l.rec.Name+" --force").At("instance " + l.rec.Peer)
 	}
 	l.update(func() { l.forcing = true })
 	defer l.update(func() { l.forcing = false })
@@ -90,7 +90,7 @@ func (l *link) fitToForce(ctx context.Context, conn *pgx.Conn) error {
 	}
 	return problem.New(codeIncomplete, "link "+l.rec.Name,
 		"the copy is not complete: opened now, the database would be in a state that the primary never had: "+lacks,
-		"hawser link drop "+l.rec.Name+" --force keeps what is there as an independent database")
+		"hawser link drop "+l.rec.Name+" --force").Advise("it keeps what is there as an independent database")
 }
 
 // getReady prepares the opening: the fence's triggers, the sequences, and the way

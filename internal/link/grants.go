@@ -89,7 +89,7 @@ func (m *Manager) oneWay(peer, database string) problem.Findings {
 	if p == nil {
 		return nil
 	}
-	return problem.Findings{problem.Warn("failover-not-granted", p.Object, p.Cause+"; a planned failover of this link will be refused", p.Remedy)}
+	return problem.Findings{problem.Warn("failover-not-granted", p.Object, p.Cause+"; a planned failover of this link will be refused", p.Remedy).Advise(p.Advice).At(p.Place)}
 }
 
 // need is what the grant of the peer that calls has to allow.
@@ -122,5 +122,5 @@ func (l *link) permits(n need) error {
 	case swaps:
 		return l.maySwap()
 	}
-	return problem.New("peer-not-granted", "link "+l.rec.Name, "no grant allows this call", "none: this is a fault of Hawser, report it")
+	return problem.New("peer-not-granted", "link "+l.rec.Name, "no grant allows this call", "").Advise("this is a fault of Hawser: report it")
 }

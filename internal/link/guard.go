@@ -185,7 +185,7 @@ func (l *link) guardOnce(ctx context.Context) error {
 	}
 	l.suspend(problem.New("wal-limit", "link "+l.rec.Name,
 		fmt.Sprintf("it held back %s of WAL, more than it may (%s), and was given up to save the primary's disk", bytesText(held), bytesText(bound)),
-		"hawser link resync "+l.rec.Name+", when the secondary can be reached, compares the tables and copies those that differ"))
+		"hawser link resync "+l.rec.Name).Advise("when the secondary can be reached: it compares the tables and copies those that differ"))
 	return l.m.store.Do(ctx, func(conn *pgx.Conn) error { return capture.DropSlot(ctx, conn, l.rec.ID) })
 }
 
@@ -231,7 +231,7 @@ func (l *link) walWarning() *problem.Problem {
 	}
 	return problem.Warn("wal-held", "link "+l.rec.Name,
 		fmt.Sprintf("it holds back %s of WAL on the primary; at %s it will be given up", bytesText(l.held), bytesText(bound)),
-		"let the secondary catch up (hawser link show "+l.rec.Name+"), or raise the bound: hawser link set "+l.rec.Name+" --max-wal SIZE")
+		"hawser link set "+l.rec.Name+" --max-wal SIZE").Advise("that raises the bound; better let the secondary catch up")
 }
 
 func bytesText(n int64) string {

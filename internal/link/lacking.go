@@ -81,10 +81,11 @@ func (l *link) leaves(ctx context.Context, r dropRequest) (problem.Findings, err
 		return nil, nil
 	case r.Force:
 		return problem.Findings{problem.Warn(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "it takes writes now, and its copy was not complete: "+lacks,
-			"hawser link create, with another database, copies all of it again")}, nil
+			"hawser link create NAME --database NAME --peer "+l.rec.Peer).Advise("under another name of the database: that copies all of it again")}, nil
 	}
 	return nil, problem.New(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "its copy is not complete, and without the link it would take writes: "+lacks,
-		"wait until hawser link show "+l.rec.Name+" says that it is synchronized; or hawser link drop "+l.rec.Name+" --remove-replica, if Hawser created the database; or hawser link drop "+l.rec.Name+" --force, which opens it as it is")
+		"hawser link show "+l.rec.Name).
+		Advise("wait until this says that it is synchronized; or hawser link drop " + l.rec.Name + " --remove-replica, if Hawser created the database; or hawser link drop " + l.rec.Name + " --force, which opens it as it is")
 }
 
 const (
@@ -119,7 +120,8 @@ func (l *link) forgot() bool {
 func (l *link) forgotten() *problem.Problem {
 	return problem.New(codeForgotten, "schema hawser of database "+postgres.QuoteIdent(l.rec.Database),
 		"it was dropped while the link ran, and with it the capture of DDL and what the link knew: what happened since is not known",
-		"hawser link resync "+l.rec.Name+" puts it back, compares both sides and copies the tables that differ")
+		"hawser link resync "+l.rec.Name).
+		Advise("it puts it back, compares both sides and copies the tables that differ")
 }
 
 // intact sees that nobody took away what captures this primary. If somebody did, the link

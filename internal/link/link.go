@@ -1,7 +1,6 @@
 package link
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -194,7 +193,7 @@ func (l *link) ask(ctx context.Context, e role.Event) (role.State, error) {
 	}
 }
 
-var errHalted = problem.New("link-stopping", "", "the link is being stopped", "run the command again").Retry()
+var errHalted = problem.New("link-stopping", "", "the link is being stopped", "").Advise("run the command again").Retry()
 
 // now returns the role state and a channel that is closed at the next change of
 // anything that decides what the link does.
@@ -460,7 +459,9 @@ func (l *link) obstruct(err error) {
 		return
 	}
 	p := *withReason(problem.Of(err, "not-carried-out"))
-	p.Remedy = cmp.Or(p.Remedy, "none: it is tried again")
+	if p.Remedy == "" && p.Advice == "" {
+		p.Advice = "it is tried again by itself"
+	}
 	l.obstructed = &p
 }
 
@@ -613,7 +614,7 @@ func keptOut(err error) error {
 		return err
 	}
 	switch p.Code {
-	case "password-wrong", "not-admitted", "no-such-role", "authentication-failed", "connection-refused", "no-connect-privilege",
+	case "password-wrong", "password-missing", "not-admitted", "no-such-role", "authentication-failed", "connection-refused", "no-connect-privilege",
 		"no-replication-privilege", "database-closed", "server-certificate", "server-without-tls", "server-unreachable":
 		return p.Retry()
 	}

@@ -170,7 +170,7 @@ func (m *Manager) find(name string) (*link, error) {
 }
 
 func errStarting(instance string) error {
-	return problem.New("starting", "instance "+instance, "the agent is starting", "wait a moment").Retry()
+	return problem.New("starting", "instance "+instance, "the agent is starting", "").Advise("wait a moment").Retry()
 }
 
 func notFound(name string) error {
@@ -267,7 +267,7 @@ func (m *Manager) UsesPeer(peer string) []string {
 }
 
 func busy(name string) error {
-	return problem.New("link-busy", "link "+name, "it is being created or dropped", "wait a moment: hawser link list").Retry()
+	return problem.New("link-busy", "link "+name, "it is being created or dropped", "hawser link list").Advise("wait a moment").Retry()
 }
 
 func (m *Manager) claimed(name string) bool {

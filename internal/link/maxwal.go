@@ -26,7 +26,7 @@ func checkMaxWAL(bytes *int64) *problem.Problem {
 		return nil
 	}
 	return problem.New("max-wal-too-small", "the bound on WAL held", bytesText(*bytes)+" would end the link at its first delay",
-		"--max-wal 16GiB; at least "+bytesText(LeastWAL)+", 0 for no bound, or default for limits.wal_held of the primary's agent")
+		"--max-wal 16GiB").Advise("at least " + bytesText(LeastWAL) + ", 0 for no bound, or default for limits.wal_held of the primary's agent")
 }
 
 // bound is how much WAL the link may hold back on this side; 0 sets no bound. The caller

@@ -40,12 +40,11 @@ func (l *link) whole(why string) error {
 	if l.filter().All() {
 		return nil
 	}
-	return problem.New("link-is-partial", "link "+l.rec.Name, "it carries the rows of some tables alone ("+l.filter().String()+"); "+why, dropPartial(l.rec.Name))
+	return problem.New("link-is-partial", "link "+l.rec.Name, "it carries the rows of some tables alone ("+l.filter().String()+"); "+why, "hawser link drop "+l.rec.Name).Advise(partsForGood)
 }
 
-func dropPartial(name string) string {
-	return "to part the two sides for good, each with what it has and open for writes: stop writing, hawser link verify " + name + ", hawser link drop " + name
-}
+// partsForGood goes with the remedy that drops a link of chosen tables.
+const partsForGood = "that parts the two sides for good, each with what it has and open for writes: stop writing and hawser link verify before"
 
 // aloneWithPart warns on a side that was opened by force. The caller holds mu.
 func (l *link) aloneWithPart() *problem.Problem {
@@ -53,7 +52,7 @@ func (l *link) aloneWithPart() *problem.Problem {
 		return nil
 	}
 	return problem.Warn("partial-primary", "database "+l.rec.Database,
-		"it was opened by force and has the rows of the link's tables alone; those of the others are on instance "+l.rec.Peer+", which can't follow", dropPartial(l.rec.Name))
+		"it was opened by force and has the rows of the link's tables alone; those of the others are on instance "+l.rec.Peer+", which can't follow", "hawser link drop "+l.rec.Name).Advise(partsForGood)
 }
 
 // rechoose looks for tables that came in or went out unseen.

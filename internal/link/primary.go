@@ -40,7 +40,7 @@ func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.St
 	case streamSeed:
 		return seed.Serve(ctx, func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "seed") }, s, l.publication())
 	}
-	return problem.New("unknown-stream", "stream "+kind, "this version of Hawser does not know it", "run the same version on both sides")
+	return problem.New("unknown-stream", "stream "+kind, "this version of Hawser does not know it", "").Advise("run the same version on both sides")
 }
 
 // endWhenNotServing ends a stream when this side may not stream any more.
@@ -65,7 +65,7 @@ func (l *link) serves() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.progress != catalog.Running {
-		return problem.New("link-"+string(l.progress), "link "+l.rec.Name, "it is "+string(l.progress)+" on the primary", "wait a moment").Retry()
+		return problem.New("link-"+string(l.progress), "link "+l.rec.Name, "it is "+string(l.progress)+" on the primary", "").Advise("wait a moment").Retry()
 	}
 	if l.suspended != nil && l.side.Role == role.Primary {
 		return l.suspended
@@ -102,7 +102,7 @@ func (l *link) serveChanges(ctx context.Context, s peer.Stream) error {
 	side, _ := l.now()
 	if start.Term != side.Term {
 		return problem.New("term-differs", "link "+l.rec.Name,
-			fmt.Sprintf("this side is in term %d, the other in term %d", side.Term, start.Term), "none: the sides tell each other their terms").Retry()
+			fmt.Sprintf("this side is in term %d, the other in term %d", side.Term, start.Term), "").Advise("the sides tell each other their terms by themselves").Retry()
 	}
 	if err := l.renew(ctx, side); err != nil {
 		return err
@@ -269,7 +269,7 @@ func readSchema(s peer.Stream, most int) (reply schemaReply, err error) {
 		case frame.SeedChunk:
 			if len(data)+len(f.Data) > most {
 				return reply, problem.New("schema-too-large", "the database's definitions",
-					fmt.Sprintf("the primary sends more than the %d bytes that this side takes", most), "none: report it, with the number of the database's tables")
+					fmt.Sprintf("the primary sends more than the %d bytes that this side takes", most), "").Advise("this is a limit of Hawser: report it, with the number of the database's tables")
 			}
 			data = append(data, f.Data...)
 		case frame.SeedEnd:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/postgres"
@@ -138,39 +140,78 @@ func (l *link) still(ctx context.Context, do func(conn *pgx.Conn) error) error {
 	return l.setPaused(ctx, false)
 }
 
-// choose finds tables by name, as schema.name or, where that is clear, name. All names of
-// which none is meant are told together.
+// choose finds tables by name, as PostgreSQL reads names: SCHEMA.NAME or, where that is
+// clear, NAME. All names of which none is meant are told together.
 func choose(all []catalog.SeedTable, names []string) (out []catalog.SeedTable, err error) {
 	var unknown, unclear, clear []string
 	for _, name := range names {
-		called := func(t catalog.SeedTable) bool {
-			return name == t.Schema+"."+t.Name || name == postgres.QuoteIdent(t.Schema, t.Name)
-		}
+		called := func(t catalog.SeedTable) bool { return isCalled(t, name) }
 		i := slices.IndexFunc(all, called)
-		if i < 0 {
-			called = func(t catalog.SeedTable) bool { return name == t.Name || name == postgres.QuoteIdent(t.Name) }
-			i = slices.IndexFunc(all, called)
-		}
 		switch {
 		case i < 0:
 			unknown = append(unknown, name)
 		case slices.ContainsFunc(all[i+1:], called):
-			unclear, clear = append(unclear, name), append(clear, all[i].Schema+"."+all[i].Name)
+			unclear, clear = append(unclear, name), append(clear, "--table "+problem.Word(tableName(all[i])))
 		default:
 			out = append(out, all[i])
 		}
 	}
 	switch {
 	case len(unknown) > 0:
-		p := problem.New("no-such-table", tables(unknown), "the link carries no table of this name; of a partitioned table name the partitions", "hawser link show NAME, or \\dt *.* on the primary")
+		p := unknownTable(all, unknown)
 		if len(unclear) > 0 {
 			p.Cause += "; and several schemas have a table called " + strings.Join(unclear, ", ")
 		}
 		return nil, p
 	case len(unclear) > 0:
-		return nil, problem.New("table-ambiguous", tables(unclear), "several schemas have a table of this name", "name it as "+strings.Join(clear, ", "))
+		return nil, problem.New("table-ambiguous", tables(unclear), "several schemas have a table of this name", strings.Join(clear, " ")).Advise("name its schema")
 	}
 	return out, nil
+}
+
+func isCalled(t catalog.SeedTable, name string) bool {
+	parts, closed := filter.Parts(name)
+	switch {
+	case !closed:
+		return false
+	case len(parts) == 1:
+		return parts[0] == t.Name
+	}
+	return len(parts) == 2 && parts[0] == t.Schema && parts[1] == t.Name
+}
+
+// unknownTable names what was most likely meant: as often as not letters of a name that
+// stands between double quotes.
+func unknownTable(all []catalog.SeedTable, names []string) *problem.Problem {
+	p := problem.New("no-such-table", tables(names), "the link carries no table of this name; letters outside of double quotes are folded to lower case",
+		"hawser link show NAME").Advise("of a partitioned table name the partitions")
+	var known, near []string
+	for _, t := range all {
+		known = append(known, t.Schema+"."+t.Name, t.Name)
+	}
+	for _, name := range names {
+		parts, _ := filter.Parts(name)
+		if i := slices.Index(known, problem.Nearest(strings.Join(parts, "."), known)); i >= 0 {
+			near = append(near, "--table "+problem.Word(tableName(all[i/2])))
+		}
+	}
+	if len(near) > 0 {
+		p.Remedy, p.Advice = strings.Join(near, " "), "if that was meant; of a partitioned table name the partitions"
+	}
+	return p
+}
+
+var unquoted = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
+
+// tableName is a table's name as choose reads it, in double quotes where it needs them.
+func tableName(t catalog.SeedTable) string {
+	parts := []string{t.Schema, t.Name}
+	for i, part := range parts {
+		if !unquoted.MatchString(part) {
+			parts[i] = postgres.QuoteIdent(part)
+		}
+	}
+	return strings.Join(parts, ".")
 }
 
 func tables(names []string) string {
@@ -471,5 +512,5 @@ func (l *link) sameSchema(r verify.Report) error {
 		differ = append(differ[:5], "…")
 	}
 	return problem.New("schema-differs", "link "+l.rec.Name, "the schemas of the two sides differ, so comparing rows is not enough: "+strings.Join(differ, "; "),
-		"make them equal: on the secondary, as superuser, "+postgres.ByHand+" and the DDL that is missing; then hawser link resync "+l.rec.Name+" again")
+		postgres.ByHand+" …;").Advise("as superuser, with the DDL that is missing; then hawser link resync " + l.rec.Name + " again").At("the secondary")
 }

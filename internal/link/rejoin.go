@@ -58,7 +58,7 @@ func (l *link) rejoin(ctx context.Context) error {
 	}
 	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term <= side.Term {
 		return problem.New("no-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s, so there is nobody to follow", l.rec.Peer, theirs.Role, theirs.Phase),
-			"hawser link show "+l.rec.Name+" on both sides")
+			"hawser link show "+l.rec.Name).Advise("on both sides")
 	}
 	// The other side refuses what its grant does not allow, before anything changes. The key
 	// itself may not be there yet.
@@ -96,7 +96,7 @@ func (l *link) beginRejoin() (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.rejoining {
-		return nil, problem.New("rejoin-running", "link "+l.rec.Name, "a rejoin is under way", "wait for it: hawser link show "+l.rec.Name).Retry()
+		return nil, problem.New("rejoin-running", "link "+l.rec.Name, "a rejoin is under way", "hawser link show "+l.rec.Name).Advise("wait for it").Retry()
 	}
 	l.rejoining = true
 	return func() { l.update(func() { l.rejoining = false }) }, nil
@@ -109,7 +109,7 @@ func (l *link) noteStates(states []string) {
 	}
 	p := problem.Warn("tail-has-settings", "database "+l.rec.Database,
 		"owners, settings or privileges that only this side had changed are as it left them: "+strings.Join(states[:min(len(states), maxStates)], "; "),
-		"hawser link verify "+l.rec.Name+" names those that differ; set them on the primary as they are to be")
+		"hawser link verify "+l.rec.Name).Advise("it names those that differ; set them on the primary as they are to be")
 	l.update(func() { l.notes = append(l.notes, p) })
 }
 
@@ -177,7 +177,7 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 		if c.msg == nil {
 			return problem.New("tail-has-ddl", "link "+l.rec.Name,
 				"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+excerpt(c.statement),
-				"hawser link drop "+l.rec.Name+" on this side keeps its data; hawser link create copies the new primary again")
+				"hawser link drop "+l.rec.Name).Advise("this side keeps its data then; hawser link create copies the new primary again")
 		}
 		return plan.add(ctx, conn, c)
 	})
@@ -467,7 +467,7 @@ func rowsRequest(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) (r seed.
 	if len(r.Key) != len(t.Columns) {
 		table := postgres.QuoteIdent(r.Schema, r.Name)
 		return r, false, problem.New("repair-key-lost", "table "+table, "its key changed on the primary before the rows that differ here were repaired",
-			"hawser link resync NAME --table "+table)
+			"hawser link resync NAME --table "+problem.Word(table))
 	}
 	r.Keys = t.Keys
 	return r, true, nil

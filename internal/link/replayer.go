@@ -194,7 +194,7 @@ func (l *link) note(result schema.Result) {
 	notes := result.Notes
 	for _, role := range result.Roles {
 		notes = append(notes, problem.Warn("role-created", "role "+role,
-			"it was missing here and a statement of the primary names it: it was created without login", "ALTER ROLE "+role+" LOGIN PASSWORD '…'; if it is to log in here"))
+			"it was missing here and a statement of the primary names it: it was created without login", "ALTER ROLE "+role+" LOGIN PASSWORD '…';").Advise("if it is to log in here"))
 	}
 	if result.Tag != "" {
 		l.log.Info("DDL replayed", "tag", result.Tag)

@@ -128,7 +128,7 @@ const codeStopped = "peer-stopped"
 // agentStopped is what a stream ends with when the other side's agent stops.
 func agentStopped(instance string) *problem.Problem {
 	return problem.New(codeStopped, "peer "+instance, "the agent of instance "+instance+" was stopped",
-		"none, if it is being started again: the link goes on by itself").Retry()
+		"").Advise("start it, if nothing else does: the link goes on by itself").Retry()
 }
 
 // followOnce follows until something that decides about it changes, or fails. A
@@ -490,7 +490,7 @@ func lostStream(err error) error {
 	if _, ok := problem.As(err); ok {
 		return err
 	}
-	return problem.New("stream-lost", "", "the stream from the primary broke: its agent or the network went away", "none: the link connects again").Retry().Because(err)
+	return problem.New("stream-lost", "", "the stream from the primary broke: its agent or the network went away", "").Advise("the link connects again by itself").Retry().Because(err)
 }
 
 func (l *link) acknowledged(k frame.Ack) {
@@ -577,5 +577,5 @@ func (l *link) refuseHandoff(ctx context.Context, term frame.Term, s unfitSequen
 	}
 	l.meetPeer(ctx)
 	return problem.New("sequence-missing", "sequence "+postgres.QuoteIdent(s.Schema, s.Name),
-		"it is not here as the primary has it, so the handoff was refused", "hawser link failover "+l.rec.Name+" tells how to mend it").Retry()
+		"it is not here as the primary has it, so the handoff was refused", "hawser link failover "+l.rec.Name).Advise("it tells how to mend it").Retry()
 }

@@ -119,6 +119,5 @@ func (l *link) sequenceProblem(ctx context.Context, conn *pgx.Conn, s unfitSeque
 	if s.There {
 		cause, verb = "the secondary has it with other bounds, so its value would be lost in the failover", "ALTER"
 	}
-	return problem.New("sequence-missing", "sequence "+name, cause, "in database "+postgres.QuoteIdent(l.rec.Database)+" of instance "+l.rec.Peer+", as a superuser: "+postgres.ByHand+
-		" "+verb+" SEQUENCE "+name+" "+parameters+";")
+	return problem.New("sequence-missing", "sequence "+name, cause, postgres.ByHand+" "+verb+" SEQUENCE "+name+" "+parameters+";").Advise("as superuser, in database " + postgres.QuoteIdent(l.rec.Database)).At("instance " + l.rec.Peer)
 }

@@ -87,7 +87,7 @@ func (m *Manager) elsewhere(l *link) *problem.Problem {
 		}
 		return problem.New("failover-elsewhere", "database "+l.rec.Database,
 			fmt.Sprintf("link %s of the same database is %s and %s here; one database changes its primary by one link at a time", s.rec.Name, side.Role, side.Phase),
-			"hawser link show "+s.rec.Name+", and run it again when that link is steady")
+			"hawser link show "+s.rec.Name).Advise("run it again when that link is steady")
 	}
 	return nil
 }
@@ -116,7 +116,7 @@ func (m *Manager) primaryMoved(l *link) {
 func (l *link) moved(name, why string) *problem.Problem {
 	return problem.New("primary-moved", "database "+l.rec.Database,
 		"instance "+l.rec.Peer+" is its primary now, and link "+name+" can't follow it by itself: "+why,
-		"hawser link follow "+name+" --primary "+l.rec.Peer+", on its secondary, compares the two and copies the tables that differ; they have to know each other (hawser peer add)")
+		"hawser link follow "+name+" --primary "+l.rec.Peer).Advise("it compares the two and copies the tables that differ; they have to know each other (hawser peer add)").At("the link's secondary")
 }
 
 // sibling is what the new primary has to know of a link that it is to take up.
@@ -455,7 +455,7 @@ func (l *link) await(ctx context.Context, side role.State) error {
 				}
 				return ctx.Err()
 			}
-			heir = problem.New("heir-not-ready", "link "+l.rec.Name, "instance "+side.Heir+" has not taken over", "none, while the failover runs").Retry()
+			heir = problem.New("heir-not-ready", "link "+l.rec.Name, "instance "+side.Heir+" has not taken over", "").Advise("it comes by itself while the failover runs").Retry()
 			if !theirs.Known {
 				heir = notFound(l.rec.Name)
 			}
@@ -468,7 +468,7 @@ func (l *link) await(ctx context.Context, side role.State) error {
 		_, err = l.ask(ctx, role.ElsewhereRefused{By: side.By})
 		return err
 	case err == nil && reply.Outcome == handoffPending:
-		return problem.New("handoff-pending", "link "+l.rec.Name, "another link of the database hands over to instance "+side.Heir, "none: this link goes on when that has ended").Retry()
+		return problem.New("handoff-pending", "link "+l.rec.Name, "another link of the database hands over to instance "+side.Heir, "").Advise("this link goes on by itself when that has ended").Retry()
 	case side.Stranded && err != nil:
 		return err
 	case side.Stranded:
@@ -491,13 +491,12 @@ func (l *link) unmet(side role.State, heir error, taken bool) error {
 	switch p.Code {
 	case "peer-not-found":
 		return problem.New("primary-moved", "link "+l.rec.Name, cause+p.Object+": "+p.Cause,
-			fmt.Sprintf("hawser peer add %[1]s.pem --address HOST:5022 here, and hawser peer add %[2]s.pem on instance %[1]s; hawser cert show prints the certificates",
-				side.Heir, l.m.cfg.Instance)).Retry().Because(heir)
+			fmt.Sprintf("hawser peer add %s.pem --address HOST:5022", side.Heir)).Advise(fmt.Sprintf("and on instance %s: hawser peer add %s.pem; hawser cert show prints the certificates", side.Heir, l.m.cfg.Instance)).Retry().Because(heir)
 	case "link-not-found":
 		return problem.New("primary-moved", "link "+l.rec.Name, cause+"it does not have this link",
-			"if it stays so: hawser link follow "+l.rec.Name+" --primary "+side.Heir+", which compares the two and copies the tables that differ").Retry().Because(heir)
+			"hawser link follow "+l.rec.Name+" --primary "+side.Heir).Advise("if it stays so: it compares the two and copies the tables that differ").Retry().Because(heir)
 	}
-	return problem.New("heir-unreachable", "link "+l.rec.Name, cause+p.Cause, p.Remedy).Retry().Because(heir)
+	return problem.New("heir-unreachable", "link "+l.rec.Name, cause+p.Cause, p.Remedy).Advise(p.Advice).At(p.Place).Retry().Because(heir)
 }
 
 // goOver makes this side, which waits, a secondary of the heir.
@@ -581,15 +580,15 @@ func (l *link) mayFollow(ctx context.Context, side role.State, primary string) e
 	object := "link " + l.rec.Name
 	switch {
 	case side.Role != role.Secondary:
-		return problem.New("not-secondary", object, "instance "+l.m.cfg.Instance+" is its primary; it is the secondary that can follow another one", "run the command on instance "+l.rec.Peer)
+		return problem.New("not-secondary", object, "instance "+l.m.cfg.Instance+" is its primary; it is the secondary that can follow another one", "hawser link follow "+l.rec.Name+" --primary "+primary).At("instance " + l.rec.Peer)
 	case primary == l.rec.Peer:
-		return problem.New("same-primary", object, "instance "+primary+" is its primary already", "hawser link resync "+l.rec.Name+" compares the two")
+		return problem.New("same-primary", object, "instance "+primary+" is its primary already", "hawser link resync "+l.rec.Name).Advise("it compares the two")
 	}
 	var reply outcomeReply
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHandoff, outcomeRequest{side.By, side.Term}, &reply)
 	if err == nil && reply.Outcome != handoffTaken {
 		return problem.New("primary-not-moved", object, "instance "+l.rec.Peer+" leads its database, or may still",
-			"hawser link failover, of the link between instance "+l.rec.Peer+" and instance "+primary+"; or hawser link show on both").Because(err)
+			"hawser link list").Advise("see which instance leads; hawser link failover, of the link between instance " + l.rec.Peer + " and instance " + primary + ", makes the other one lead").Because(err)
 	}
 	return nil
 }
@@ -648,12 +647,12 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 			return role.State{}, taken(name)
 		case side.Role != role.Primary || side.Term != r.Next || side.After != r.After:
 			return role.State{}, problem.New("link-busy", "link "+name, "instance "+m.cfg.Instance+" still keeps what it had of it in an earlier term",
-				"run it again in some seconds; if it stays so: hawser link drop "+name+" --force, on instance "+m.cfg.Instance).Retry()
+				"hawser link drop "+name+" --force").Advise("if it stays so; run it again in some seconds first").At("instance " + m.cfg.Instance).Retry()
 		}
 		return side, nil
 	}
 	if !m.leads(r.Database) {
-		return role.State{}, problem.New("not-primary", "database "+r.Database, "instance "+m.cfg.Instance+" does not lead it", "hawser link list, on that instance")
+		return role.State{}, problem.New("not-primary", "database "+r.Database, "instance "+m.cfg.Instance+" does not lead it", "hawser link list").At("instance " + m.cfg.Instance)
 	}
 	state := role.Inherited(role.Handoff{}, r.After, r.Next, 0)
 	data, err := json.Marshal(state)

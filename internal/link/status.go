@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -118,7 +119,7 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	switch {
 	case (l.progress == catalog.Dropping || l.progress == catalog.Removing) && l.obstructed != nil:
 		return Dropped, problem.New("not-dropped", "link "+s.Name, "it is being dropped, and this is in the way: "+l.obstructed.Cause,
-			l.obstructed.Remedy+"; then hawser link drop "+s.Name+", unless it is gone by itself")
+			l.obstructed.Remedy).Advise(joined(l.obstructed.Advice, "then hawser link drop "+s.Name+", unless it is gone by itself"))
 	case l.progress == catalog.Dropping || l.progress == catalog.Removing:
 		return Dropped, problem.Noted("dropping", "link "+s.Name, "it is being dropped")
 	case l.progress == catalog.Creating:
@@ -133,9 +134,9 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 			cause += "; " + l.tail
 		}
 		if !l.filter().All() {
-			return Diverged, problem.New("diverged", "link "+s.Name, cause+"; the tables that the link does not carry are here alone", dropPartial(s.Name))
+			return Diverged, problem.New("diverged", "link "+s.Name, cause+"; the tables that the link does not carry are here alone", "hawser link drop "+s.Name).Advise(partsForGood)
 		}
-		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name+", which has it follow the new primary")
+		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name).Advise("it follows the new primary then")
 	case l.suspended != nil && (l.side.Phase == role.Waiting || l.side.Phase == role.Moved):
 		return Suspended, l.suspended
 	case l.side.Phase == role.Moved:
@@ -159,7 +160,7 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	if !l.streaming && l.forcedOut() {
 		return Disconnected, problem.New("old-primary-diverged", "instance "+s.Peer,
 			"it was the primary when this side took over by force, and is not connected: unless it has rejoined since, it is diverged, and follows when it has",
-			"when it is back, on "+s.Peer+": hawser link rejoin "+s.Name).Retry()
+			"hawser link rejoin "+s.Name).Advise("when it is back").At("instance " + s.Peer).Retry()
 	}
 	if !l.streaming && l.opening() {
 		return Disconnected, problem.Noted("opening", "link "+s.Name, "the stream between the two sides is being opened")
@@ -183,7 +184,7 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	if busy := time.Since(l.busySince); l.side.Role == role.Secondary && !l.busySince.IsZero() && busy > silent {
 		return CatchingUp, problem.Warn("replica-busy", "database "+l.rec.Database,
 			fmt.Sprintf("the replica has worked on the same changes for %s, and what follows waits: a large statement, or a lock that one of its readers holds", busy.Round(time.Second)),
-			"SELECT pid, wait_event_type, wait_event, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE application_name = 'hawser:"+s.Name+":apply'; on the replica")
+			"SELECT pid, wait_event_type, wait_event, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE application_name = 'hawser:"+s.Name+":apply';").At("the secondary")
 	}
 	if !s.LagKnown || s.LagSeconds > synchronizedLag {
 		return CatchingUp, problem.Noted("catching-up", "link "+s.Name, "the secondary takes in what the primary wrote meanwhile")
@@ -301,6 +302,9 @@ func (l *link) measure(ctx context.Context, conn *pgx.Conn, s *Status) {
 
 // notFollowing is why something can't be done with a secondary that does not follow: what
 // stopped it, where that needs a person.
+// joined adds to an advice, which may be empty.
+func joined(advice, more string) string { return strings.TrimPrefix(advice+"; "+more, "; ") }
+
 func notFollowing(s Status, why, otherwise string) *problem.Problem {
 	switch {
 	case s.State == Suspended && s.Cause != nil:

@@ -25,7 +25,7 @@ func TestOpening(t *testing.T) {
 	} {
 		l := withLink(granting(t, grant.All()), role.Secondary)
 		l.turned, l.cause = c.turned, c.cause
-		if s := l.status(); s.State != Disconnected || s.Cause.Code != c.want || (s.Cause.Remedy == "") != (c.want == "opening" || c.cause == turn) {
+		if s := l.status(); s.State != Disconnected || s.Cause.Code != c.want || (s.Cause.Help() == "") != (c.want == "opening" || c.cause == turn) {
 			t.Errorf("turned %s ago, because of %v: %s, %v", time.Since(c.turned).Round(time.Second), c.cause, s.State, s.Cause)
 		}
 	}

@@ -113,7 +113,7 @@ func (s *Store) another(ctx context.Context, conn *pgx.Conn) error {
 	}
 	return problem.New("another-agent", "server "+s.server.String(), fmt.Sprintf("another agent keeps its catalog in database %s, from %s, in the session with pid %d; two would act on the same links",
 		s.server.Database(), from, pid),
-		fmt.Sprintf("stop the other agent; if its machine is gone: SELECT pg_terminate_backend(%d);", pid)).Retry()
+		fmt.Sprintf("SELECT pg_terminate_backend(%d);", pid)).Advise("if the other agent's machine is gone; otherwise stop that agent").Retry()
 }
 
 // answersWithin is after how long a connection counts as dead: that to a host which

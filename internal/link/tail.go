@@ -73,7 +73,7 @@ func tailProblem(err error) error {
 	case pg.Code == "42704" || pg.Code == "55000": // undefined_object, invalidated
 		return fmt.Errorf("%w: %w", errTailLost, err)
 	case pg.Code == "55006":
-		return problem.New("slot-in-use", "", "the stream to the other side has not ended yet", "none: it is tried again").Retry().Because(err)
+		return problem.New("slot-in-use", "", "the stream to the other side has not ended yet", "").Advise("it is tried again by itself").Retry().Because(err)
 	}
 	return fmt.Errorf("read the transactions of this side alone: %w", err)
 }

@@ -90,9 +90,9 @@ func (l *link) follower() error {
 	case side.Role == role.Secondary:
 		return nil
 	case expelled(side):
-		return problem.New("diverged", "link "+l.rec.Name, "instance "+l.rec.Peer+" took over by force, and nobody follows it yet by this link", "on the side that was forced out: hawser link rejoin "+l.rec.Name)
+		return problem.New("diverged", "link "+l.rec.Name, "instance "+l.rec.Peer+" took over by force, and nobody follows it yet by this link", "hawser link rejoin "+l.rec.Name).At("the side that was forced out")
 	}
-	return problem.New("no-secondary", "link "+l.rec.Name, "neither side is the secondary at this moment", "hawser link show "+l.rec.Name+", on both sides").Retry()
+	return problem.New("no-secondary", "link "+l.rec.Name, "neither side is the secondary at this moment", "hawser link show "+l.rec.Name).Advise("on both sides").Retry()
 }
 
 // following is the applier of a secondary that has all of its tables and takes in what
@@ -252,7 +252,7 @@ func (l *link) compare(ctx context.Context, r compareRequest) (any, error) {
 	case "rows":
 		return ask(ctx, r.Args, c.local.Rows)
 	}
-	return nil, problem.New("unknown-call", "comparison "+r.What, "this version of Hawser does not know it", "run the same version on both sides")
+	return nil, problem.New("unknown-call", "comparison "+r.What, "this version of Hawser does not know it", "").Advise("run the same version on both sides")
 }
 
 func ask[Q, R any](ctx context.Context, args json.RawMessage, do func(context.Context, Q) (R, error)) (any, error) {

@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -55,7 +54,7 @@ func (l *link) watchFence(ctx context.Context) error {
 		}
 	}
 	if !state.Closed {
-		holes = problem.Findings{problem.New("fence-open", "database "+postgres.QuoteIdent(l.rec.Database), "the fence was taken off", "none: it is put on again")}
+		holes = problem.Findings{problem.New("fence-open", "database "+postgres.QuoteIdent(l.rec.Database), "the fence was taken off", "").Advise("it is put on again by itself")}
 	}
 	l.update(func() { l.passable = rest })
 	if len(holes) == 0 && !state.Outdated {
@@ -121,13 +120,12 @@ func (l *link) noteHoles(ctx context.Context, holes problem.Findings) error {
 	at := time.Now().UTC().Format(time.RFC3339)
 	var notes problem.Findings
 	for _, p := range holes {
-		remedy := "hawser link verify " + l.rec.Name + " tells what differs, and hawser link resync " + l.rec.Name + " copies it again"
+		remedy := "hawser link resync " + l.rec.Name
 		if table, ok := strings.CutPrefix(p.Object, "table "); ok {
-			remedy = fmt.Sprintf("hawser link verify %s tells whether rows differ, and hawser link resync %s --table '%s' copies it again",
-				l.rec.Name, l.rec.Name, strings.ReplaceAll(table, "'", `'\''`))
+			remedy += " --table " + problem.Word(table)
 		}
 		l.log.Warn("the fence had a hole, and is closed again", "code", p.Code, "object", p.Object, "cause", p.Cause)
-		notes = append(notes, problem.Warn("fence-was-open", p.Object, "until "+at+" others than the link could change it: "+p.Cause, remedy))
+		notes = append(notes, problem.Warn("fence-was-open", p.Object, "until "+at+" others than the link could change it: "+p.Cause, remedy).Advise("it is copied again then; hawser link verify "+l.rec.Name+" tells beforehand whether it differs"))
 	}
 	l.mu.Lock()
 	all := append(slices.Clone(l.holes), notes...)

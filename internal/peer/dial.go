@@ -108,7 +108,7 @@ func (n *Node) dialOnce(ctx context.Context, r *remote, address string) error {
 		if errors.Is(err, errNotUsed) {
 			return err
 		}
-		return problem.New("peer-hello", "address "+address, "the other agent ended the connection before it was used", "none: it is tried again").Retry().Because(err)
+		return problem.New("peer-hello", "address "+address, "the other agent ended the connection before it was used", "").Advise("it is tried again by itself").Retry().Because(err)
 	}
 	return nil
 }
@@ -139,14 +139,14 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	object := "address " + address
 	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 		return nil, problem.New("peer-timeout", object, "no answer: a firewall on the way swallows the packets, or the host is down",
-			"allow TCP to "+address+"; or let the other side dial: only one direction has to be open").Retry().Because(err)
+			"").Advise("allow TCP to " + address + ", or let the other side dial: only one direction has to be open").Retry().Because(err)
 	}
 	return nil, problem.New("peer-unreachable", object, "no TCP connection: nothing listens there, or a firewall refuses",
-		"see that the other agent runs and listens there (hawser status on its machine); or let it dial").Retry().Because(err)
+		"hawser status").Advise("see there that the other agent runs, and where it listens; or let it dial").At("the machine of " + address).Retry().Because(err)
 }
 
 func unresolved(address, host string, err error) *problem.Problem {
-	return problem.New("peer-name", "address "+address, "the host name can't be resolved", "mend the name, or DNS: getent hosts "+problem.Word(host)).Retry().Because(err)
+	return problem.New("peer-name", "address "+address, "the host name can't be resolved", "getent hosts "+problem.Word(host)).Advise("mend the name, or DNS").Retry().Because(err)
 }
 
 // notGreeted words why who answered did not become known.
@@ -155,7 +155,7 @@ func notGreeted(address string, err error) *problem.Problem {
 	if t := (*errTLS)(nil); errors.As(err, &t) {
 		return problem.New("peer-tls", object,
 			"TCP connects, but what answers does not speak Hawser's TLS: another service on that port, or a proxy or firewall that looks into the traffic",
-			"give the port of the other agent's endpoint, and let TCP pass untouched").Retry().Because(err)
+			"").Advise("give the port of the other agent's endpoint, and let TCP pass untouched").Retry().Because(err)
 	}
-	return problem.New("peer-hello", object, "TLS stands, but the other side ended the greeting", "look into the other agent's log").Retry().Because(err)
+	return problem.New("peer-hello", object, "TLS stands, but the other side ended the greeting", "").Advise("look into the other agent's log").Retry().Because(err)
 }

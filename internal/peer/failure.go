@@ -41,7 +41,7 @@ func outward(err error) error {
 	f := &peerpb.Failure{Text: cut(err.Error())}
 	if p, ok := problem.As(err); ok {
 		q := *p
-		q.Object, q.Cause, q.Remedy = cut(q.Object), cut(q.Cause), cut(q.Remedy)
+		q.Object, q.Cause, q.Remedy, q.Advice, q.Place = cut(q.Object), cut(q.Cause), cut(q.Remedy), cut(q.Advice), cut(q.Place)
 		if p.Err != nil {
 			f.Under = cut(p.Err.Error())
 		}
@@ -125,8 +125,8 @@ func disconnected(name string, last *problem.Problem) *problem.Problem {
 	p := problem.New("peer-disconnected", "peer "+shown(name), "there is no connection to it", "hawser peer test "+problem.Word(name)).Retry()
 	if last != nil {
 		p.Cause += ": " + last.Cause
-		if last.Remedy != "" {
-			p.Remedy = last.Remedy
+		if last.Remedy != "" || last.Advice != "" {
+			p.Remedy, p.Advice, p.Place = last.Remedy, last.Advice, last.Place
 		}
 		p.Err = nil
 	}

@@ -88,12 +88,12 @@ func loadOrCreate(dir, file, name string) (*Identity, error) {
 	id, err := parseIdentity(data)
 	if err != nil {
 		return nil, problem.New("identity-broken", "file "+path, "its key and certificate can't be used",
-			"put the file back from a backup; or remove it, start the agent, and give every peer the new certificate: hawser cert show").Because(err)
+			"rm "+problem.Word(path)).Advise("or better put the file back from a backup; without it the agent makes a new one, and every peer needs the new certificate: hawser cert show").Because(err)
 	}
 	if id.Name != name {
 		return nil, problem.New("identity-name", "file "+path,
 			fmt.Sprintf("its certificate is that of instance %q, and this instance is named %q", id.Name, name),
-			"give the agent its old name, or another state directory")
+			"--name "+problem.Word(id.Name)).Advise("that is its old name; or give it another state_dir")
 	}
 	return id, nil
 }
@@ -221,7 +221,7 @@ func parseCertificate(certPEM []byte) (*x509.Certificate, error) {
 }
 
 func badCertificate(cause string, err error) error {
-	p := problem.New("certificate-invalid", "certificate", cause, "give what this command prints on the other instance: hawser cert show")
+	p := problem.New("certificate-invalid", "certificate", cause, "hawser cert show").Advise("give what this prints").At("the other instance")
 	if err != nil {
 		return p.Because(err)
 	}

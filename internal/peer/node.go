@@ -85,7 +85,7 @@ func New(cfg Config) (*Node, error) {
 	l, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
 		return nil, problem.New("endpoint-taken", "endpoint "+cfg.Listen, "the agent can't listen there",
-			"end what uses the port (ss -ltnp), or name another in endpoint.listen").Because(err)
+			"ss -ltnp").Advise("end what uses the port, or name another in endpoint.listen: two agents on one machine need different ones").Because(err)
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Log, listener: l, epoch: uint64(time.Now().UnixNano()),

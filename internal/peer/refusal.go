@@ -42,33 +42,38 @@ func (r refusal) ours(p parties) *problem.Problem {
 	switch r {
 	case unknown:
 		return problem.New("peer-certificate-unknown", object, "its certificate "+p.theirPrint+" is not trusted here",
-			"if it is yours, there: hawser cert show > "+file(p.them)+"; then here: hawser peer add "+file(p.them))
+			exchange(p.them, p.us)).Advise("if it is yours")
 	case wrong:
 		return problem.New("peer-certificate-wrong", object,
 			"it showed the certificate "+p.theirPrint+", and is trusted here with "+p.known+": its certificate was renewed, or another machine uses its name",
-			"compare the fingerprint with that of hawser cert show there; if it is the same, hawser cert show > "+file(p.them)+" there, and here: hawser peer add "+file(p.them))
+			exchange(p.them, p.us)).Advise("compare the fingerprint with that of hawser cert show there first")
 	case other:
 		return problem.New("peer-other-instance", object, "another trusted instance answers at its address",
-			"hawser peer list, and give the right address: hawser peer set "+problem.Word(p.them)+" --address HOST:PORT")
+			"hawser peer set "+problem.Word(p.them)+" --address HOST:PORT").Advise("give the right address; hawser peer list shows which peer answers there")
 	case expired:
 		return problem.New("peer-certificate-expired", object, "its certificate "+p.theirPrint+" expired on "+p.notAfter.UTC().Format(time.DateOnly)+", by the clock here",
-			"there: stop the agent, remove the directory identity from its state directory, start it; then hawser cert show there, and here: hawser peer add "+file(p.them))
+			exchange(p.them, p.us)).Advise("before that, there: stop the agent, remove the directory identity from its state directory, start it")
 	case notYetGood:
 		return problem.New("peer-certificate-not-yet-valid", object, "its certificate "+p.theirPrint+" is not valid yet, by the clock here",
-			"set the clocks of both machines right")
+			"").Advise("set the clocks of both machines right")
 	case self:
 		return problem.New("peer-is-self", object, "it is this instance itself",
-			"give the address of the other instance: hawser peer add FILE --address HOST:PORT")
+			"hawser peer add FILE --address HOST:PORT").Advise("give the address of the other instance")
 	case version:
 		return versions(object, p)
 	}
 	return problem.New("peer-refused", object, "it was refused: "+string(r), "hawser peer test "+problem.Word(p.them))
 }
 
+// exchange is how an instance's certificate comes to another one.
+func exchange(from, to string) string {
+	return "hawser cert show > " + file(from) + "  # on " + harmless(from) + "\nhawser peer add " + file(from) + "  # on " + harmless(to)
+}
+
 // theirs words their refusal of us.
 func (r refusal) theirs(p parties) *problem.Problem {
 	object := "instance " + shown(p.them)
-	give := "here: hawser cert show > " + file(p.us) + "; then on " + shown(p.them) + ": hawser peer add " + file(p.us)
+	give := exchange(p.us, p.them)
 	switch r {
 	case unknown:
 		return problem.New("own-certificate-unknown", object, "it does not trust this instance's certificate "+p.ourPrint, give)
@@ -76,19 +81,19 @@ func (r refusal) theirs(p parties) *problem.Problem {
 		return problem.New("own-certificate-wrong", object, "it trusts another certificate of an instance named "+shown(p.us)+", not "+p.ourPrint, give)
 	case other:
 		return problem.New("own-address-wrong", object, "it reached this instance at another peer's address",
-			"on "+shown(p.them)+": hawser peer list, and mend the address there")
+			"hawser peer list").Advise("mend the address there").At("instance " + shown(p.them))
 	case expired:
 		return problem.New("own-certificate-expired", object, "this instance's certificate "+p.ourPrint+" has expired, by the clock there",
-			"stop this agent, remove the directory identity from its state directory, start it; then "+give)
+			give).Advise("before that stop this agent, remove the directory identity from its state directory, start it")
 	case notYetGood:
 		return problem.New("own-certificate-not-yet-valid", object, "this instance's certificate "+p.ourPrint+" is not valid yet, by the clock there",
-			"set the clocks of both machines right")
+			"").Advise("set the clocks of both machines right")
 	case self:
 		return self.ours(p)
 	case version:
 		return versions(object, p)
 	}
-	return problem.New("own-certificate-refused", object, "it refused this instance: "+string(r), "look into the log of its agent")
+	return problem.New("own-certificate-refused", object, "it refused this instance: "+string(r), "").Advise("look into the log of its agent")
 }
 
 func versions(object string, p parties) *problem.Problem {
@@ -98,7 +103,7 @@ func versions(object string, p parties) *problem.Problem {
 	}
 	return problem.New("peer-version", object,
 		fmt.Sprintf("its agent %s speaks protocol %d to %d, this one %d to %d", shown(p.hello.Version), p.hello.Oldest, p.hello.Newest, oldestProtocol, newestProtocol),
-		"upgrade the agent "+older)
+		"").Advise("upgrade the agent " + older)
 }
 
 // shown is a name in a sentence.
@@ -112,13 +117,16 @@ func shown(name string) string {
 	return fmt.Sprintf("%q", name)
 }
 
-// file is a file's name for a certificate. A name that a stranger chose does not
-// become part of a command unless it is harmless.
-func file(name string) string {
+// file is a file's name for a certificate.
+func file(name string) string { return harmless(name) + ".pem" }
+
+// harmless is a name in a command: one that a stranger chose does not become part of
+// it unless it can do nothing there.
+func harmless(name string) string {
 	if plain(name) && name[0] != '-' {
-		return name + ".pem"
+		return name
 	}
-	return "peer.pem"
+	return "peer"
 }
 
 func plain(name string) bool {

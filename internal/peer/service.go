@@ -89,5 +89,5 @@ func fits(method, what string, payload []byte) error {
 		return nil
 	}
 	return problem.New("call-too-large", "call "+method,
-		fmt.Sprintf("its %s of %d bytes is over the limit of %d", what, len(payload), maxPayload), "none: this is a fault of Hawser, report it")
+		fmt.Sprintf("its %s of %d bytes is over the limit of %d", what, len(payload), maxPayload), "").Advise("this is a fault of Hawser: report it")
 }

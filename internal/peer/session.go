@@ -207,13 +207,13 @@ func left(name, reason string, byUs bool) *problem.Problem {
 	}
 	switch reason {
 	case leaveStopping:
-		return problem.New("peer-stopped", "peer "+shown(name), "the agent of "+here+" was stopped", "none, if it is being started again").Retry()
+		return problem.New("peer-stopped", "peer "+shown(name), "the agent of "+here+" was stopped", "").Advise("start it, if nothing else does").Retry()
 	case leaveRemoved:
-		return problem.New("peer-removed", "peer "+shown(name), here+" trusts the certificate of "+there+" no longer", "hawser peer list, on both sides")
+		return problem.New("peer-removed", "peer "+shown(name), here+" trusts the certificate of "+there+" no longer", "hawser peer list").Advise("on both sides")
 	case leaveRenewed:
-		return problem.New("peer-renewed", "peer "+shown(name), here+" renewed its certificate", "none: it is connected again with the new one").Retry()
+		return problem.New("peer-renewed", "peer "+shown(name), here+" renewed its certificate", "").Advise("it is connected again with the new one by itself").Retry()
 	case leaveReplaced:
-		return problem.New("peer-replaced", "peer "+shown(name), "a newer connection took its place", "none: the newer connection is used").Retry()
+		return problem.New("peer-replaced", "peer "+shown(name), "a newer connection took its place", "").Advise("the newer connection is used").Retry()
 	}
 	return problem.New("peer-left", "peer "+shown(name), here+" closed the connection: "+word(reason), "hawser peer test "+problem.Word(name)).Retry()
 }
@@ -222,7 +222,7 @@ func left(name, reason string, byUs bool) *problem.Problem {
 func (s *session) end(cause *problem.Problem) {
 	s.once.Do(func() {
 		if cause == nil {
-			cause = problem.New("peer-lost", "peer "+shown(s.peer), s.wire.cause(), "none: it is connected again when it can be reached; hawser peer test "+problem.Word(s.peer)).Retry()
+			cause = problem.New("peer-lost", "peer "+shown(s.peer), s.wire.cause(), "hawser peer test "+problem.Word(s.peer)).Advise("it is connected again by itself when it can be reached").Retry()
 		}
 		s.cause = cause
 		close(s.done)

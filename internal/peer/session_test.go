@@ -88,7 +88,7 @@ func TestProblemsCrossTheWire(t *testing.T) {
 	check := func(what string, err error) {
 		t.Helper()
 		p, ok := problem.As(err)
-		if !ok || p.Code != deep.Code || p.Object != "on instance west: link orders" || p.Cause != deep.Cause || p.Remedy != "on west: hawser link show orders" || !p.Retryable || p.Err.Error() != "term 3" {
+		if !ok || p.Code != deep.Code || p.Object != "on instance west: link orders" || p.Cause != deep.Cause || p.Remedy != "hawser link show orders" || p.Place != "instance west" || !p.Retryable || p.Err.Error() != "term 3" {
 			t.Errorf("%s: got %#v", what, err)
 		}
 	}

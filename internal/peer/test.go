@@ -88,7 +88,7 @@ func (n *Node) testSession(ctx context.Context, t *tester, r *remote) {
 	t.try("TLS", func() (string, error) {
 		if err != nil {
 			p := problem.New("peer-not-dialling", "peer "+shown(r.name), "it has not connected, and no address is known to dial it",
-				"on the other instance: hawser peer test "+problem.Word(n.Identity().Name)+"; or give its address here: hawser peer set "+problem.Word(r.name)+" --address HOST:PORT")
+				"hawser peer test "+problem.Word(n.Identity().Name)).Advise("or give its address here: hawser peer set " + problem.Word(r.name) + " --address HOST:PORT").At("the other instance")
 			if cause := problem.Of(err, ""); cause.Cause != "" {
 				p = p.Because(errors.New(cause.Cause))
 			}

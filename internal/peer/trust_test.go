@@ -87,14 +87,14 @@ func TestRefusals(t *testing.T) {
 		remedyBegins string
 	}{
 		{"unknown", -hour, hour, func(_, _ *instance) []Trusted { return nil },
-			"peer-certificate-unknown", "own-certificate-unknown", "here: hawser cert show > east.pem; then on west: hawser peer add east.pem"},
+			"peer-certificate-unknown", "own-certificate-unknown", "hawser cert show > east.pem  # on east\nhawser peer add east.pem  # on west"},
 		{"wrong", -hour, hour, func(e, _ *instance) []Trusted {
 			return []Trusted{{Name: "east", CertificatePEM: string(newIdentity(e.t, "east").CertificatePEM())}}
-		}, "peer-certificate-wrong", "own-certificate-wrong", "here: hawser cert show > east.pem"},
+		}, "peer-certificate-wrong", "own-certificate-wrong", "hawser cert show > east.pem  # on east"},
 		{"expired", -2 * hour, -hour, func(e, _ *instance) []Trusted { return []Trusted{e.entry("")} },
-			"peer-certificate-expired", "own-certificate-expired", "stop this agent, remove the directory identity"},
+			"peer-certificate-expired", "own-certificate-expired", "hawser cert show > east.pem  # on east"},
 		{"not yet good", hour, 2 * hour, func(e, _ *instance) []Trusted { return []Trusted{e.entry("")} },
-			"peer-certificate-not-yet-valid", "own-certificate-not-yet-valid", "set the clocks"},
+			"peer-certificate-not-yet-valid", "own-certificate-not-yet-valid", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := newIdentityUntil(t, "east", time.Now().Add(c.from), time.Now().Add(c.to))
@@ -342,8 +342,8 @@ func TestOlderAndNewerProtocols(t *testing.T) {
 		t.Fatalf("%+v, %v", g, err)
 	}
 	r := west.waitRefused("peer-version")
-	if !strings.Contains(r.Problem.Remedy, "of this instance") {
-		t.Errorf("remedy %q", r.Problem.Remedy)
+	if !strings.Contains(r.Problem.Advice, "of this instance") {
+		t.Errorf("advice %q", r.Problem.Advice)
 	}
 }
 

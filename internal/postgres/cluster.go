@@ -75,12 +75,12 @@ func NewCluster(cfg ClusterConfig) (*Cluster, error) {
 	cfg = cfg.withDefaults()
 	for name, path := range map[string]string{"data directory": cfg.DataDir, "socket directory": cfg.SocketDir} {
 		if !filepath.IsAbs(path) || strings.ContainsAny(path, "\n\r,") {
-			return nil, problem.New("bad-path", name+" "+strconv.Quote(path), "it has to be absolute, without comma or line break", "name another path")
+			return nil, problem.New("bad-path", name+" "+strconv.Quote(path), "it has to be absolute, without comma or line break", "").Advise("name another path")
 		}
 	}
 	// The limit is that of sockaddr_un.
 	if socket := socketPath(cfg.SocketDir, cfg.Port); len(socket) > 103 {
-		return nil, problem.New("socket-path-too-long", "socket "+socket, "the name of a Unix socket has at most 103 bytes", "choose a data directory with a shorter path")
+		return nil, problem.New("socket-path-too-long", "socket "+socket, "the name of a Unix socket has at most 103 bytes", "").Advise("choose a data directory with a shorter path")
 	}
 	owner, err := ownerOf(cfg.RunAs)
 	if err != nil {
@@ -136,11 +136,11 @@ func programs(cfg ClusterConfig) (dir string, v version, err error) {
 		path := findTool("initdb", func(major int) bool { return major >= minMajor && (have == "" || strconv.Itoa(major) == have) })
 		if path == "" && have != "" {
 			return "", version{}, problem.New("data-directory-version", "directory "+cfg.DataDir,
-				"it was made by PostgreSQL "+have+", whose programs were not found", "apt-get install postgresql-"+have+", or name their directory in postgres.managed.bin_dir")
+				"it was made by PostgreSQL "+have+", whose programs were not found", "apt-get install postgresql-"+have).Advise("or name their directory in postgres.managed.bin_dir")
 		}
 		if path == "" {
 			return "", version{}, problem.New("tool-missing", "program initdb", fmt.Sprintf("no PostgreSQL %d or later was found on this machine", minMajor),
-				"apt-get install postgresql, or name the directory of its programs in postgres.managed.bin_dir")
+				"apt-get install postgresql").Advise("or name the directory of its programs in postgres.managed.bin_dir")
 		}
 		// initdb looks for postgres beside itself, behind a symbolic link too.
 		if dir, err = filepath.EvalSymlinks(path); err != nil {
@@ -151,7 +151,7 @@ func programs(cfg ClusterConfig) (dir string, v version, err error) {
 	v, err = toolVersion(filepath.Join(dir, "postgres"))
 	if err != nil {
 		return "", version{}, problem.New("tool-missing", "directory "+dir, "the program postgres can't be run there",
-			"name the directory that pg_config --bindir prints in postgres.managed.bin_dir").Because(err)
+			"pg_config --bindir").Advise("name the directory that this prints in postgres.managed.bin_dir").Because(err)
 	}
 	return dir, v, nil
 }
@@ -180,7 +180,7 @@ func ownerOf(runAs string) (owner, error) {
 	u, err := user.Lookup(runAs)
 	if err != nil {
 		return owner{}, problem.New("no-such-user", object, "PostgreSQL should run as this user, which does not exist on this machine",
-			"useradd --system "+runAs+", or name another user in postgres.managed.run_as").Because(err)
+			"useradd --system "+problem.Word(runAs)).Advise("or name another user in postgres.managed.run_as").Because(err)
 	}
 	o := owner{name: runAs}
 	if o.uid, err = strconv.Atoi(u.Uid); err != nil {
@@ -191,12 +191,12 @@ func ownerOf(runAs string) (owner, error) {
 	}
 	switch {
 	case o.uid == 0:
-		return owner{}, problem.New("user-is-root", object, "PostgreSQL refuses to run as root", "name another user in postgres.managed.run_as")
+		return owner{}, problem.New("user-is-root", object, "PostgreSQL refuses to run as root", "").Advise("name another user in postgres.managed.run_as")
 	case os.Geteuid() == o.uid:
 		return o, nil
 	case os.Geteuid() != 0:
 		return owner{}, problem.New("not-root", object, "only an agent that runs as root can run PostgreSQL as another user",
-			"leave out postgres.managed.run_as, or start the agent as "+runAs)
+			"").Advise("leave out postgres.managed.run_as, or start the agent as " + runAs)
 	}
 	o.drop = true
 	ids, err := u.GroupIds() // ssl-cert, by which Debian lets it read its key
@@ -324,5 +324,5 @@ func (c *Cluster) checkMajor(have string) error {
 	}
 	return problem.New("data-directory-version", "directory "+c.cfg.DataDir,
 		fmt.Sprintf("it was made by PostgreSQL %s, and the programs in %s are of %d", have, c.cfg.BinDir, c.version.major),
-		"name the directory of PostgreSQL "+have+"'s programs in postgres.managed.bin_dir, or link this instance to a new one to upgrade")
+		"").Advise("name the directory of PostgreSQL " + have + "'s programs in postgres.managed.bin_dir; or link this instance to a new one to upgrade")
 }

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/agnivade/levenshtein"
 	"github.com/jackc/pgservicefile"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -21,7 +20,7 @@ import (
 // one that is malformed the password may stand anywhere.
 func unreadable(why string) error {
 	return problem.New("bad-connection-string", "connection string", "it can't be read: "+why,
-		"postgresql://USER:PASSWORD@HOST:5432,HOST2:5432/DATABASE, or host=HOST,HOST2 port=5432 user=USER password='PASSWORD' dbname=DATABASE")
+		"host=HOST,HOST2 port=5432 user=USER passfile=FILE dbname=DATABASE").Advise("or a URL: postgresql://USER@HOST:5432,HOST2:5432/DATABASE")
 }
 
 const mislaid = "in a URL, the characters @ : / ? # % & = of a password are written %40 %3A %2F %3F %23 %25 %26 %3D"
@@ -104,23 +103,12 @@ func checkKeywords(connString string) error {
 			continue
 		}
 		why := "one of its keywords is unknown"
-		if near := nearest(key); near != "" {
+		if near := problem.Nearest(key, keywords); near != "" {
 			why += "; did you mean " + near + "?"
 		}
 		return unreadable(why + " The keywords are " + strings.Join(keywords, ", ") + "; a setting of the server's is written options='-c NAME=VALUE'")
 	}
 	return nil
-}
-
-// nearest is the keyword that was most likely meant, or "".
-func nearest(key string) string {
-	found, best := "", max(1, len(key)/3)+1
-	for _, k := range keywords {
-		if d := levenshtein.ComputeDistance(k, strings.ToLower(key)); d < best {
-			found, best = k, d
-		}
-	}
-	return found
 }
 
 // ownValues are the parameters that stand in the string itself.

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -40,16 +41,16 @@ func (s *Server) wrongNode(err error) *problem.Problem {
 	switch {
 	case errors.Is(err, pgconn.ErrStandbyConnection):
 		return problem.New("no-primary", object, "none of the nodes that answer is the primary: all are in recovery",
-			"name every node of the group in the connection string: host=NODE1,NODE2").Retry()
+			"host=NODE1,NODE2").Advise("name every node of the group in the connection string").Retry()
 	case errors.Is(err, pgconn.ErrPrimaryConnection):
 		return problem.New("no-standby", object, "no standby answers, and the connection string asks for one",
-			"leave target_session_attrs out of the connection string").Retry()
+			"").Advise("leave target_session_attrs out of the connection string").Retry()
 	case errors.Is(err, pgconn.ErrReadOnlyConnection):
 		return problem.New("server-read-only", object, "its sessions are read-only, which is so on a standby and in a fenced database",
-			"leave target_session_attrs out of the connection string").Retry()
+			"").Advise("leave target_session_attrs out of the connection string").Retry()
 	case errors.Is(err, pgconn.ErrReadWriteConnection):
 		return problem.New("server-read-write", object, "its sessions are read-write, and the connection string asks for a read-only one",
-			"leave target_session_attrs out of the connection string").Retry()
+			"").Advise("leave target_session_attrs out of the connection string").Retry()
 	}
 	return nil
 }
@@ -63,13 +64,13 @@ func (s *Server) unreached(err error) *problem.Problem {
 	switch {
 	case errors.As(err, &dns):
 		return problem.New("host-unknown", object, "the host name "+dns.Name+" can't be resolved",
-			"getent hosts "+dns.Name+", then mend DNS or the name in the connection string").Retry()
+			"getent hosts "+problem.Word(dns.Name)).Advise("mend DNS, or the name in the connection string").Retry()
 	case errors.As(err, &certificate):
 		return problem.New("server-certificate", object, "its certificate is not one that sslmode and sslrootcert accept",
-			"name the certificate of the authority that signed it in the connection string: sslrootcert=FILE, and the host as the certificate does")
+			"sslrootcert=FILE").Advise("name the certificate of the authority that signed it in the connection string, and the host as the certificate does")
 	case strings.Contains(err.Error(), "server refused TLS connection"): // pgconn has no type for it
 		return problem.New("server-without-tls", object, "it does not speak TLS, and the connection string asks for it",
-			"ALTER SYSTEM SET ssl = on; with a certificate in its data directory, or sslmode=prefer where the network is trusted")
+			"ALTER SYSTEM SET ssl = on;").Advise("with a certificate in its data directory; or sslmode=prefer in the connection string, where the network is trusted")
 	case pgconn.Timeout(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return problem.New("server-timeout", object, "it did not answer in time; a firewall that drops packets looks like this", look).Retry()
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -78,7 +79,7 @@ func (s *Server) unreached(err error) *problem.Problem {
 		return problem.New("server-unreachable", object, "there is no such socket: PostgreSQL is down, or unix_socket_directories or port are others", look).Retry()
 	case errors.Is(err, fs.ErrPermission):
 		return problem.New("server-unreachable", object, "the agent's user may not use this socket",
-			"run the agent as a user who may, or connect over TCP: host=localhost")
+			"host=localhost").Advise("connect over TCP, or run the agent as a user who may use the socket")
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return problem.New("server-unreachable", object, "it closed the connection before it was made: it ended just then, or is no PostgreSQL", look).Retry()
 	}
@@ -113,14 +114,12 @@ func (r *refusal) problem() *problem.Problem {
 	role, database := QuoteIdent(r.config.User), QuoteIdent(r.database())
 	switch r.pg.Code {
 	case "28P01":
-		return problem.New("password-wrong", object,
-			"it refused the password of role "+role+"; where there is no such role it says the same",
-			"ALTER ROLE "+role+" LOGIN PASSWORD '…'; on the server, and the same password in the connection string or the password file")
+		return r.noPassword(object, role)
 	case "28000":
 		return r.notAdmitted(object, role, database)
 	case "3D000", "57P04":
 		return problem.New("no-such-database", "database "+database, "server "+r.server.String()+" has no database of this name",
-			"psql --list shows those there are; CREATE DATABASE "+database+"; makes it")
+			"CREATE DATABASE "+database+";").Advise("if it is to be a new one; psql --list shows those there are")
 	case "55000":
 		return problem.New("database-closed", "database "+database, "it takes no connections",
 			"ALTER DATABASE "+database+" ALLOW_CONNECTIONS true;")
@@ -129,30 +128,67 @@ func (r *refusal) problem() *problem.Problem {
 	case "53300":
 		return r.tooMany(object, role, database).Retry()
 	case "57P01", "57P02", "57P03":
-		return problem.New("server-not-ready", object, "it starts, stops or recovers", "wait: Hawser tries again by itself").Retry()
+		return problem.New("server-not-ready", object, "it starts, stops or recovers", "").Advise("Hawser tries again by itself").Retry()
 	case "22023", "42704":
 		return problem.New("connection-refused", object, "it does not know a parameter of the connection string, or its value",
-			"remove the parameter that it names from the connection string")
+			"").Advise("remove the parameter that it names from the connection string")
 	}
-	return problem.New("connection-refused", object, "it refused the connection", "mend what it names, with the help of its log")
+	return problem.New("connection-refused", object, "it refused the connection", "").Advise("mend what it names, with the help of its log")
+}
+
+// noPassword tells a password that the server does not take from one that nothing gave.
+func (r *refusal) noPassword(object, role string) *problem.Problem {
+	file, fault := r.server.passwordFile()
+	if r.config.Password != "" {
+		return problem.New("password-wrong", object,
+			"it refused the password of role "+role+"; where there is no such role it says the same",
+			"ALTER ROLE "+role+" LOGIN PASSWORD '…';").Advise("and the same password in the connection string or in password file " + file)
+	}
+	first := r.server.nodes()[0]
+	line := fmt.Sprintf("%s:%s:*:%s:PASSWORD", passwordField(first.host), first.port, passwordField(r.config.User))
+	return problem.New("password-missing", object, "it asks for the password of role "+role+", and there is none: "+fault, line).
+		Advise("put this line into password file " + file + ", which only the agent's user may read; passfile=FILE in the connection string names another one")
+}
+
+// passwordFile is the one that the connection string or the environment names, and why it
+// gave no password.
+func (s *Server) passwordFile() (name, fault string) {
+	name = s.settings["passfile"]
+	if home, err := os.UserHomeDir(); name == "" && err == nil {
+		name = filepath.Join(home, ".pgpass")
+	}
+	_, err := os.ReadFile(name)
+	switch path := (*fs.PathError)(nil); {
+	case errors.Is(err, fs.ErrNotExist):
+		return name, "password file " + name + " does not exist"
+	case errors.As(err, &path):
+		return name, "password file " + name + " can't be read: " + path.Err.Error()
+	}
+	return name, "password file " + name + " has no line for it"
+}
+
+// passwordField is a field of a password file's line.
+func passwordField(s string) string {
+	return strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace(s)
 }
 
 func (r *refusal) notAdmitted(object, role, database string) *problem.Problem {
 	switch r.pg.Routine {
 	case inRole:
 		return problem.New("no-such-role", "role "+role, "server "+r.server.String()+" has no such role, or one that may not log in",
-			"CREATE ROLE "+role+" LOGIN REPLICATION PASSWORD '…'; or ALTER ROLE "+role+" LOGIN;")
+			"CREATE ROLE "+role+" SUPERUSER LOGIN PASSWORD '…';").Advise("or ALTER ROLE " + role + " LOGIN, where it exists")
 	case inAuthentication:
-		line := fmt.Sprintf("add to pg_hba.conf: host %s %s ADDRESS/32 scram-sha-256, then SELECT pg_reload_conf();", database, role)
+		const reload = "SELECT pg_reload_conf();"
+		line := fmt.Sprintf("add to pg_hba.conf first: host %s %s ADDRESS/32 scram-sha-256", database, role)
 		if r.config.TLSConfig == nil {
 			return problem.New("not-admitted", object, "its pg_hba.conf admits role "+role+" to database "+database+" from this address not at all, or with TLS alone",
-				"sslmode=require in the connection string where its lines are hostssl, otherwise "+line)
+				reload).Advise(line + "; where its lines are hostssl: sslmode=require in the connection string")
 		}
 		return problem.New("not-admitted", object, "its pg_hba.conf admits role "+role+" to database "+database+" from this address not at all, or with a certificate alone",
-			line+" Where the line asks for a certificate: sslcert=FILE sslkey=FILE in the connection string")
+			reload).Advise(line + "; where the line asks for a certificate: sslcert=FILE sslkey=FILE in the connection string")
 	}
 	return problem.New("authentication-failed", object, "it does not believe that this is role "+role+": pg_hba.conf asks for a proof (peer, gss …) that was not given",
-		"name the role in the connection string that belongs to this user or certificate, or let pg_hba.conf ask for scram-sha-256")
+		"").Advise("name the role in the connection string that belongs to this user or certificate, or let pg_hba.conf ask for scram-sha-256")
 }
 
 func (r *refusal) noPrivilege(object, role, database string) *problem.Problem {
@@ -164,7 +200,7 @@ func (r *refusal) noPrivilege(object, role, database string) *problem.Problem {
 		return problem.New("no-connect-privilege", "database "+database, "role "+role+" may not connect to it",
 			"GRANT CONNECT ON DATABASE "+database+" TO "+role+";")
 	}
-	return problem.New("connection-refused", object, "role "+role+" lacks a privilege", "grant the one that the server names")
+	return problem.New("connection-refused", object, "role "+role+" lacks a privilege", "ALTER ROLE "+role+" SUPERUSER;")
 }
 
 func (r *refusal) tooMany(object, role, database string) *problem.Problem {
@@ -179,10 +215,10 @@ func (r *refusal) tooMany(object, role, database string) *problem.Problem {
 			break
 		}
 		return problem.New(code, object, "all its replication connections are taken",
-			"ALTER SYSTEM SET max_wal_senders = 100; then restart PostgreSQL")
+			"ALTER SYSTEM SET max_wal_senders = 100;").Advise("then restart PostgreSQL")
 	}
 	return problem.New(code, object, "all its connections are taken",
-		"end some that pg_stat_activity shows, or ALTER SYSTEM SET max_connections = 500; then restart PostgreSQL")
+		"ALTER SYSTEM SET max_connections = 500;").Advise("then restart PostgreSQL; or end some that pg_stat_activity shows")
 }
 
 // TooLarge reports whether the server could not build a text or a row: none may have 1 GB.

@@ -100,7 +100,7 @@ func (c *Cluster) startFailed(before logMark, p *child) error {
 	if name := c.currentLog(); name != "" {
 		where = filepath.Join(c.cfg.DataDir, name)
 	}
-	failed := problem.New("start-failed", "cluster "+c.cfg.DataDir, "PostgreSQL did not start: "+salient(text), "mend what its log names: "+where).Retry()
+	failed := problem.New("start-failed", "cluster "+c.cfg.DataDir, "PostgreSQL did not start: "+salient(text), "tail "+problem.Word(where)).Advise("mend what its log names").Retry()
 	if p.err != nil {
 		return failed.Because(fmt.Errorf("%w: %w", errEnded, p.err))
 	}

@@ -43,7 +43,7 @@ func wantProblem(t testing.TB, err error, code, remedy string, retry bool) *prob
 	if !ok {
 		t.Fatalf("error %v is no problem, want %s", err, code)
 	}
-	if p.Code != code || !strings.Contains(p.Remedy, remedy) || p.Retryable != retry {
+	if p.Code != code || !strings.Contains(p.Help(), remedy) || p.Retryable != retry {
 		t.Errorf("problem %s, remedy %q, retryable %v;\nwant %s, remedy with %q, retryable %v\n%v", p.Code, p.Remedy, p.Retryable, code, remedy, retry, err)
 	}
 	if p.Object == "" || p.Cause == "" || strings.Contains(err.Error(), "\n") {

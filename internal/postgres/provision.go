@@ -51,7 +51,7 @@ func (c *Cluster) makeDirectories() error {
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return problem.New("socket-directory-open", "directory "+c.cfg.SocketDir, "others than its owner may reach into it, and the cluster's socket gives a superuser's rights",
-			"chmod 700 "+c.cfg.SocketDir+", or name a directory of its own")
+			"chmod 700 "+problem.Word(c.cfg.SocketDir)).Advise("or name a directory of its own")
 	}
 	return nil
 }
@@ -79,12 +79,12 @@ func (c *Cluster) checkOwner(dir string) error {
 		}
 	}
 	if !info.IsDir() {
-		return problem.New("not-a-directory", "file "+dir, "it stands where a directory is needed", "name another path")
+		return problem.New("not-a-directory", "file "+dir, "it stands where a directory is needed", "").Advise("name another path")
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || int(stat.Uid) == c.owner.uid {
 		if info.Mode().Perm()&0o700 != 0o700 {
-			return problem.New("directory-closed", "directory "+dir, "its mode keeps its own user "+c.owner.name+" from it, as whom PostgreSQL runs", "chmod 700 "+dir)
+			return problem.New("directory-closed", "directory "+dir, "its mode keeps its own user "+c.owner.name+" from it, as whom PostgreSQL runs", "chmod 700 "+problem.Word(dir))
 		}
 		return nil
 	}
@@ -96,7 +96,7 @@ func (c *Cluster) checkOwner(dir string) error {
 		return c.give(dir)
 	}
 	return problem.New("directory-owner", "directory "+dir, "it does not belong to user "+c.owner.name+", as whom PostgreSQL runs",
-		"chown -R "+c.owner.name+" "+dir+", if it holds this instance's data; otherwise name another directory")
+		"chown -R "+problem.Word(c.owner.name)+" "+problem.Word(dir)).Advise("if it holds this instance's data; otherwise name another directory")
 }
 
 // checkReach finds the directory above dir that PostgreSQL's user may not pass,
@@ -112,7 +112,7 @@ func (c *Cluster) checkReach(dir string) error {
 		}
 		if !c.owner.passes(info) {
 			return problem.New("directory-not-reachable", "directory "+above, "user "+c.owner.name+", as whom PostgreSQL runs, may not pass it on the way to "+dir,
-				"chmod o+x "+above+", or name a directory elsewhere")
+				"chmod o+x "+problem.Word(above)).Advise("or name a directory elsewhere")
 		}
 		if above == filepath.Dir(above) {
 			return nil
@@ -184,7 +184,7 @@ func (c *Cluster) redoUnfinished() error {
 		return os.Remove(c.marker())
 	}
 	if string(dir) != c.cfg.DataDir {
-		return problem.New("socket-directory-shared", "directory "+c.cfg.SocketDir, "a cluster in "+string(dir)+" was being made with the same one", "name a directory of its own")
+		return problem.New("socket-directory-shared", "directory "+c.cfg.SocketDir, "a cluster in "+string(dir)+" was being made with the same one", "").Advise("name a directory of its own")
 	}
 	c.cfg.Log.Warn("initdb did not come to its end, doing it over", "data_dir", c.cfg.DataDir)
 	return c.clean()
@@ -217,7 +217,7 @@ func (c *Cluster) initdb(ctx context.Context, lock *os.File) error {
 	}
 	if len(entries) > 0 {
 		return problem.New("data-directory-not-empty", "directory "+c.cfg.DataDir, "it is not empty and holds no PostgreSQL cluster",
-			"name an empty directory, or a new one, in postgres.managed.data_dir")
+			"").Advise("name an empty directory, or a new one, in postgres.managed.data_dir")
 	}
 	if err := os.WriteFile(c.marker(), []byte(c.cfg.DataDir), 0o600); err != nil {
 		return fmt.Errorf("mark that initdb begins: %w", err)
@@ -236,7 +236,7 @@ func (c *Cluster) initdb(ctx context.Context, lock *os.File) error {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		failed := problem.New("initdb-failed", "directory "+c.cfg.DataDir, "no cluster could be made in it: "+salient(out), "mend what initdb names").Because(err)
+		failed := problem.New("initdb-failed", "directory "+c.cfg.DataDir, "no cluster could be made in it: "+salient(out), "").Advise("mend what initdb names").Because(err)
 		if err := c.clean(); err != nil {
 			c.cfg.Log.Warn("what initdb left could not be removed", "error", err)
 		}
@@ -352,7 +352,7 @@ func (c *Cluster) keepLine(root *os.Root, name, line string, first bool, changed
 	text, err := root.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return problem.New("config-missing", "file "+filepath.Join(c.cfg.DataDir, name), "a managed cluster has its configuration in the data directory, and this one has not: Debian's own clusters keep it in /etc/postgresql",
-			"copy the file from there, or name an empty directory in postgres.managed.data_dir")
+			"").Advise("copy the file from there, or name an empty directory in postgres.managed.data_dir")
 	}
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)

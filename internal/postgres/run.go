@@ -39,7 +39,7 @@ func (c *Cluster) run(ctx context.Context, changed bool) error {
 	pm, running := c.postmaster()
 	if running && pm.single {
 		return problem.New("single-user-mode", "cluster "+c.cfg.DataDir, fmt.Sprintf("somebody works on it in single-user mode (process %d)", pm.pid),
-			"end that session").Retry()
+			"").Advise("end that session").Retry()
 	}
 	if running && !c.isWhereWeLook(pm) {
 		c.cfg.Log.Info("PostgreSQL runs with another port or socket directory, starting it anew", "pid", pm.pid)
@@ -118,7 +118,7 @@ func (c *Cluster) spawn() (*child, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: c.owner.credential()}
 	if err := cmd.Start(); err != nil {
 		return nil, problem.New("start-failed", "cluster "+c.cfg.DataDir, "the program postgres can't be run as user "+c.owner.name,
-			"see that this user may reach "+c.cfg.BinDir).Because(err)
+			"").Advise("see that this user may reach " + c.cfg.BinDir).Because(err)
 	}
 	started := &child{pid: cmd.Process.Pid, exited: make(chan struct{})}
 	go func() {
@@ -181,7 +181,7 @@ func (c *Cluster) greet(ctx context.Context, pid int) error {
 	defer conn.Close(context.WithoutCancel(ctx))
 	var since time.Time
 	if err := conn.QueryRow(ctx, `SELECT pg_postmaster_start_time()`).Scan(&since); err != nil {
-		return problem.New("server-not-ready", "cluster "+c.cfg.DataDir, "it does not answer yet", "wait: Hawser tries again by itself").Retry().Because(err)
+		return problem.New("server-not-ready", "cluster "+c.cfg.DataDir, "it does not answer yet", "").Advise("Hawser tries again by itself").Retry().Because(err)
 	}
 	c.setStatus(func(s *ClusterStatus) { s.Running, s.PID, s.Since, s.Problem = true, pid, since, nil })
 	return nil
@@ -219,7 +219,7 @@ func (c *Cluster) reload(ctx context.Context) error {
 		return nil
 	}
 	warning := problem.Warn("restart-pending", "cluster "+c.cfg.DataDir, "settings take effect only with the next start of PostgreSQL: "+strings.Join(names, ", "),
-		"stop the agent in order and start it again")
+		"").Advise("stop the agent in order and start it again")
 	c.cfg.Log.Warn("PostgreSQL needs a restart", "settings", names)
 	c.setStatus(func(s *ClusterStatus) { s.Problem = warning })
 	return nil
@@ -238,7 +238,7 @@ func (c *Cluster) checkPort() error {
 			continue // no such address on this machine: PostgreSQL says which
 		}
 		return problem.New("port-in-use", "port "+strconv.Itoa(c.cfg.Port), "another program listens on it",
-			fmt.Sprintf("ss -ltnp 'sport = :%d' shows which; end it, or name another port in postgres.managed.port", c.cfg.Port)).Retry().Because(err)
+			fmt.Sprintf("ss -ltnp 'sport = :%d'", c.cfg.Port)).Advise("end the program that this shows, or name another port in postgres.managed.port").Retry().Because(err)
 	}
 	return nil
 }
@@ -374,7 +374,7 @@ func (c *Cluster) noteDeath() {
 		return
 	}
 	died := problem.New("postgres-died", "cluster "+c.cfg.DataDir, "PostgreSQL ended unasked",
-		"wait: it is being started again; its log says why it ended").Retry()
+		"").Advise("it is being started again by itself; its log says why it ended").Retry()
 	if c.ended != nil {
 		died, c.ended = died.Because(c.ended), nil
 	}
@@ -439,7 +439,7 @@ func (c *Cluster) end(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), immediate)
 		defer cancel()
 		if !c.signal(ctx, pm.pid, syscall.SIGQUIT) {
-			return problem.New("stop-failed", "cluster "+c.cfg.DataDir, fmt.Sprintf("PostgreSQL (process %d) does not stop", pm.pid), "look for a disk that does not answer: its processes wait in the kernel").Retry()
+			return problem.New("stop-failed", "cluster "+c.cfg.DataDir, fmt.Sprintf("PostgreSQL (process %d) does not stop", pm.pid), "").Advise("look for a disk that does not answer: its processes wait in the kernel").Retry()
 		}
 	}
 	c.mu.Lock()

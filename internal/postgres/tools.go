@@ -24,7 +24,7 @@ func Tool(name string, minMajor int) (path string, err error) {
 	if path == "" {
 		return "", problem.New("tool-missing", "program "+name,
 			fmt.Sprintf("no %s of PostgreSQL %d or later was found", name, minMajor),
-			fmt.Sprintf("apt-get install postgresql-%d, or set HAWSER_PG_BIN to its directory", minMajor))
+			fmt.Sprintf("apt-get install postgresql-%d", minMajor)).Advise("or set HAWSER_PG_BIN to the directory of its programs")
 	}
 	return path, nil
 }

@@ -2,8 +2,8 @@
 // wrong: to a person, to the API, and to itself when it decides whether to try
 // again.
 //
-// A Problem carries the cause, the object it concerns and the remedy, which is
-// a statement or command that can be typed as it stands. Errors are made into
+// A Problem carries the cause, the object it concerns and the remedy: what can be
+// typed as it is, and apart from it, in words, what can't. Errors are made into
 // problems where they arise, never sorted out by their text later. This package
 // imports nothing of Hawser and must never do I/O, log, or hold a secret: what
 // stands in a problem is shown to users and written to logs.
@@ -28,7 +28,8 @@ const (
 )
 
 // Problem is a typed error, a finding of a check, and the cause of a link's
-// state. Code, Cause and Remedy are always set; Object is set where there is one.
+// state. Code and Cause are always set; Object is set where there is one. What is
+// more than a note has a Remedy, an Advice or both.
 type Problem struct {
 	// Code is stable, in kebab-case, and what programs compare.
 	Code string `json:"code"`
@@ -39,8 +40,16 @@ type Problem struct {
 	Object string `json:"object,omitempty"`
 	// Cause says what is wrong and why it matters, in one or two sentences.
 	Cause string `json:"cause"`
-	// Remedy is the exact statement or command that mends it.
+	// Remedy is what mends it, or what tells more, and nothing else: SQL, each
+	// statement with its semicolon; or one command of a shell; or a flag or a line of
+	// the configuration. "…", NAME, FILE, HOST and their like are for the reader to fill in.
 	Remedy string `json:"remedy,omitempty"`
+	// Place is where Remedy and Advice hold, when that is not where they are read:
+	// "the primary", "instance mi-west".
+	Place string `json:"place,omitempty"`
+	// Advice says in words what can't be typed: what comes before or after Remedy, or
+	// what else would do, or that nothing has to be done.
+	Advice string `json:"advice,omitempty"`
 	// Retryable says that the same operation may succeed later without a person.
 	Retryable bool `json:"retryable,omitempty"`
 	// Err is the error underneath, if any. It is part of Error's text.
@@ -62,6 +71,20 @@ func Noted(code, object, cause string) *Problem {
 	return &Problem{Code: code, Severity: Note, Object: object, Cause: cause}
 }
 
+// Advise returns a copy of p with what its remedy does not say.
+func (p *Problem) Advise(advice string) *Problem {
+	q := *p
+	q.Advice = advice
+	return &q
+}
+
+// At returns a copy of p that is mended in another place.
+func (p *Problem) At(place string) *Problem {
+	q := *p
+	q.Place = place
+	return &q
+}
+
 // Because returns a copy of p with err as the error underneath.
 func (p *Problem) Because(err error) *Problem {
 	q := *p
@@ -77,10 +100,9 @@ func (p *Problem) Retry() *Problem {
 }
 
 // On returns p as another instance's, which is the one that found it: its object, or
-// its cause where it has none, and its remedy begin with where they hold. Whatever
-// crosses from peer to peer passes here once; a problem that was on its way before
-// keeps the instance that found it, and a remedy that begins with its place ("on the
-// secondary: …") keeps that.
+// its cause where it has none, begin with that, and it is the place of the remedy.
+// Whatever crosses from peer to peer passes here once; a problem that was on its way
+// before keeps the instance that found it, and one that has a place keeps that.
 func (p *Problem) On(instance string) *Problem {
 	const on = "on instance "
 	if p == nil || strings.HasPrefix(p.Object, on) || p.Object == "" && strings.HasPrefix(p.Cause, on) {
@@ -92,10 +114,23 @@ func (p *Problem) On(instance string) *Problem {
 	} else {
 		q.Cause = on + instance + ": " + p.Cause
 	}
-	if p.Remedy != "" && !strings.HasPrefix(p.Remedy, "on ") {
-		q.Remedy = "on " + instance + ": " + p.Remedy
+	if p.Place == "" && (p.Remedy != "" || p.Advice != "") {
+		q.Place = "instance " + instance
 	}
 	return &q
+}
+
+// Help is place, remedy and advice in one line, or "".
+func (p *Problem) Help() string {
+	help := strings.ReplaceAll(p.Remedy, "\n", " / ")
+	if help != "" && p.Advice != "" {
+		help = strings.TrimSuffix(help, ";") + "; "
+	}
+	help += p.Advice
+	if help != "" && p.Place != "" {
+		help = "on " + p.Place + ": " + help
+	}
+	return help
 }
 
 // Blocks reports whether p stops the operation that found it.
@@ -113,10 +148,8 @@ func (p *Problem) Error() string {
 		b.WriteString(": ")
 		b.WriteString(p.Err.Error())
 	}
-	if p.Remedy != "" {
-		b.WriteString(" (remedy: ")
-		b.WriteString(p.Remedy)
-		b.WriteString(")")
+	if help := p.Help(); help != "" {
+		b.WriteString(" (remedy: " + help + ")")
 	}
 	return b.String()
 }

@@ -13,8 +13,8 @@ func TestOn(t *testing.T) {
 	named := New("diverged", "link shop", "it is read-only", "hawser link rejoin shop").Because(under)
 	bare := New("starting", "", "the agent is starting", "")
 	for _, c := range []struct{ in, want *Problem }{
-		{named, New("diverged", "on instance west: link shop", "it is read-only", "on west: hawser link rejoin shop").Because(under)},
-		{New("x", "a", "b", "on the secondary: c"), New("x", "on instance west: a", "b", "on the secondary: c")},
+		{named, New("diverged", "on instance west: link shop", "it is read-only", "hawser link rejoin shop").At("instance west").Because(under)},
+		{New("x", "a", "b", "c").At("the secondary"), New("x", "on instance west: a", "b", "c").At("the secondary")},
 		{bare, New("starting", "", "on instance west: the agent is starting", "")},
 	} {
 		got := c.in.On("west")
@@ -27,6 +27,25 @@ func TestOn(t *testing.T) {
 	}
 	if named.Object != "link shop" || (*Problem)(nil).On("west") != nil {
 		t.Error("the problem itself was changed")
+	}
+}
+
+func TestNearest(t *testing.T) {
+	known := []string{"postgres.managed.port", "postgres", "name", "log", "Shop", "shops"}
+	for name, want := range map[string]string{"shop": "Shop", "SHOPS": "shops", "postgress": "postgres", "naem": "name", "lgo": "", "nothing of it": "", "": ""} {
+		if got := Nearest(name, known); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestError(t *testing.T) {
+	p := New("x", "", "it is off", "SET a = on;\nSET b = on;").Advise("then restart").At("the primary")
+	if want := "it is off: refused (remedy: on the primary: SET a = on; / SET b = on; then restart)"; p.Because(errors.New("refused")).Error() != want {
+		t.Errorf("%s, want %s", p.Because(errors.New("refused")), want)
+	}
+	if want := "it is off (remedy: wait)"; New("x", "", "it is off", "").Advise("wait").Error() != want {
+		t.Error(New("x", "", "it is off", "").Advise("wait"))
 	}
 }
 

@@ -70,16 +70,16 @@ func (c *checker) checkVersions() {
 	from, to := c.ServerVersion/10000, c.version/10000
 	if from < oldest {
 		c.add(problem.New("version-too-old", "the primary's server", fmt.Sprintf("it runs PostgreSQL %d; Hawser links versions %d and later", from, oldest),
-			fmt.Sprintf("upgrade it to PostgreSQL %d or later", oldest)))
+			"").Advise(fmt.Sprintf("upgrade it to PostgreSQL %d or later", oldest)))
 	}
 	if to < oldest {
 		c.add(problem.New("version-too-old", "the target's server", fmt.Sprintf("it runs PostgreSQL %d; Hawser links versions %d and later", to, oldest),
-			fmt.Sprintf("upgrade it to PostgreSQL %d or later", oldest)))
+			"").Advise(fmt.Sprintf("upgrade it to PostgreSQL %d or later", oldest)))
 	}
 	if to >= 17 {
 		for _, f := range c.Pathless {
 			c.add(problem.New("function-without-path", "function "+f.Function, fmt.Sprintf("%s calls it, and it names things without their schema, which PostgreSQL %d does not find there: %s", f.For, to, f.Error),
-				"on the primary, ALTER FUNCTION "+f.Function+" SET search_path = "+f.Path+";"))
+				"ALTER FUNCTION "+f.Function+" SET search_path = "+f.Path+";").At("the primary"))
 		}
 	}
 	if to >= from {
@@ -87,11 +87,11 @@ func (c *checker) checkVersions() {
 	}
 	c.add(problem.Warn("target-older", "the target's server",
 		fmt.Sprintf("it runs PostgreSQL %d, the primary %d: definitions and later DDL in syntax that it does not know stop the link", to, from),
-		fmt.Sprintf("upgrade the target to PostgreSQL %d", from)))
+		"").Advise(fmt.Sprintf("upgrade the target to PostgreSQL %d", from)))
 	for _, f := range c.Features {
 		if f.Since > to {
 			c.add(problem.New("feature-unknown", f.Object, fmt.Sprintf("it %s, which PostgreSQL has since version %d; the target runs %d", f.What, f.Since, to),
-				fmt.Sprintf("upgrade the target to PostgreSQL %d, or alter or drop the object on the primary", f.Since)))
+				"").Advise(fmt.Sprintf("upgrade the target to PostgreSQL %d, or alter or drop the object on the primary", f.Since)))
 		}
 	}
 }
@@ -178,7 +178,7 @@ func (c *checker) checkICU(ctx context.Context, want DatabaseSettings) error {
 		return err
 	}
 	c.add(problem.New("icu-missing", "database "+postgres.QuoteIdent(want.Name),
-		"it compares text by ICU, and the target's PostgreSQL was built without it", "install on the target a PostgreSQL that was built with ICU"))
+		"it compares text by ICU, and the target's PostgreSQL was built without it", "").Advise("install on the target a PostgreSQL that was built with ICU"))
 	return nil
 }
 
@@ -199,13 +199,13 @@ func (c *checker) checkExtensions(ctx context.Context) error {
 		switch {
 		case !ok:
 			c.add(problem.New("extension-missing", "extension "+name, "the database uses it, and it is not installed on the target's machine",
-				installExtension(e.Name, c.version/10000)))
+				installExtension(e.Name, c.version/10000)).Advise(otherPackage).At("the secondary"))
 		case o.version != e.Version && o.exact:
 			c.add(problem.Noted("extension-version", "extension "+name,
 				fmt.Sprintf("the primary has version %s, the target installs %s by default; %s is there too", e.Version, o.version, e.Version)))
 		case o.version != e.Version:
 			c.add(problem.Warn("extension-version", "extension "+name, fmt.Sprintf("the primary has version %s, the target has %s", e.Version, o.version),
-				"ALTER EXTENSION "+name+" UPDATE; on the older side, once its package is the newer one"))
+				"ALTER EXTENSION "+name+" UPDATE;").Advise("on the older side, once its package is the newer one"))
 		}
 	}
 	return nil
@@ -255,7 +255,10 @@ var contrib = []string{
 	"unaccent", "uuid-ossp", "xml2",
 }
 
-// installExtension returns how to install an extension's files on the target's
+// otherPackage goes with installExtension's remedy.
+const otherPackage = "or the package of the machine's system that has the extension"
+
+// installExtension returns how to install an extension's files on a server's
 // machine, as far as its name tells.
 func installExtension(name string, major int) string {
 	pkg := fmt.Sprintf("postgresql-%d-%s", major, strings.ReplaceAll(name, "_", "-"))
@@ -265,7 +268,7 @@ func installExtension(name string, major int) string {
 	if p, ok := packages[name]; ok {
 		pkg = fmt.Sprintf(p, major)
 	}
-	return "apt-get install " + pkg + " on the target's machine, or the package of its system that has the extension"
+	return "apt-get install " + pkg
 }
 
 func (c *checker) checkPreload(ctx context.Context) error {
@@ -277,7 +280,7 @@ func (c *checker) checkPreload(ctx context.Context) error {
 		if slices.Contains(c.Preload, e.Name) && !slices.Contains(have, e.Name) {
 			c.add(problem.Warn("library-not-preloaded", "extension "+postgres.QuoteIdent(e.Name),
 				"the primary loads its library at start (shared_preload_libraries), the target does not; it may refuse to work, or to be installed",
-				"ALTER SYSTEM SET shared_preload_libraries = "+quoted(append(have, e.Name))+"; on the target, and restart PostgreSQL"))
+				"ALTER SYSTEM SET shared_preload_libraries = "+quoted(append(have, e.Name))+";").Advise("then restart PostgreSQL").At("the secondary"))
 		}
 	}
 	return nil
@@ -299,13 +302,13 @@ func (c *checker) checkRoles(ctx context.Context) error {
 	for _, role := range c.Predefined {
 		if _, exists := supers[role]; !exists {
 			c.add(problem.New("role-unknown", "role "+postgres.QuoteIdent(role), "it has rights in the database, and the target's older PostgreSQL does not have it",
-				"upgrade the target, or REVOKE what was granted to it on the primary"))
+				"").Advise("upgrade the target, or REVOKE what was granted to it on the primary"))
 		}
 	}
 	for _, o := range c.Superusers {
 		if !supers[o.Role] {
 			c.add(problem.New("owner-not-superuser", o.Object, "its owner "+postgres.QuoteIdent(o.Role)+" must be a superuser, and on the target is none",
-				"CREATE ROLE "+postgres.QuoteIdent(o.Role)+" NOLOGIN SUPERUSER; on the target (ALTER ROLE if it exists)"))
+				"CREATE ROLE "+postgres.QuoteIdent(o.Role)+" NOLOGIN SUPERUSER;").Advise("ALTER ROLE, if it exists").At("the secondary"))
 		}
 	}
 	return nil
@@ -332,7 +335,8 @@ func (r Role) created() *problem.Problem {
 		p.Cause += ", and without its " + strings.Join(has, ", ")
 	}
 	if r.Login {
-		p.Remedy = "ALTER ROLE " + postgres.QuoteIdent(r.Name) + " LOGIN PASSWORD '…'; on the target, when it is to be used there"
+		p = p.At("the secondary").Advise("when it is to be used there")
+		p.Remedy = "ALTER ROLE " + postgres.QuoteIdent(r.Name) + " LOGIN PASSWORD '…';"
 	}
 	return p
 }
@@ -349,7 +353,7 @@ func (c *checker) checkCollations(ctx context.Context) error {
 		if !slices.Contains(have, name) {
 			c.add(problem.New("collation-missing", "collation "+postgres.QuoteIdent("pg_catalog", name),
 				"definitions name it, and the target's PostgreSQL does not have it",
-				"install the locale or ICU on the target's machine, create the database there, and in it SELECT pg_import_system_collations('pg_catalog');"))
+				"SELECT pg_import_system_collations('pg_catalog');").Advise("before that install the locale or ICU on the machine, and create the database; run it there").At("the secondary"))
 		}
 	}
 	return c.checkCollationVersion(ctx)
@@ -379,7 +383,7 @@ func (c *checker) checkParameters(ctx context.Context) error {
 	for _, name := range c.Parameters {
 		if !slices.Contains(known, strings.ToLower(name)) {
 			c.add(problem.New("setting-unknown", "setting "+name, "the database or a function in it sets it, and the target's PostgreSQL does not know it",
-				"ALTER DATABASE "+postgres.QuoteIdent(c.Database.Name)+" RESET "+name+"; on the primary (ALTER FUNCTION, where a function sets it), or upgrade the target"))
+				"ALTER DATABASE "+postgres.QuoteIdent(c.Database.Name)+" RESET "+name+";").Advise("ALTER FUNCTION, where a function sets it; or upgrade the target").At("the primary"))
 		}
 	}
 	return nil
@@ -393,7 +397,7 @@ func (c *checker) checkLabels(ctx context.Context) error {
 		if refused(err) {
 			c.add(problem.New("labels-not-loaded", "security labels of "+postgres.QuoteIdent(provider),
 				"the database has such labels, and the target's server has not loaded their provider",
-				"install the provider on the target's machine and add its library to shared_preload_libraries there").Because(err))
+				"").Advise("install the provider on the target's machine and add its library to shared_preload_libraries there").Because(err))
 			continue
 		}
 		if err != nil {
@@ -409,7 +413,7 @@ func (c *checker) checkLocks(ctx context.Context) error {
 	room, err := lockRoom(ctx, c.conn)
 	if err == nil && c.Relations >= room {
 		c.add(problem.Warn("setting-too-low", "setting max_locks_per_transaction",
-			fmt.Sprintf("the restore of the schema locks all %d relations at once, and the target's server has room for about %d locks", c.Relations, room), moreLocks))
+			fmt.Sprintf("the restore of the schema locks all %d relations at once, and the target's server has room for about %d locks", c.Relations, room), moreLocks).Advise("then restart PostgreSQL").At("the secondary"))
 	}
 	return err
 }
@@ -418,6 +422,6 @@ func (c *checker) checkLocks(ctx context.Context) error {
 func (c *checker) checkLibraries() {
 	for _, lib := range c.Libraries {
 		c.add(problem.Warn("library-needed", "library "+lib, "functions that belong to no extension are in it; they fail to be created where it is missing",
-			"copy it to the directory that pg_config --pkglibdir names on the target's machine"))
+			"").Advise("copy it to the directory that pg_config --pkglibdir names on the target's machine"))
 	}
 }

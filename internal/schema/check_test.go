@@ -171,7 +171,7 @@ func TestCheckOfAnUnfitTarget(t *testing.T) {
 				t.Errorf("findings are %q, want %q", got, k.want)
 			}
 			for _, p := range found {
-				if p.Cause == "" || p.Blocks() && p.Remedy == "" {
+				if p.Cause == "" || p.Blocks() && p.Help() == "" {
 					t.Errorf("finding %s has no cause or no remedy", p.Code)
 				}
 			}
@@ -238,7 +238,7 @@ func TestCheckOfFunctionsWithoutPath(t *testing.T) {
 		}
 		for _, p := range found {
 			if p.Code == "function-without-path" {
-				c.Exec(t, db, strings.TrimPrefix(p.Remedy, "on the primary, "))
+				c.Exec(t, db, p.Remedy)
 			}
 		}
 		want = nil

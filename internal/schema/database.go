@@ -36,7 +36,7 @@ func DatabaseOf(ctx context.Context, src *postgres.Server, name string) (Databas
 	d, err := readSettings(ctx, conn, name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return d, problem.New("no-such-database", "database "+postgres.QuoteIdent(name), "server "+src.String()+" has no database of this name",
-			"name one of those that psql --list shows").Because(err)
+			"psql --list").Advise("name one of those that this shows").Because(err)
 	}
 	if err != nil {
 		return d, fmt.Errorf("read the settings of database %q: %w", name, err)
@@ -98,7 +98,7 @@ func (d DatabaseSettings) options(version int) (string, *problem.Problem) {
 
 func (d DatabaseSettings) tooOld(does, since string) *problem.Problem {
 	return problem.New("version-too-old", "database "+postgres.QuoteIdent(d.Name),
-		"on the primary it "+does+", which the target's PostgreSQL is too old for", "upgrade the target to PostgreSQL "+since+" or later")
+		"on the primary it "+does+", which the target's PostgreSQL is too old for", "").Advise("upgrade the target to PostgreSQL " + since + " or later")
 }
 
 // same reports whether two databases, on servers of one version, compare and
@@ -187,13 +187,13 @@ func (d DatabaseSettings) notCreated(ctx context.Context, conn *pgx.Conn, err er
 		return problem.New("not-superuser", object, "the agent's role on the target may not create databases",
 			"ALTER ROLE "+currentUser(ctx, conn)+" SUPERUSER;").Because(err)
 	case "55006", "42P04": // object_in_use: somebody reads template0; duplicate_database: somebody was faster
-		return problem.New("lock-held", object, "the target could not create it at this moment", "wait: it is tried again").Because(err).Retry()
+		return problem.New("lock-held", object, "the target could not create it at this moment", "").Advise("it is tried again by itself").Because(err).Retry()
 	case "22023", "42809", "42704", "0A000":
 		return missingLocale(object, d.Collate).Because(err)
 	case "53100":
-		return problem.New("disk-full", object, "the target's disk is full", "free space on the target's disk, or enlarge it").Because(err).Retry()
+		return problem.New("disk-full", object, "the target's disk is full", "").Advise("free space on the target's disk, or enlarge it").Because(err).Retry()
 	}
-	return problem.New("database-not-created", object, "the target could not create it", "mend what PostgreSQL names; then it is tried again").Because(err)
+	return problem.New("database-not-created", object, "the target could not create it", "").Advise("mend what PostgreSQL names; then it is tried again").Because(err)
 }
 
 func missingLocale(object, locale string) *problem.Problem {
@@ -203,7 +203,7 @@ func missingLocale(object, locale string) *problem.Problem {
 	}
 	return problem.New("locale-missing", object,
 		"the target's machine lacks the locale "+locale+", by which the primary sorts and classifies text",
-		fmt.Sprintf("localedef -i %s -f %s %s on the target's machine, and restart its PostgreSQL", base, charset, locale))
+		fmt.Sprintf("localedef -i %s -f %s %s", base, charset, locale)).Advise("then restart its PostgreSQL").At("the secondary")
 }
 
 // adoptable returns nil when an existing database can become a link's replica.
@@ -214,7 +214,7 @@ func adoptable(ctx context.Context, dst *postgres.Server, there, want DatabaseSe
 		must, _ := want.options(version)
 		return problem.New("database-differs", object,
 			"it exists on the target with "+is+"; a replica of the primary's needs "+must,
-			"DROP DATABASE "+postgres.QuoteIdent(there.Name)+"; Hawser creates it as it must be")
+			"DROP DATABASE "+postgres.QuoteIdent(there.Name)+";").Advise("Hawser creates it as it must be").At("the secondary")
 	}
 	conn, err := dst.Connect(ctx, reading(there.Name, "database"))
 	if err != nil {
@@ -230,7 +230,7 @@ func adoptable(ctx context.Context, dst *postgres.Server, there, want DatabaseSe
 	}
 	return problem.New("database-not-empty", object,
 		"it exists on the target and is not empty: it has "+someOf(objects)+"; a replica starts from an empty database",
-		"ALTER DATABASE "+postgres.QuoteIdent(there.Name)+" RENAME TO …; to keep it, or DROP DATABASE "+postgres.QuoteIdent(there.Name)+";")
+		"DROP DATABASE "+postgres.QuoteIdent(there.Name)+";").Advise("if nobody needs it; ALTER DATABASE … RENAME TO … keeps it").At("the secondary")
 }
 
 // someOf joins the first few names.

@@ -147,7 +147,7 @@ func runDump(ctx context.Context, src *postgres.Server, database, snapshot strin
 	if !utf8.ValidString(script) {
 		return nil, problem.New("schema-not-utf8", run.object,
 			"its definitions hold bytes that are not UTF-8, which a database in encoding SQL_ASCII allows",
-			"rename the objects, or rewrite the functions and comments, that hold such bytes")
+			"").Advise("rename the objects, or rewrite the functions and comments, that hold such bytes")
 	}
 	lines, err := parseList(list)
 	if err != nil {
@@ -166,7 +166,7 @@ func whole(entries []tocEntry) error {
 	for _, e := range entries {
 		if e.kind == "TABLE ATTACH" && strings.HasSuffix(strings.TrimRight(e.sql, "; \n"), e.quotedName()) {
 			return problem.New("schema-changed", "table "+postgres.QuoteIdent(e.schema, e.name),
-				"it was replaced while its definition was read", "none: the dump is tried again").Retry()
+				"it was replaced while its definition was read", "").Advise("the dump is tried again by itself").Retry()
 		}
 	}
 	return nil
@@ -216,7 +216,7 @@ func untouched(ctx context.Context, tx pgx.Tx, database string) error {
 		return nil
 	}
 	return problem.New("schema-changed", "database "+postgres.QuoteIdent(database), fmt.Sprintf("%d transactions changed definitions while they were read", n),
-		"none: the dump is tried again").Retry()
+		"").Advise("the dump is tried again by itself").Retry()
 }
 
 // quotedName is the entry's name as it stands in its statement.
@@ -283,7 +283,7 @@ func (t *tools) failed(name string, err error, said string) error {
 		return fmt.Errorf("run %s: %w", name, err)
 	}
 	cause := fmt.Sprintf("%s could not read its definitions: %s", name, strings.Join(strings.Fields(said), " "))
-	return problem.New("schema-dump-failed", t.object, cause, "mend what "+name+" names; the dump is tried again by itself").Because(err).Retry()
+	return problem.New("schema-dump-failed", t.object, cause, "").Advise("mend what " + name + " names; the dump is tried again by itself").Because(err).Retry()
 }
 
 // tail keeps the end of what is written to it.

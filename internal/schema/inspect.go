@@ -225,7 +225,7 @@ func (r *Requirements) findOnPrimary(ctx context.Context, tx pgx.Tx) error {
 	if r.Database.Encoding == "SQL_ASCII" {
 		r.add(problem.Warn("encoding-unchecked", "database "+postgres.QuoteIdent(r.Database.Name),
 			"its encoding SQL_ASCII lets any bytes in; rows are carried with them, but definitions with bytes that are not UTF-8 can't be, and one made later suspends the link",
-			"rewrite functions and comments, and rename objects, that hold such bytes"))
+			"").Advise("rewrite functions and comments, and rename objects, that hold such bytes"))
 	}
 	for _, check := range []func(context.Context, pgx.Tx) error{
 		r.findUnreadable, r.findLargeObjects, r.findTablespaces, r.findUserMappings, r.findUnfilled, r.findLocks,
@@ -315,7 +315,7 @@ func LargeObjects(ctx context.Context, db DB) (*problem.Problem, error) {
 	}
 	return problem.New("large-objects", "large objects",
 		fmt.Sprintf("the database holds %d large objects; logical decoding does not carry them", count),
-		"move them into a bytea column and remove them: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;"), nil
+		"SELECT lo_unlink(oid) FROM pg_largeobject_metadata;").Advise("before that move them into a bytea column"), nil
 }
 
 func (r *Requirements) findTablespaces(ctx context.Context, tx pgx.Tx) error {
@@ -354,7 +354,7 @@ func (r *Requirements) findUnfilled(ctx context.Context, tx pgx.Tx) error {
 	}
 	r.add(problem.Warn("matview-not-filled", "materialized view "+someOf(views),
 		"it has rows but reads a materialized view that has none, so it can't be filled on the target",
-		"REFRESH MATERIALIZED VIEW on the primary, that which has none first"))
+		"REFRESH MATERIALIZED VIEW …;").Advise("that which has none first").At("the primary"))
 	return nil
 }
 
@@ -367,12 +367,12 @@ func (r *Requirements) findLocks(ctx context.Context, tx pgx.Tx) error {
 	room, err := lockRoom(ctx, tx)
 	if err == nil && tables >= room {
 		r.add(problem.Warn("setting-too-low", "setting max_locks_per_transaction",
-			fmt.Sprintf("pg_dump locks all %d tables of the primary, whose server has room for about %d locks", tables, room), moreLocks))
+			fmt.Sprintf("pg_dump locks all %d tables of the primary, whose server has room for about %d locks", tables, room), moreLocks).Advise("then restart PostgreSQL"))
 	}
 	return err
 }
 
-const moreLocks = "ALTER SYSTEM SET max_locks_per_transaction = 1024; and restart PostgreSQL"
+const moreLocks = "ALTER SYSTEM SET max_locks_per_transaction = 1024;"
 
 // lockRoom returns how many locks one transaction can count on, as others need some.
 func lockRoom(ctx context.Context, db querier) (room int, err error) {

@@ -168,7 +168,7 @@ func wantProblem(t *testing.T, err error, code string) *problem.Problem {
 	if !ok || p.Code != code {
 		t.Fatalf("got error %v, want problem %s", err, code)
 	}
-	if p.Cause == "" || p.Remedy == "" {
+	if p.Cause == "" || p.Help() == "" {
 		t.Errorf("problem %s has no cause or no remedy: %+v", code, p)
 	}
 	return p

@@ -53,11 +53,11 @@ func (m membership) give(ctx context.Context, db querier, exec func(sql string) 
 	case err != nil, is && !mine:
 		return nil, err
 	case !mine:
-		return m.note("on the primary it is a member of role "+m.Role+", which is not opened by the link: it has rights here beyond the linked database", m.grant()), nil
+		return m.warn("on the primary it is a member of role "+m.Role+", which is not opened by the link: it has rights here beyond the linked database", m.grant()), nil
 	}
 	switch err := exec(m.grant()); {
 	case sqlState(err) == "0LP01": // the other is a member of this one
-		return m.note("on the primary it is a member of role "+m.Role+", and can't be here: "+err.Error(), m.grant()), nil
+		return m.warn("on the primary it is a member of role "+m.Role+", and can't be here: "+err.Error(), m.grant()), nil
 	case err != nil:
 		return nil, roleProblem(m.Role, "grant it to role "+postgres.QuoteIdent(m.member), err)
 	}
@@ -78,7 +78,7 @@ func (m membership) end(ctx context.Context, db querier, exec func(sql string) e
 			return nil, err
 		}
 	}
-	return m.note("on the primary it is no member of role "+m.Role+" any more; here it was left one, since that role has rights beyond the linked database, or somebody else made it one", m.revoke()), nil
+	return m.warn("on the primary it is no member of role "+m.Role+" any more; here it was left one, since that role has rights beyond the linked database, or somebody else made it one", m.revoke()), nil
 }
 
 // look reads whether the role is a member, and whether that is the link's affair.
@@ -111,7 +111,7 @@ func (m membership) revoke() string {
 	return "REVOKE " + postgres.QuoteIdent(m.Role) + " FROM " + postgres.QuoteIdent(m.member)
 }
 
-func (m membership) note(cause, remedy string) *problem.Problem {
+func (m membership) warn(cause, remedy string) *problem.Problem {
 	remedy, _, _ = strings.Cut(remedy, ";")
 	return problem.Warn("role-membership", "role "+m.member, cause, remedy+";")
 }

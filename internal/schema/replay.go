@@ -135,7 +135,7 @@ func (r *Replayer) SkipRows() bool { return r.extension }
 func (r *Replayer) Finish() error {
 	for _, t := range r.provided {
 		return problem.New("ddl-missing", "table "+t.sql(),
-			"its rows came without the command that made it", "hawser link resync NAME --table "+t.Schema+"."+t.Name)
+			"its rows came without the command that made it", "hawser link resync NAME --table "+problem.Word(t.sql()))
 	}
 	for _, oid := range r.telling {
 		r.spoken[oid] = true
@@ -155,7 +155,7 @@ func (r *Replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (
 	if !ok {
 		return Result{Notes: problem.Findings{problem.Warn("ddl-forged", "logical message hawser.ddl",
 			"a message in the stream was not written by Hawser's event triggers and was left out; any user can write one",
-			"on the primary, find who calls pg_logical_emit_message")}}, nil
+			"SELECT p.oid::regprocedure FROM pg_proc p WHERE p.prosrc ~ 'pg_logical_emit_message';").Advise("find who calls it").At("the primary")}}, nil
 	}
 	m, err := decodeDDL(body)
 	if err != nil {
@@ -220,7 +220,7 @@ func (r *replay) command(ctx context.Context) error {
 	case m.Error != "":
 		return problem.New("ddl-not-captured", m.object(),
 			"the primary's event trigger could not describe the command: "+m.Error,
-			"run the command on this side by hand as the primary has it, then let the link go on after this position")
+			"hawser link drop NAME --remove-replica").Advise("then create the link again")
 	case len(m.Changes) > 0:
 		return r.sweep(ctx)
 	case m.Tag == "", r.ours(), r.left(), r.unfinished():

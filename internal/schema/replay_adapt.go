@@ -372,20 +372,21 @@ func (r *replay) schemaExists(ctx context.Context, quoted string) (exists bool, 
 // primary's version; that it does not have it at all is a problem.
 func (r *replay) extensionVersion(ctx context.Context, e ddlExtension) (same bool, err error) {
 	var any bool
-	err = r.conn.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_or(version = $2), false)
-		FROM pg_available_extension_versions WHERE name = $1`, e.Name, e.Version).Scan(&any, &same)
+	var major int
+	err = r.conn.QueryRow(ctx, `SELECT count(*) > 0, coalesce(bool_or(version = $2), false), current_setting('server_version_num')::int / 10000
+		FROM pg_available_extension_versions WHERE name = $1`, e.Name, e.Version).Scan(&any, &same, &major)
 	if err != nil {
 		return false, fmt.Errorf("look for extension %q: %w", e.Name, err)
 	}
 	if !any {
 		return false, problem.New("extension-missing", "extension "+pgx.Identifier{e.Name}.Sanitize(),
 			"the primary created it, and this side's server does not have it (version "+e.Version+")",
-			"install the extension's package on this side's server; the link goes on by itself").Retry()
+			installExtension(e.Name, major)).Advise(otherPackage + "; the link goes on by itself").Retry()
 	}
 	if !same {
 		r.result.Notes = append(r.result.Notes, problem.Warn("extension-version", "extension "+pgx.Identifier{e.Name}.Sanitize(),
 			"this side's server does not have version "+e.Version+" of the primary; its own default version is used",
-			"install version "+e.Version+" on this side's server, then ALTER EXTENSION … UPDATE"))
+			"ALTER EXTENSION "+pgx.Identifier{e.Name}.Sanitize()+" UPDATE;").Advise("once version "+e.Version+" is installed on this side's server"))
 	}
 	return same, nil
 }

@@ -155,7 +155,7 @@ func TestReplayProblems(t *testing.T) {
 		}
 		_, err := r.Replay(t.Context(), conn, sign(t, key, s.message))
 		p, ok := problem.As(err)
-		if !ok || p.Code != s.code || p.Retryable != s.retryable || p.Cause == "" || p.Remedy == "" {
+		if !ok || p.Code != s.code || p.Retryable != s.retryable || p.Cause == "" || p.Help() == "" {
 			t.Errorf("got %#v, want code %s, retryable %v, with cause and remedy", err, s.code, s.retryable)
 		}
 		if _, err := conn.Exec(t.Context(), "ROLLBACK"); err != nil {

@@ -180,12 +180,12 @@ func decodeDDL(body []byte) (*ddlMessage, error) {
 	if !utf8.Valid(body) {
 		return nil, problem.New("ddl-not-utf8", m.object(),
 			"its text holds bytes that are not UTF-8, which a database in encoding SQL_ASCII takes: rows are carried with them, definitions are not",
-			"on the primary, undo the command, or rename what it made; then hawser link drop NAME --remove-replica, and create the link again")
+			"hawser link drop NAME --remove-replica").Advise("before that undo the command on the primary, or rename what it made; after it create the link again")
 	}
 	if m.Version > ddlMessageVersion {
 		return nil, problem.New("ddl-version", m.object(),
 			fmt.Sprintf("the primary's agent writes DDL messages of version %d, this one reads up to %d", m.Version, ddlMessageVersion),
-			"upgrade Hawser on this instance; the link goes on by itself").Retry()
+			"").Advise("upgrade Hawser on this instance; the link goes on by itself").Retry()
 	}
 	return &m, nil
 }

@@ -479,23 +479,29 @@ func (r *replay) failed(o order, err error) error {
 	}
 	object := r.m.object()
 	p := problem.New("ddl-failed", object, "this side refused the command that the primary ran: "+excerpt(o.sql),
-		"make this side's schema as the primary's was at that position, then hawser link resume NAME").Because(err)
+		"hawser link resume NAME").Advise("make this side's schema first as the primary's was at that position").Because(err)
 	switch pg.Code[:2] {
 	case "53": // insufficient resources
-		p.Code, p.Cause, p.Remedy = "ddl-resources", "this side ran out of a resource while it ran "+excerpt(o.sql), "free it (disk, memory, connections); the link goes on by itself"
+		p.Code, p.Cause, p.Remedy = "ddl-resources", "this side ran out of a resource while it ran "+excerpt(o.sql), ""
+		p.Advice = "free it (disk, memory, connections); the link goes on by itself"
 		return p.Retry()
 	case "40", "55", "57": // serialization and deadlock, object in use, operator intervention
-		p.Code, p.Cause, p.Remedy = "ddl-interrupted", "the command could not get what it needs at the moment: "+excerpt(o.sql), "none: it is tried again"
+		p.Code, p.Cause, p.Remedy = "ddl-interrupted", "the command could not get what it needs at the moment: "+excerpt(o.sql), ""
+		p.Advice = "it is tried again by itself"
 		return p.Retry()
 	}
 	switch pg.Code {
 	case "42501":
 		p.Code, p.Cause = "ddl-permission", "role "+pgx.Identifier{r.m.User.Name}.Sanitize()+" may do on the primary what it may not do here: "+excerpt(o.sql)
-		p.Remedy = "as a superuser on this side, GRANT it the roles that it is a member of on the primary (" + strings.Join(r.m.User.MemberOf, ", ") + ")"
+		p.Remedy, p.Advice = "", "as a superuser on this side, allow it what it may do there"
+		if of := r.m.User.MemberOf; len(of) > 0 {
+			p.Remedy = "GRANT " + quoted(of) + " TO " + pgx.Identifier{r.m.User.Name}.Sanitize() + ";"
+			p.Advice = "as a superuser on this side: the roles that it is a member of on the primary"
+		}
 		return p.Retry()
 	case "58P01", "0A000":
 		p.Code, p.Cause = "ddl-unsupported", "this side's server lacks what the command needs: "+excerpt(o.sql)
-		p.Remedy = "install it on this side's server (" + pg.Message + "); the link goes on by itself"
+		p.Remedy, p.Advice = "", "install it on this side's server ("+pg.Message+"); the link goes on by itself"
 		return p.Retry()
 	}
 	return p

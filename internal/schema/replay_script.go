@@ -486,7 +486,7 @@ func inFunctions(m *ddlMessage, number, source string, parse func(string) *ddlSc
 func notFound(m *ddlMessage, source string) error {
 	return problem.New("ddl-not-found", m.object(),
 		"the text of the command could not be told from its surroundings: "+excerpt(source),
-		"run the command on this side by hand as the primary has it, then let the link go on after this position")
+		"hawser link drop NAME --remove-replica").Advise("then create the link again")
 }
 
 // excerpt shortens a text for people.

@@ -71,7 +71,7 @@ func (r *replay) sweep(ctx context.Context) error {
 			if c.Value != nil {
 				r.result.Notes = append(r.result.Notes, problem.Warn("large-objects", "large objects",
 					"the primary's database holds some since the link was made; they are not carried",
-					"move them into a bytea column and remove them, on the primary: SELECT lo_unlink(oid) FROM pg_largeobject_metadata;"))
+					"SELECT lo_unlink(oid) FROM pg_largeobject_metadata;").Advise("before that move them into a bytea column").At("the primary"))
 			}
 		case "role":
 			err = r.roleChange(ctx, c)

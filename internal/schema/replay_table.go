@@ -58,7 +58,7 @@ func (r *Replayer) Provide(ctx context.Context, conn *pgx.Conn, xid uint32, rel 
 	}
 	if !by.New {
 		return false, problem.New("table-unknown", "table "+rel.sql(),
-			"rows of it came, and this side has no such table", "hawser link resync NAME --table "+rel.Schema+"."+rel.Name)
+			"rows of it came, and this side has no such table", "hawser link resync NAME --table "+problem.Word(rel.sql()))
 	}
 	return false, r.provide(ctx, conn, ddlUser{Name: by.Owner, Superuser: by.Superuser, Session: by.Owner}, rel)
 }
@@ -88,7 +88,7 @@ func typeName(ctx context.Context, conn *pgx.Conn, c Column) (name string, err e
 		c.Type, c.TypeSchema, c.TypeName, c.Modifier).Scan(&name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return "", problem.New("type-unknown", fmt.Sprintf("type %s.%s (OID %d)", c.TypeSchema, c.TypeName, c.Type),
-			"a column has it, and this side has no such type", "create it on this side, then hawser link resume NAME")
+			"a column has it, and this side has no such type", "hawser link resume NAME").Advise("create it on this side first")
 	}
 	if err != nil {
 		return "", fmt.Errorf("look for the type of column %q: %w", c.Name, err)
@@ -173,7 +173,7 @@ func (r *replay) writable(t ddlTable) {
 			name := pgx.Identifier{t.Schema, t.Name}.Sanitize()
 			r.result.Notes = append(r.result.Notes, problem.Warn("column-type", "column "+pgx.Identifier{c.Name}.Sanitize()+" of table "+name,
 				"nothing can be written into type "+c.Type+", so the column is of type text on this side",
-				"ALTER TABLE "+name+" ALTER COLUMN "+pgx.Identifier{c.Name}.Sanitize()+" TYPE text; on the primary"))
+				"ALTER TABLE "+name+" ALTER COLUMN "+pgx.Identifier{c.Name}.Sanitize()+" TYPE text;").At("the primary"))
 		}
 	}
 }

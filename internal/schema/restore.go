@@ -274,7 +274,7 @@ func inSchema(schema string) string {
 func (s *session) failed(e Entry, err *pgconn.PgError) error {
 	if e.Kind == "EXTENSION" {
 		return problem.New("extension-missing", e.object(), "the target's server could not install it",
-			installExtension(e.Name, s.version/10000)).Because(err)
+			installExtension(e.Name, s.version/10000)).Advise(otherPackage).At("the secondary").Because(err)
 	}
 	f, ok := failures[err.Code]
 	if postgres.Unqualified(err) {
@@ -284,48 +284,50 @@ func (s *session) failed(e Entry, err *pgconn.PgError) error {
 		f, ok = failures[err.Code[:2]]
 	}
 	if !ok {
-		f = failure{code: "schema-entry-failed", cause: "it could not be created on the target", remedy: "mend what PostgreSQL names; then it is tried again"}
+		f = failure{code: "schema-entry-failed", cause: "it could not be created on the target", advice: "mend what PostgreSQL names; then it is tried again"}
 	}
-	p := problem.New(f.code, e.object(), f.cause, f.remedy).Because(err)
+	p := problem.New(f.code, e.object(), f.cause, f.remedy).Advise(f.advice).At(f.place).Because(err)
 	p.Retryable = f.retry
 	return p
 }
 
 // failure is what an SQLSTATE, or a class of them, means for an entry.
 type failure struct {
-	code, cause, remedy string
-	retry               bool
+	code, cause           string
+	remedy, advice, place string
+	retry                 bool
 }
 
 var failures = map[string]failure{
 	"0A000": {code: "not-supported", cause: "the target's PostgreSQL does not support it; it may be older than the primary's",
-		remedy: "upgrade the target to the primary's major version"},
+		advice: "upgrade the target to the primary's major version"},
 	"42601": {code: "not-supported", cause: "the target's PostgreSQL does not know its syntax; it may be older than the primary's",
-		remedy: "upgrade the target to the primary's major version"},
+		advice: "upgrade the target to the primary's major version"},
 	"42704": {code: "name-missing", cause: "it uses something that the target's server does not have",
-		remedy: "create on the target what PostgreSQL names"},
+		advice: "create on the target what PostgreSQL names"},
 	"58P01": {code: "file-missing", cause: "it uses a library that is not installed on the target's machine",
-		remedy: "install on the target's machine the package that PostgreSQL's message names the file of"},
+		advice: "install on the target's machine the package that PostgreSQL's message names the file of"},
 	"42P07": alreadyThere, "42710": alreadyThere, "42723": alreadyThere, "42P06": alreadyThere,
 	"42501": {code: "not-superuser", cause: "the agent's role on the target has no right to create it",
-		remedy: "ALTER ROLE … SUPERUSER; for the agent's role on the target"},
+		remedy: "ALTER ROLE … SUPERUSER;", advice: "for the agent's role", place: "the secondary"},
 	"23503": {code: "rows-violate", cause: "the primary holds rows that violate it: they were written while its triggers were off",
-		remedy: "on the primary, correct the rows that PostgreSQL names, or drop the foreign key"},
+		advice: "on the primary, correct the rows that PostgreSQL names, or drop the foreign key"},
 	"23505": {code: "rows-violate", cause: "the primary holds duplicate rows that its own index did not prevent; the index may be damaged",
-		remedy: "on the primary, remove the duplicates that PostgreSQL names and REINDEX the index"},
+		advice: "on the primary, remove the duplicates that PostgreSQL names and REINDEX the index"},
 	"23": {code: "rows-violate", cause: "rows violate it",
-		remedy: "on the primary, correct the rows that PostgreSQL names"},
-	"53100": {code: "disk-full", cause: "the target's disk is full", remedy: "free space on the target's disk, or enlarge it", retry: true},
-	"53":    {code: "target-exhausted", cause: "the target's server ran out of a resource", remedy: "raise on the target the limit that PostgreSQL names", retry: true},
+		advice: "on the primary, correct the rows that PostgreSQL names"},
+	"53100": {code: "disk-full", cause: "the target's disk is full", advice: "free space on the target's disk, or enlarge it", retry: true},
+	"53":    {code: "target-exhausted", cause: "the target's server ran out of a resource", advice: "raise on the target the limit that PostgreSQL names", retry: true},
 	"55P03": lockHeld, "40": lockHeld,
-	"57": {code: "target-interrupted", cause: "the target's server ended the command", remedy: "wait: it is tried again", retry: true},
-	"08": {code: "target-interrupted", cause: "the connection to the target broke", remedy: "wait: it is tried again", retry: true},
+	"57": {code: "target-interrupted", cause: "the target's server ended the command", advice: "it is tried again by itself", retry: true},
+	"08": {code: "target-interrupted", cause: "the connection to the target broke", advice: "it is tried again by itself", retry: true},
 }
 
 var (
 	pathless = failure{code: "function-without-path", cause: "it calls a function that names things without their schema, which are not found by the database's search_path; PostgreSQL 17 and later use none for indexes and materialized views",
-		remedy: "ALTER FUNCTION … SET search_path = …; on the primary, for the function that PostgreSQL names; then hawser link drop NAME --remove-replica, and create the link again"}
+		remedy: "ALTER FUNCTION … SET search_path = …;", place: "the primary",
+		advice: "for the function that PostgreSQL names; then hawser link drop NAME --remove-replica, and create the link again"}
 	alreadyThere = failure{code: "already-there", cause: "an object of this name exists in the target database",
-		remedy: "drop the object that PostgreSQL names from the target database"}
-	lockHeld = failure{code: "lock-held", cause: "another session holds a lock that it needs", remedy: "wait: it is tried again", retry: true}
+		advice: "drop the object that PostgreSQL names from the target database"}
+	lockHeld = failure{code: "lock-held", cause: "another session holds a lock that it needs", advice: "it is tried again by itself", retry: true}
 )

@@ -207,5 +207,5 @@ func createRole(ctx context.Context, db DB, r Role) (made bool, err error) {
 func roleProblem(role, what string, err error) error {
 	return problem.New("role-not-restored", "role "+postgres.QuoteIdent(role),
 		"the database's definitions name it, and the agent could not "+what,
-		"CREATE ROLE "+postgres.QuoteIdent(role)+" NOLOGIN; as a superuser of the target").Because(err)
+		"CREATE ROLE "+postgres.QuoteIdent(role)+" NOLOGIN;").Advise("as a superuser").At("the secondary").Because(err)
 }

@@ -100,13 +100,13 @@ func held(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
 	var schema, name string
 	var pid int32
 	_, err = pgx.ForEachRow(rows, []any{&schema, &name, &pid}, func() error {
-		cause, remedy := fmt.Sprintf("backend %d holds it in ACCESS EXCLUSIVE mode; its copy waits for that", pid),
-			fmt.Sprintf("let it end, or SELECT pg_terminate_backend(%d);", pid)
+		cause, remedy, advice := fmt.Sprintf("backend %d holds it in ACCESS EXCLUSIVE mode; its copy waits for that", pid),
+			fmt.Sprintf("SELECT pg_terminate_backend(%d);", pid), "or let it end"
 		if pid == 0 {
-			cause, remedy = "a prepared transaction holds it in ACCESS EXCLUSIVE mode; its copy waits for that",
-				"find it by SELECT * FROM pg_prepared_xacts; and COMMIT PREPARED or ROLLBACK PREPARED it"
+			cause, remedy, advice = "a prepared transaction holds it in ACCESS EXCLUSIVE mode; its copy waits for that",
+				"SELECT * FROM pg_prepared_xacts;", "it shows it: COMMIT PREPARED or ROLLBACK PREPARED it"
 		}
-		out = append(out, problem.Warn("table-locked", "table "+postgres.QuoteIdent(schema, name), cause, remedy))
+		out = append(out, problem.Warn("table-locked", "table "+postgres.QuoteIdent(schema, name), cause, remedy).Advise(advice))
 		return nil
 	})
 	if err != nil {

@@ -17,7 +17,7 @@ func lost(cause string, err error) error {
 	if _, ok := problem.As(err); ok {
 		return err
 	}
-	return problem.New("copy-interrupted", "", cause, "none: the copy goes on by itself").Retry().Because(err)
+	return problem.New("copy-interrupted", "", cause, "").Advise("the copy goes on by itself").Retry().Because(err)
 }
 
 // passes tells errors of PostgreSQL that may not come again: a connection that

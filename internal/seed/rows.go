@@ -33,7 +33,7 @@ func (w *worker) sameCount(start frame.SeedStart, sent, taken int64) error {
 		return nil
 	}
 	return problem.New("rows-lost", "table "+quoted(start), fmt.Sprintf("the primary sent %d rows and the replica took %d", sent, taken),
-		"hawser link resume "+w.cfg.Name+", which copies the table again")
+		"hawser link resume "+w.cfg.Name).Advise("it copies the table again")
 }
 
 // incoming reads the rows of one request from a stream.

@@ -211,5 +211,5 @@ func (m misfit) Unwrap() error { return m.err }
 
 func (w *worker) refused(t *table, err error) error {
 	return problem.New("rows-refused", "table "+t.String(), "the replica's table does not take the primary's rows",
-		"make its definition equal to the primary's: on the secondary, as superuser, "+postgres.ByHand+" and the DDL that is missing; then hawser link resume "+w.cfg.Name).Because(err)
+		postgres.ByHand+" …;").Advise("as superuser, with the DDL that makes its definition equal to the primary's; then hawser link resume " + w.cfg.Name).At("the secondary").Because(err)
 }

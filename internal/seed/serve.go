@@ -349,7 +349,7 @@ func (v *server) problem(ctx context.Context, doing string, t frame.SeedStart, e
 	object := "table " + quoted(t)
 	if postgres.TooLarge(err) {
 		return problem.New("row-too-large", object, "PostgreSQL can't send one of its rows, whose text would be larger than 1 GB (that of a bytea has two characters a byte)",
-			"on the primary make that row's values smaller, then hawser link resume LINK").Because(err)
+			"hawser link resume LINK").Advise("make that row's values smaller on the primary first").Because(err)
 	}
 	if passes(err) {
 		return lost("the primary's PostgreSQL could not "+doing+" "+object, err)
@@ -360,7 +360,7 @@ func (v *server) problem(ctx context.Context, doing string, t frame.SeedStart, e
 		}
 	}
 	return problem.New("copy-failed", object, "the primary's PostgreSQL could not "+doing+" it",
-		"mend what it names, then hawser link resume LINK").Because(err)
+		"hawser link resume LINK").Advise("mend first what it names").Because(err)
 }
 
 // chunkBytes is how much of COPY's output travels in one frame.

@@ -416,12 +416,12 @@ func (w *worker) replicaError(err error) error {
 	}
 	switch state := sqlState(err); {
 	case state == diskFull:
-		return problem.New("replica-disk-full", "the replica's disk", "it is full", "free space there; the copy goes on by itself").Retry().Because(err)
+		return problem.New("replica-disk-full", "the replica's disk", "it is full", "").Advise("free space there; the copy goes on by itself").Retry().Because(err)
 	case state != "" && (state[:2] == "22" || state[:2] == "23" || state[:2] == "42"):
 		return misfit{err}
 	case passes(err):
 		return lost("the replica's PostgreSQL was lost during the copy", err)
 	}
 	return problem.New("copy-failed", "the replica", "its PostgreSQL could not do a step of the copy",
-		"mend what it names, then hawser link resume "+w.cfg.Name).Because(err)
+		"hawser link resume "+w.cfg.Name).Advise("mend first what it names").Because(err)
 }

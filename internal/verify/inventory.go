@@ -126,7 +126,7 @@ func unreadable(what string, err error) *problem.Problem {
 		return nil
 	}
 	return problem.New(what+"-unreadable", what, "it could not be read; the server says: "+pg.Message+" (SQLSTATE "+pg.Code+")",
-		"run the comparison again when nobody changes the schema").Retry()
+		"").Advise("run the comparison again when nobody changes the schema").Retry()
 }
 
 // Sequences reads every sequence as it is now.

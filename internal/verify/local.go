@@ -135,7 +135,7 @@ func (l *Local) enter(ctx context.Context, tx pgx.Tx) error {
 	_, err := tx.Exec(ctx, `SET TRANSACTION SNAPSHOT '`+strings.ReplaceAll(l.snapshot, "'", "''")+`'`)
 	if err != nil {
 		return problem.New("snapshot-gone", "snapshot "+l.snapshot, "the snapshot of the comparison can't be entered; the session that exported it has ended",
-			"run the comparison again").Retry().Because(err)
+			"").Advise("run the comparison again").Retry().Because(err)
 	}
 	return nil
 }
@@ -232,7 +232,7 @@ func (p *pool) open(ctx context.Context, tx pgx.Tx, s scan) (parts []string, kin
 		WHERE n.nspname = $1 AND c.relname = $2`, s.table.Schema, s.table.Name, name).Scan(&oid, &same, &heap, &pages, &bytes)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && !same {
 		return nil, nil, problem.New("table-changed", "table "+name,
-			"it was truncated, rewritten, renamed or made after the position of the comparison, and can't be read as it was", "run the comparison again").Retry()
+			"it was truncated, rewritten, renamed or made after the position of the comparison, and can't be read as it was", "").Advise("run the comparison again").Retry()
 	}
 	if err != nil {
 		return nil, nil, err
@@ -404,15 +404,15 @@ func tableProblem(t Table, m Method, err error) *problem.Problem {
 	says := "the server says: " + pg.Message + " (SQLSTATE " + pg.Code + ")"
 	switch {
 	case postgres.Unqualified(pg) && !m.UserPath:
-		return problem.New(codeUserPath, name, "a function of one of its indexes names things without their schema; "+says, "none: it is read under the database's search_path")
+		return problem.New(codeUserPath, name, "a function of one of its indexes names things without their schema; "+says, "").Advise("it is read under the database's search_path")
 	case (postgres.TooLarge(pg) || pg.Code == "53200") && !m.Wide:
-		return problem.New(codeTooWide, name, "the text of one of its rows is larger than PostgreSQL can build; "+says, "none: the table is hashed by column")
+		return problem.New(codeTooWide, name, "the text of one of its rows is larger than PostgreSQL can build; "+says, "").Advise("the table is hashed by column")
 	case pg.Code == "55P03":
-		return problem.New("table-locked", name, "another session holds it locked", "run the comparison again when the lock is gone").Retry()
+		return problem.New("table-locked", name, "another session holds it locked", "").Advise("run the comparison again when the lock is gone").Retry()
 	case pg.Code == "42P01", pg.Code == "42703", pg.Code == "3F000":
-		return problem.New("table-changed", name, "it was dropped or altered after the position of the comparison; "+says, "run the comparison again").Retry()
+		return problem.New("table-changed", name, "it was dropped or altered after the position of the comparison; "+says, "").Advise("run the comparison again").Retry()
 	}
-	return problem.New("table-unreadable", name, "its rows can't be read; "+says, "mend what the server names, and run the comparison again")
+	return problem.New("table-unreadable", name, "its rows can't be read; "+says, "").Advise("mend what the server names, and run the comparison again")
 }
 
 // severed: the session ended, or somebody ended the statement.

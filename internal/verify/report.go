@@ -2,7 +2,6 @@ package verify
 
 import (
 	"slices"
-	"strings"
 
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
@@ -128,22 +127,20 @@ func on(side string, p *problem.Problem) *problem.Problem {
 
 func oneSided(d TableDigest, lacking string, t TableReport) TableReport {
 	t.Schema, t.Name, t.Verdict = d.Schema, d.Name, Differs
-	do := "make the table as it is on the primary"
+	do := byHandThen("make the table as it is on the primary", d.Schema, d.Name)
 	if lacking == "primary" {
-		do = "drop the table, unless it is wanted"
+		do = "as superuser: drop the table, unless it is wanted"
 	}
-	t.Problem = problem.New("table-missing", "table "+postgres.QuoteIdent(d.Schema, d.Name), "the "+lacking+" has no such table", byHand(d.Schema, d.Name, do))
+	t.Problem = problem.New("table-missing", "table "+postgres.QuoteIdent(d.Schema, d.Name), "the "+lacking+" has no such table", byHand).At("the secondary").Advise(do)
 	return t
 }
 
-// byHand is the remedy for a definition that somebody changed on the secondary. A copy
-// mends rows alone.
-func byHand(schema, name, do string) string {
-	remedy := "on the secondary, as superuser, " + postgres.ByHand + " and " + do
-	if strings.HasPrefix(do, "drop") {
-		return remedy
-	}
-	return remedy + "; then hawser link resync NAME --table " + postgres.QuoteIdent(schema, name)
+// byHand begins the repair of a definition that somebody changed on the secondary.
+const byHand = postgres.ByHand + " …;"
+
+// byHandThen is how it goes on. A copy mends rows alone.
+func byHandThen(do, schema, name string) string {
+	return "as superuser: " + do + "; then hawser link resync NAME --table " + problem.Word(postgres.QuoteIdent(schema, name))
 }
 
 // conclude sets what follows from the parts.

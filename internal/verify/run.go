@@ -175,7 +175,7 @@ func pairOf(p, s Table) pair {
 	p.Columns, s.Columns, s.Key = shared, shared, p.Key
 	return pair{p, s, problem.New("columns-differ", "table "+postgres.QuoteIdent(p.Schema, p.Name),
 		fmt.Sprintf("the primary alone has the columns %q, the secondary alone %q; the others were compared", gone, more),
-		byHand(p.Schema, p.Name, "change its columns"))}
+		byHand).At("the secondary").Advise(byHandThen("change its columns", p.Schema, p.Name))}
 }
 
 func filter(list []string, keep func(string) bool) func(func(string) bool) {

@@ -246,7 +246,7 @@ func TestTablesThatOneSideLacks(t *testing.T) {
 		t.Errorf("%+v", r.Tables)
 	}
 	for name, code := range map[string]string{"ours": "table-missing", "theirs": "table-missing", "common": "columns-differ"} {
-		if k := tableOf(t, r, name); k.Verdict != Differs || k.Problem == nil || k.Problem.Code != code || k.Problem.Remedy == "" {
+		if k := tableOf(t, r, name); k.Verdict != Differs || k.Problem == nil || k.Problem.Code != code || k.Problem.Help() == "" {
 			t.Errorf("%s: %+v", name, k)
 		}
 	}

@@ -348,7 +348,7 @@ func TestWrongArguments(t *testing.T) {
 		}
 	}
 	body := encodeError(fmt.Errorf("compare: %w", context.DeadlineExceeded))
-	if body.Code != "request-timeout" || body.Remedy == "" {
+	if body.Code != "request-timeout" || body.Advice == "" {
 		t.Errorf("a time limit that passed is told as %+v", body)
 	}
 }

@@ -31,15 +31,15 @@ func readPeer(in AddPeer, own Certificate, now time.Time) (AddPeer, error) {
 	}
 	if self, _ := pem.Decode([]byte(own.PEM)); self != nil && bytes.Equal(self.Bytes, cert.Raw) {
 		return AddPeer{}, problem.New("invalid-certificate", "instance "+own.Name, "This is the instance's own certificate.",
-			"Give the other instance's: run hawser cert show there.")
+			"hawser cert show").Advise("give the other instance's").At("the other instance")
 	}
 	if in.Name == own.Name {
 		return AddPeer{}, problem.New("invalid-name", "peer "+in.Name, "This instance has that name itself, so one could not be told from the other.",
-			"Give the peer another name: --name NAME")
+			"--name NAME").Advise("give the peer another name")
 	}
 	if now.After(cert.NotAfter) {
 		return AddPeer{}, problem.New("invalid-certificate", "peer "+in.Name, "The certificate expired on "+cert.NotAfter.UTC().Format(time.DateOnly)+".",
-			"Fetch the instance's present one: hawser cert show")
+			"hawser cert show").Advise("fetch the one that it uses now").At("the other instance")
 	}
 	if in.Address, err = completeAddress(in.Address); err != nil {
 		return AddPeer{}, err
@@ -51,7 +51,7 @@ func readPeer(in AddPeer, own Certificate, now time.Time) (AddPeer, error) {
 // readCertificate finds the one certificate in PEM text. Text around it, such
 // as the head that hawser cert show prints, is no obstacle.
 func readCertificate(text string) (*x509.Certificate, error) {
-	invalid := problem.New("invalid-certificate", "", "", "Give the file that hawser cert show prints on the other instance.")
+	invalid := problem.New("invalid-certificate", "", "", "hawser cert show").Advise("give the file that this prints").At("the other instance")
 	block, rest := pem.Decode([]byte(text))
 	switch {
 	case block == nil:

@@ -43,7 +43,7 @@ func Dial(socketOrURL, token string) (*Client, error) {
 	c := &Client{where: socketOrURL, token: token, http: &http.Client{Transport: transport}}
 	if !strings.Contains(socketOrURL, "://") {
 		if socketOrURL == "" {
-			return nil, problem.New("invalid-socket", "", "No socket is named.", "--socket PATH, or set HAWSER_SOCKET")
+			return nil, problem.New("invalid-socket", "", "No socket is named.", "--socket PATH").Advise("or set HAWSER_SOCKET")
 		}
 		if host, port, err := net.SplitHostPort(socketOrURL); err == nil && host != "" && !strings.Contains(socketOrURL, "/") && isNumber(port) {
 			return nil, problem.New("invalid-socket", "agent "+socketOrURL, "It is an address, not the path of a socket; an address is given as a URL.", "--socket http://"+socketOrURL)
@@ -61,7 +61,7 @@ func Dial(socketOrURL, token string) (*Client, error) {
 	}
 	if u.Scheme == "http" && !isLoopback(u.Hostname()) {
 		return nil, problem.New("invalid-socket", "agent "+socketOrURL, "The token would cross the network in the clear.",
-			"Open a tunnel: ssh -L 5023:127.0.0.1:5023 "+u.Hostname()+", then --socket http://127.0.0.1:5023")
+			"ssh -N -L 5023:127.0.0.1:5023 "+problem.Word(u.Hostname())).Advise("then ask through this tunnel: --socket http://127.0.0.1:5023")
 	}
 	transport.Proxy = http.ProxyFromEnvironment
 	c.base = strings.TrimSuffix(u.String(), "/")
@@ -265,11 +265,11 @@ func (c *Client) judge(resp *http.Response, body []byte) ([]byte, error) {
 }
 
 func (c *Client) notHawser() *problem.Problem {
-	return problem.New(CodeNotHawser, "agent at "+c.where, "What answers there is not a Hawser agent, or one of another version", "Look at --socket and HAWSER_SOCKET, and compare hawser version with the agent's.")
+	return problem.New(CodeNotHawser, "agent at "+c.where, "What answers there is not a Hawser agent, or one of another version", "hawser version").Advise("look at --socket and HAWSER_SOCKET, and compare this version with the agent's")
 }
 
 func (c *Client) silent() *problem.Problem {
-	return problem.New(CodeUnreachable, "agent at "+c.where, fmt.Sprintf("The agent did not answer within %s.", readTimeout), "See the agent's log.").Retry()
+	return problem.New(CodeUnreachable, "agent at "+c.where, fmt.Sprintf("The agent did not answer within %s.", readTimeout), "").Advise("see the agent's log").Retry()
 }
 
 // explain makes a problem of a request that got no answer.
@@ -282,13 +282,14 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		return problem.New(CodeInterrupted, "agent at "+c.where, "The agent went away before it answered; whether it did what was asked is not known", "hawser status").Because(err).Retry()
 	}
 	if c.path == "" {
-		return problem.New(CodeUnreachable, "agent at "+c.where, "No agent answers there", "Start it there, with api.listen set: hawser agent --config FILE").Because(op.Err).Retry()
+		return problem.New(CodeUnreachable, "agent at "+c.where, "No agent answers there", "hawser agent --config FILE").Advise("start the agent there, with api.listen set").Because(op.Err).Retry()
 	}
 	return c.explainSocket(err)
 }
 
 func (c *Client) explainSocket(err error) error {
-	object, start := "socket "+c.path, "hawser agent --config FILE starts one; --socket or HAWSER_SOCKET names another"
+	const other = "start the agent so, or name another socket with --socket or HAWSER_SOCKET"
+	object := "socket " + c.path
 	info, statErr := os.Stat(c.path)
 	switch {
 	case errors.Is(err, fs.ErrPermission), errors.Is(statErr, fs.ErrPermission):
@@ -296,15 +297,15 @@ func (c *Client) explainSocket(err error) error {
 			info, _ = os.Stat(filepath.Dir(c.path))
 		}
 		owner := ownerOf(info)
-		return problem.New(CodeForbidden, object, "It belongs to "+owner.who+", and only its owner can open it.", "sudo -u "+owner.name+" hawser …")
+		return problem.New(CodeForbidden, object, "It belongs to "+owner.who+", and only its owner can open it.", "sudo -u "+problem.Word(owner.name)+" hawser …")
 	case errors.Is(statErr, fs.ErrNotExist):
-		return problem.New(CodeUnreachable, object, "No agent is running there.", start).Retry()
+		return problem.New(CodeUnreachable, object, "No agent is running there.", "hawser agent --config FILE").Advise(other).Retry()
 	case statErr == nil && info.Mode().Type() != fs.ModeSocket:
-		return problem.New(CodeUnreachable, object, "It is not a socket.", start)
+		return problem.New(CodeUnreachable, object, "It is not a socket.", "hawser agent --config FILE").Advise(other)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return problem.New(CodeUnreachable, object, "The agent is not running; it left its socket behind when it ended.", start).Retry()
+		return problem.New(CodeUnreachable, object, "The agent is not running; it left its socket behind when it ended.", "hawser agent --config FILE").Advise(other).Retry()
 	}
-	return problem.New(CodeUnreachable, object, "The agent can't be reached", start).Because(err).Retry()
+	return problem.New(CodeUnreachable, object, "The agent can't be reached", "hawser agent --config FILE").Advise(other).Because(err).Retry()
 }
 
 type owner struct{ who, name string }

@@ -183,7 +183,7 @@ func CheckName(what, name string) error {
 	}
 	return problem.New("invalid-name", what+" "+strconv.Quote(name),
 		fmt.Sprintf("A name has 1 to %d letters (a to z), digits, '-', '_' and '.', and begins with a letter or a digit.", most),
-		"Choose another name, for instance orders-west.")
+		"").Advise("choose another name, for instance orders-west")
 }
 
 func isAlphanumeric(c byte) bool {
@@ -200,7 +200,9 @@ type errorBody struct {
 	Object     string           `json:"object,omitempty" doc:"What it concerns, as PostgreSQL names it"`
 	Cause      string           `json:"cause" doc:"What is wrong, and why it matters"`
 	Underlying string           `json:"underlying,omitempty" doc:"The error underneath, as its source told it"`
-	Remedy     string           `json:"remedy,omitempty" doc:"The exact statement or command that mends it"`
+	Remedy     string           `json:"remedy,omitempty" doc:"What mends it, to be typed as it is: SQL with its semicolons, a command, a flag or a line of the configuration"`
+	Place      string           `json:"place,omitempty" doc:"Where remedy and advice hold, when that is not this instance" example:"instance mi-west"`
+	Advice     string           `json:"advice,omitempty" doc:"What can't be typed, in words: what comes before or after the remedy, or what else would do"`
 	Retryable  bool             `json:"retryable,omitempty" doc:"The same may succeed later without a person"`
 	Findings   problem.Findings `json:"findings,omitempty" nullable:"false" doc:"All findings of the validation that refused the operation"`
 }
@@ -224,7 +226,7 @@ func encodeError(err error) *errorBody {
 	body := &errorBody{Type: "about:blank", Status: class.status(), Title: http.StatusText(class.status())}
 	if b, ok := AsBlocked(err); ok {
 		body.Code, body.Cause, body.Detail = CodeBlocked, b.Error(), b.Error()
-		body.Remedy = "Mend each of the findings, then try again."
+		body.Advice = "mend each of the findings, then try again"
 		body.Findings = b.Findings
 		return body
 	}
@@ -233,10 +235,11 @@ func encodeError(err error) *errorBody {
 		code = "request-timeout"
 	}
 	p := problem.Of(err, code)
-	if p.Code == "request-timeout" && p.Remedy == "" {
-		p = problem.New(p.Code, p.Object, "it took longer than it was allowed, and was given up", "run it again with a longer --timeout")
+	if p.Code == "request-timeout" && p.Advice == "" {
+		p = problem.New(p.Code, p.Object, "it took longer than it was allowed, and was given up", "").Advise("run it again with a longer --timeout")
 	}
-	body.Code, body.Object, body.Cause, body.Remedy, body.Retryable = p.Code, p.Object, p.Cause, p.Remedy, p.Retryable
+	body.Code, body.Object, body.Cause, body.Retryable = p.Code, p.Object, p.Cause, p.Retryable
+	body.Remedy, body.Place, body.Advice = p.Remedy, p.Place, p.Advice
 	body.Detail = p.Error()
 	if p.Err != nil {
 		body.Underlying = p.Err.Error()
@@ -249,7 +252,7 @@ func (b *errorBody) decode() error {
 	if b.Code == CodeBlocked {
 		return &Blocked{Findings: b.Findings}
 	}
-	p := &problem.Problem{Code: b.Code, Object: b.Object, Cause: b.Cause, Remedy: b.Remedy, Retryable: b.Retryable}
+	p := &problem.Problem{Code: b.Code, Object: b.Object, Cause: b.Cause, Remedy: b.Remedy, Place: b.Place, Advice: b.Advice, Retryable: b.Retryable}
 	if b.Underlying != "" {
 		return p.Because(errors.New(b.Underlying))
 	}
@@ -271,7 +274,7 @@ func shapeError(m *huma.ErrorModel) *errorBody {
 		cause.WriteString(": " + m.Detail)
 	}
 	cause.WriteString(".")
-	p := problem.New(CodeInvalidRequest, "", cause.String(), "See the description of the API at /openapi.json.")
+	p := problem.New(CodeInvalidRequest, "", cause.String(), "").Advise("/openapi.json describes the API")
 	body := encodeError(p)
 	body.Status, body.Title = m.Status, http.StatusText(m.Status)
 	return body

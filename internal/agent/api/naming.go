@@ -111,8 +111,8 @@ func namedProblem(p *problem.Problem, link string) *problem.Problem {
 		return p
 	}
 	q := *p
-	q.Cause, q.Remedy = namedText(p.Cause, link), namedText(p.Remedy, link)
-	changed := q.Cause != p.Cause || q.Remedy != p.Remedy
+	q.Cause, q.Remedy, q.Advice = namedText(p.Cause, link), namedText(p.Remedy, link), namedText(p.Advice, link)
+	changed := q.Cause != p.Cause || q.Remedy != p.Remedy || q.Advice != p.Advice
 	if p.Err != nil {
 		if text := namedText(p.Err.Error(), link); text != p.Err.Error() {
 			q.Err, changed = errors.New(text), true

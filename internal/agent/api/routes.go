@@ -99,7 +99,7 @@ func newHandler(ctx context.Context, config Config) http.Handler {
 	h.links(api)
 	h.linkOperations(api)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		writeError(w, problem.New("endpoint-not-found", r.Method+" "+strconv.Quote(r.URL.Path), "The API has no such endpoint.", "See /openapi.json."))
+		writeError(w, problem.New("endpoint-not-found", r.Method+" "+strconv.Quote(r.URL.Path), "The API has no such endpoint.", "").Advise("/openapi.json describes the API"))
 	})
 	return mux
 }

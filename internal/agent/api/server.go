@@ -43,7 +43,7 @@ func Listen(config Config) (*Server, error) {
 		}
 		if config.Token == "" {
 			return nil, problem.New("token-missing", "setting api.token_file",
-				"On a TCP port every user of the machine can connect; only a token tells them apart.", "Set api.token_file, or leave out api.listen.")
+				"On a TCP port every user of the machine can connect; only a token tells them apart.", "").Advise("set api.token_file, or leave out api.listen")
 		}
 	}
 	socket, err := listenSocket(config.Socket)
@@ -55,7 +55,7 @@ func Listen(config Config) (*Server, error) {
 		return s, nil
 	}
 	if s.tcp, err = net.Listen("tcp", config.Listen); err != nil {
-		p := problem.New("port-in-use", "setting api.listen", "The agent can't listen on "+config.Listen+".", "Set another port.").Because(err)
+		p := problem.New("port-in-use", "setting api.listen", "The agent can't listen on "+config.Listen+".", "").Advise("set another port").Because(err)
 		return nil, errors.Join(p, socket.Close())
 	}
 	return s, nil
@@ -66,12 +66,12 @@ func Listen(config Config) (*Server, error) {
 func CheckListen(address string) error {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return problem.New("invalid-setting", "setting api.listen", fmt.Sprintf("%q is not host:port.", address), "api.listen: 127.0.0.1:5023")
+		return problem.New("invalid-setting", "setting api.listen", fmt.Sprintf("%q is not host:port.", address), "api: {listen: '127.0.0.1:5023'}")
 	}
 	if !isLoopback(host) {
 		return problem.New("invalid-setting", "setting api.listen",
 			fmt.Sprintf("%q is not on loopback. The API speaks no TLS, so its token would cross the network in the clear.", address),
-			"Set api.listen to 127.0.0.1:5023 and reach it from elsewhere by ssh -L 5023:127.0.0.1:5023.")
+			"api: {listen: '127.0.0.1:5023'}").Advise("reach it from elsewhere by ssh -L 5023:127.0.0.1:5023")
 	}
 	return nil
 }
@@ -151,7 +151,7 @@ func requireToken(token string, next http.Handler) http.Handler {
 		}
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		writeError(w, problem.New(CodeUnauthorized, "", "The agent asks for its token on this address.",
-			"Give the content of its api.token_file: --token-file FILE, or in a request the header Authorization: Bearer TOKEN"))
+			"--token-file FILE").Advise("FILE is the agent's api.token_file, or a copy; in a request its content is the header Authorization: Bearer TOKEN"))
 	})
 }
 

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -31,7 +30,7 @@ func listenSocket(path string) (*socketListener, error) {
 	if len(path) > MaxSocketPath {
 		return nil, problem.New("invalid-socket", "socket "+path,
 			fmt.Sprintf("The path of a Unix socket has at most %d bytes; this one has %d.", MaxSocketPath, len(path)),
-			"Set a shorter one: --socket /run/hawser/hawser.sock")
+			"--socket /run/hawser/hawser.sock").Advise("set a shorter one")
 	}
 	if err := checkFree(path); err != nil {
 		return nil, err
@@ -78,7 +77,7 @@ func checkFree(path string) error {
 		return fmt.Errorf("look at the socket %s: %w", path, err)
 	}
 	if info.Mode().Type() != os.ModeSocket {
-		return problem.New("socket-in-use", "socket "+path, "A file that is not a socket stands there.", "Move the file away, or set another place: --socket PATH")
+		return problem.New("socket-in-use", "socket "+path, "A file that is not a socket stands there.", "--socket PATH").Advise("move the file away, or set another place")
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
@@ -89,7 +88,7 @@ func checkFree(path string) error {
 	}
 	_ = conn.Close()
 	return problem.New("socket-in-use", "socket "+path, "Another agent answers there.",
-		"hawser status --socket "+strconv.Quote(path)+" shows which one; give this agent its own --state-dir")
+		"hawser status --socket "+problem.Word(path)).Advise("see which one it is, and give this agent a state_dir of its own")
 }
 
 // Close stops listening and removes the socket if it is still this one.

@@ -34,20 +34,20 @@ func ReadToken(path string) (string, error) {
 	object := "token file " + path
 	info, err := os.Stat(path)
 	if err != nil {
-		return "", problem.New("invalid-token-file", object, "It can't be read", "--token-file FILE, a copy of the file that the agent's api.token_file names").Because(err)
+		return "", problem.New("invalid-token-file", object, "It can't be read", "--token-file FILE").Advise("FILE is the agent's api.token_file, or a copy of it").Because(err)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return "", problem.New("invalid-token-file", object, "Other users can read it; whoever knows the token commands the agent.", "chmod 600 "+path)
+		return "", problem.New("invalid-token-file", object, "Other users can read it; whoever knows the token commands the agent.", "chmod 600 "+problem.Word(path))
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return "", problem.New("invalid-token-file", object, "It can't be read", "Give its owner the right to read it.").Because(err)
+		return "", problem.New("invalid-token-file", object, "It can't be read", "chmod 600 "+problem.Word(path)).Because(err)
 	}
 	token := strings.TrimSpace(string(b))
 	const least = 16
 	if len(token) < least || strings.ContainsAny(token, " \t\r\n") {
 		return "", problem.New("invalid-token-file", object, fmt.Sprintf("It must hold one token of at least %d characters on one line.", least),
-			"Remove the file and restart the agent: it makes a new one.")
+			"rm "+problem.Word(path)).Advise("then restart the agent: it makes a new one")
 	}
 	return token, nil
 }

@@ -329,7 +329,7 @@ type VerifyObject struct {
 	Name      string `json:"name"`
 	Primary   string `json:"primary,omitempty"`
 	Secondary string `json:"secondary,omitempty"`
-	Remedy    string `json:"remedy,omitempty" doc:"How the secondary is repaired by hand"`
+	Remedy    string `json:"remedy,omitempty" doc:"What begins a superuser's session on the secondary that repairs it; … stands for the DDL that makes it equal"`
 	Uncertain bool   `json:"uncertain,omitempty" doc:"It is a note: servers of different versions may print the same in different words"`
 }
 
@@ -339,7 +339,7 @@ type VerifySequence struct {
 	Name      string         `json:"name"`
 	Primary   *SequenceState `json:"primary,omitempty" doc:"Absent when the primary does not have it"`
 	Secondary *SequenceState `json:"secondary,omitempty" doc:"Absent when the secondary does not have it"`
-	Remedy    string         `json:"remedy,omitempty" doc:"What sets the secondary's, where it has it"`
+	Remedy    string         `json:"remedy,omitempty" doc:"What a superuser sets the secondary's with, there, where it has it"`
 }
 
 // SequenceState is where a sequence stands.

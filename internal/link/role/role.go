@@ -42,6 +42,8 @@
 package role
 
 import (
+	"strings"
+
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -300,7 +302,7 @@ func Step(s State, e Event) (State, []Action) {
 	case Refused:
 		if (s.Phase == Aborting || s.Phase == Handing) && e.Term == s.Next {
 			return reopen(s, problem.New("failover-rolled-back", "", "the failover was taken back; the old primary writes again",
-				"run it again when the cause is gone"))
+				"").Advise("run it again when the cause is gone"))
 		}
 	case PeerSeen:
 		return peerSeen(s, e.Peer)
@@ -334,9 +336,10 @@ func Step(s State, e Event) (State, []Action) {
 
 func timedOut(cause error) error {
 	p := problem.New("failover-timeout", "", "the failover did not end within its time limit; the old primary writes again",
-		"look for the cause with hawser link show, then run it again or give it a larger --timeout")
+		"").Advise("look for the cause with hawser link show, then run it again or give it a larger --timeout")
 	if met, ok := problem.As(cause); ok {
-		p.Cause, p.Remedy = p.Cause+". What it met: "+met.Cause, met.Remedy+"; then run it again"
+		p.Cause, p.Remedy, p.Place = p.Cause+". What it met: "+met.Cause, met.Remedy, met.Place
+		p.Advice = strings.TrimPrefix(met.Advice+"; then run it again", "; ")
 	}
 	return p
 }
@@ -455,7 +458,7 @@ func restarted(s State) (State, []Action) {
 		return s, []Action{Close{}, Follow{}}
 	case s.Phase == Preparing || s.Phase == Fencing:
 		next, actions := reopen(s, problem.New("failover-interrupted", "",
-			"the agent stopped during the failover, which was taken back", "run it again"))
+			"the agent stopped during the failover, which was taken back", "").Advise("run it again"))
 		return next, append(actions, Serve{})
 	case s.Phase == Handing || s.Phase == Aborting:
 		// Nobody waits for the failover any more, nor keeps its time limit.

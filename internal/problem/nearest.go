@@ -1,0 +1,20 @@
+package problem
+
+import (
+	"strings"
+
+	"github.com/agnivade/levenshtein"
+)
+
+// Nearest is the known name that was most likely meant by one that is not known, or "".
+// How letters are written counts only between names that are equally near.
+func Nearest(name string, known []string) string {
+	best, least, exact := "", max(1, (len(name)+2)/3)+1, 0
+	for _, k := range known {
+		folded, written := levenshtein.ComputeDistance(strings.ToLower(name), strings.ToLower(k)), levenshtein.ComputeDistance(name, k)
+		if folded < least || folded == least && best != "" && written < exact {
+			best, least, exact = k, folded, written
+		}
+	}
+	return best
+}
