@@ -18,7 +18,7 @@ build: compiler ## Build bin/hawser
 
 .PHONY: test
 test: compiler postgres versions faketime check ## Run all checks and tests, on real PostgreSQL clusters
-	go test -race -vet=off -timeout 40m -p 2 -parallel 3 ./... # check has vetted all
+	@scripts/test.sh -race -vet=off -timeout 40m -p 2 -parallel 3 ./... # check has vetted all
 
 FOR ?= 1h
 SEED ?= 0
