@@ -177,7 +177,7 @@ func TestMigrateRefuses(t *testing.T) {
 		before := shape(t, conn)
 		err := migrate(t.Context(), conn)
 		p, ok := problem.As(err)
-		if !ok || p.Code != "catalog-newer" || p.Remedy == "" || p.Retryable || !strings.Contains(p.Cause, "99") {
+		if !ok || p.Code != "catalog-newer" || p.Advice == "" || p.Retryable || !strings.Contains(p.Cause, "99") {
 			t.Errorf("%s: got %v", kind, err)
 		}
 		want(t, kind, shape(t, conn), before)
