@@ -321,7 +321,7 @@ func TestXIDsWrapAround(t *testing.T) {
 	n, stop := write(t, a.DSN("shop"), "w")
 	testpg.Eventually(t, 30*time.Second, "the ids wrap around", func() (bool, error) { return next() > 1<<32+100, nil })
 	b.awaitState(t, "shop", api.StateSynchronized)
-	if err := b.ResyncLink(ctx, "shop", []string{"public.customer", "public.My Order"}); err != nil {
+	if err := b.ResyncLink(ctx, "shop", []string{"public.customer", `public."My Order"`}); err != nil {
 		t.Fatal(err)
 	}
 	var snapshots []string
