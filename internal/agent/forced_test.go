@@ -32,6 +32,13 @@ func TestForcedFailoverAndRejoin(t *testing.T) {
 	more(t, n)
 	stop()
 	equal(t, a, b, "shop")
+	a.Exec(t, "shop", `BEGIN; DELETE FROM event WHERE id = 1; PREPARE TRANSACTION 'in the way'`)
+	for range 2 { // each spends a term, of which the other side hears nothing
+		if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}); err == nil {
+			t.Error("a failover passed over a prepared transaction")
+		}
+	}
+	a.Exec(t, "shop", `ROLLBACK PREPARED 'in the way'`)
 
 	a.stop() // the agent alone: clients reach its PostgreSQL
 	a.Exec(t, "shop",

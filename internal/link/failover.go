@@ -362,8 +362,9 @@ func (l *link) timed(name string, do func()) {
 	}
 }
 
-// prepareSwap gets both sides ready while this one still takes writes.
-func (l *link) prepareSwap(ctx context.Context) (err error) {
+// prepareSwap gets both sides ready while this one still takes writes. It returns the
+// first term that the other side takes.
+func (l *link) prepareSwap(ctx context.Context) (term frame.Term, err error) {
 	side, _ := l.now()
 	l.timed("prepare", func() {
 		if err = l.inSwap(ctx, func(conn *pgx.Conn) error {
@@ -383,7 +384,7 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 			return
 		}
 		l.update(func() {
-			l.accepted = reply.Heirs
+			l.accepted, term = reply.Heirs, reply.Term
 			if l.running != nil {
 				l.running.locked = reply.LockedOut
 			}
@@ -394,14 +395,14 @@ func (l *link) prepareSwap(ctx context.Context) (err error) {
 		err = l.inSwap(ctx, func(conn *pgx.Conn) error { return l.sweepFirst(ctx, conn) })
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	l.timed("catch up", func() {
 		if err = l.awaitCatchUp(ctx); err == nil {
 			err = l.inSwap(ctx, func(conn *pgx.Conn) error { return l.checkSequences(ctx, conn) })
 		}
 	})
-	return err
+	return term, err
 }
 
 // sweepFirst puts what fires no event into the stream while this side still writes, and
@@ -584,6 +585,8 @@ func (l *link) prepareToLead(ctx context.Context, r prepareRequest) (prepareRepl
 	if err := l.awaitFit(ctx, r.Patience); err != nil {
 		return prepareReply{}, err
 	}
+	side, _ := l.now()
+	r.Term = max(r.Term, side.Following()) // one that is spent here would be refused
 	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database, l.filter())
 	if err != nil {
 		return prepareReply{}, err

@@ -313,7 +313,8 @@ func (l *link) perform(ctx context.Context, actions []role.Action) {
 		}
 		switch a := a.(type) {
 		case role.Prepare:
-			l.answer(ctx, role.Prepared{}, l.prepareSwap(ctx))
+			term, err := l.prepareSwap(ctx)
+			l.answer(ctx, role.Prepared{Term: term}, err)
 		case role.Unprepare:
 			l.unprepareSwap(ctx)
 		case role.Close:

@@ -130,6 +130,9 @@ type sibling struct {
 type prepareReply struct {
 	Heirs     []string `json:"heirs,omitempty"`      // ids of the siblings that will be taken up
 	LockedOut []string `json:"locked_out,omitempty"` // of the request's users
+	// Term is what the handoff is to bring: no less than was asked for, and one that this
+	// side has neither spent nor refused.
+	Term frame.Term `json:"term,omitempty"`
 }
 
 // successors are the siblings that can follow a new primary.
@@ -150,7 +153,7 @@ func (m *Manager) successors(l *link) []sibling {
 // prepareHeirs makes the slots of the siblings, before this side can take a write. A
 // sibling for which that fails is left out, and the failover goes on without it.
 func (l *link) prepareHeirs(ctx context.Context, conn *pgx.Conn, r prepareRequest) (prepareReply, error) {
-	var reply prepareReply
+	reply := prepareReply{Term: r.Term}
 	if err := l.discardHeirs(ctx); err != nil {
 		return reply, err
 	}

@@ -149,8 +149,10 @@ type (
 	Restarted struct{}
 	// FailoverAsked: a person asked this side, the primary, to hand over.
 	FailoverAsked struct{}
-	// Prepared: both sides are ready.
-	Prepared struct{}
+	// Prepared: both sides are ready. Term is the first that the other side takes, 0 if it
+	// did not say: a primary that was forced out has spent some that this side knows
+	// nothing of.
+	Prepared struct{ Term frame.Term }
 	// Failed: an action of a failover did not succeed.
 	Failed struct{ Cause error }
 	// Fenced: nothing can be committed on this side any more.
@@ -274,7 +276,7 @@ func Step(s State, e Event) (State, []Action) {
 		return asked(s)
 	case Prepared:
 		if s.Phase == Preparing {
-			s.Phase = Fencing
+			s.Phase, s.Next = Fencing, max(s.Next, e.Term)
 			return s, []Action{Persist{}, Close{}}
 		}
 	case Fenced:
@@ -301,8 +303,8 @@ func Step(s State, e Event) (State, []Action) {
 		return refuse(s, e.Term)
 	case Refused:
 		if (s.Phase == Aborting || s.Phase == Handing) && e.Term == s.Next {
-			return reopen(s, problem.New("failover-rolled-back", "", "the failover was taken back; the old primary writes again",
-				"").Advise("run it again when the cause is gone"))
+			return reopen(s, problem.New("failover-rolled-back", "", "the secondary did not take over in time, and never will by this failover; the old primary writes again",
+				"").Advise("look for the cause with hawser link show, then run it again or give it a larger --timeout"))
 		}
 	case PeerSeen:
 		return peerSeen(s, e.Peer)

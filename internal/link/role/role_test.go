@@ -99,7 +99,10 @@ func event(t *testing.T, sides map[string]role.State, words []string) role.Event
 	case "FailoverAsked":
 		return role.FailoverAsked{}
 	case "Prepared":
-		return role.Prepared{}
+		if len(words) == 1 {
+			return role.Prepared{}
+		}
+		return role.Prepared{Term: frame.Term(number())}
 	case "Failed":
 		return role.Failed{Cause: errors.New(strings.Join(words[1:], " "))}
 	case "Fenced":
@@ -206,7 +209,7 @@ func (w *world) act(s *side, lose bool) {
 			s.answer(role.Failed{Cause: errors.New("not ready")})
 			return
 		}
-		s.answer(role.Prepared{})
+		s.answer(role.Prepared{Term: o.state.Following()})
 	case role.Close:
 		s.open = false
 		s.answer(role.Fenced{})
@@ -357,6 +360,15 @@ func TestNeverTwoWritableSides(t *testing.T) {
 		a, b := w.a.state, w.b.state
 		if w.a.open == w.b.open || a.Role == b.Role || a.Term != b.Term || a.Phase != role.Steady || b.Phase != role.Steady {
 			t.Fatalf("at rest: A open %v %+v, B open %v %+v", w.a.open, a, w.b.open, b)
+		}
+		old := &w.a
+		if b.Role == role.Primary {
+			old = &w.b
+		}
+		old.tell(role.FailoverAsked{})
+		w.settle(t)
+		if old.state.Role != role.Secondary || !w.other(old).open {
+			t.Fatalf("a failover without a fault was taken back: %v: A %+v, B %+v", old.reports, w.a.state, w.b.state)
 		}
 	})
 }
