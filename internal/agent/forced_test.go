@@ -232,3 +232,40 @@ func TestForceIsRefused(t *testing.T) {
 	a.Exec(t, "shop", `INSERT INTO audit (what) VALUES ('x')`)
 	equal(t, a, b, "shop")
 }
+
+// TestForcedBeforeItFollowed: the new primary is lost before the old one, its secondary
+// now, has followed it at all. What it handed over is what the old one has.
+func TestForcedBeforeItFollowed(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	a.stop()
+	tap := newTap(t, a)
+	a.run(t)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`, `INSERT INTO t VALUES (1)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	held := tap.arm(1, false, func(purpose string) bool { return strings.HasSuffix(purpose, ":setup") })
+	go func() { _, _ = a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}) }() // the answer is held, too
+	<-held
+	b.Exec(t, "shop", `INSERT INTO t VALUES (2)`)
+	b.stop()
+	tap.release()
+	result, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := result.LastApplied; last == nil || last.Transaction != 0 || last.Position == 0 {
+		t.Errorf("it tells of the last transaction that it has %+v", last)
+	}
+	a.Exec(t, "shop", `INSERT INTO t VALUES (3)`)
+	b.run(t)
+	b.awaitState(t, "shop", api.StateDiverged)
+	if err := b.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	if lost := report(t, b, "shop-term2.jsonl"); len(lost) != 1 {
+		t.Errorf("the report has %v", lost)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}

@@ -53,7 +53,7 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 		if err = l.fitToForce(ctx, conn); err != nil {
 			return err
 		}
-		if last, err = followed(ctx, conn, apply.Origin(l.rec.ID, side.Term)); err != nil {
+		if last, err = followed(ctx, conn, apply.Origin(l.rec.ID, side.Term), side.From); err != nil {
 			return err
 		}
 		asked, err = l.getReady(ctx, conn, last.End)
@@ -105,8 +105,8 @@ func (l *link) getReady(ctx context.Context, conn *pgx.Conn, since frame.LSN) (a
 	if err != nil || !l.filter().All() { // the old primary of a partial link can't follow
 		return asked, err
 	}
-	if l.restored() {
-		// Of what the old primary wrote since it was restored, the positions tell nothing.
+	if l.unproven() {
+		// Of what the old primary wrote, the positions tell nothing.
 		asked.Since = 0
 		return asked, nil
 	}
@@ -120,18 +120,18 @@ func (l *link) getReady(ctx context.Context, conn *pgx.Conn, since frame.LSN) (a
 	return asked, err
 }
 
-// restored tells that this side stands since the primary lost what it has.
-func (l *link) restored() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.suspended != nil && l.suspended.Code == "primary-restored"
+// unproven tells that this side stands since the primary lost what it has, or was never
+// found to be equal.
+func (l *link) unproven() bool {
+	return l.standsFor("primary-restored") || l.standsFor(codeNotCompared)
 }
 
-// followed is how far this side has applied.
-func followed(ctx context.Context, conn *pgx.Conn, origin string) (catalog.Applied, error) {
+// followed is how far this side has applied in a term that began at from. The origin's
+// position is recorded when it first follows, which the primary may not have lived to see.
+func followed(ctx context.Context, conn *pgx.Conn, origin string, from frame.LSN) (catalog.Applied, error) {
 	p, known, err := catalog.Position(ctx, conn, origin)
 	if err == nil && !known {
-		err = fmt.Errorf("how far this side followed is not recorded for origin %s", origin)
+		p = catalog.Applied{End: from}
 	}
 	return p, err
 }

@@ -606,6 +606,10 @@ type takeUpRequest struct {
 	filter.Filter
 }
 
+// codeNotCompared is of a secondary that was attached to a primary, and not compared with
+// it to the end.
+const codeNotCompared = "not-compared"
+
 // attach has this secondary follow an instance to which nothing proves it equal: the
 // two are compared, and the tables that differ copied, before anything is applied. A
 // crash in between leaves a link that says that it is to be compared.
@@ -622,7 +626,7 @@ func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 	if err := m.call(ctx, primary, l.rec.Name, callTakeUp, request, &theirs); err != nil {
 		return err
 	}
-	why := problem.New("not-compared", "link "+l.rec.Name, "it was not compared with instance "+primary+", its new primary, to the end", "hawser link resync "+l.rec.Name)
+	why := problem.New(codeNotCompared, "link "+l.rec.Name, "it was not compared with instance "+primary+", its new primary, to the end", "hawser link resync "+l.rec.Name)
 	next, err := m.exchangePrimary(ctx, l, primary, role.PrimaryChosen{Primary: theirs}, why)
 	if err == nil && next.rec.Peer != primary {
 		err = problem.New("resync-not-now", "link "+l.rec.Name, "its state changed meanwhile", "hawser link show "+l.rec.Name).Retry()
