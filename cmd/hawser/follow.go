@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,6 +56,7 @@ func (a *app) create(ctx context.Context, c *api.Client, spec api.LinkSpec, noWa
 	if a.inPlace() {
 		fmt.Fprint(a.out, "\r\x1b[K")
 	}
+	known := l.Findings
 	if err == nil && a.output == outputText {
 		p := a.page()
 		p.line("The link %s stands: %s is %s here, and seeding runs.", clean(l.Name), clean(l.Database), l.Role)
@@ -75,7 +77,15 @@ func (a *app) create(ctx context.Context, c *api.Client, spec api.LinkSpec, noWa
 	}
 	p := a.page()
 	p.line("%s", p.paint(good, clean(l.Name)+" is synchronized: "+doneText(l, a.now())))
+	p.findings(since(known, l.Findings))
 	return nil
+}
+
+// since are those of the findings that were not known before.
+func since(known, all problem.Findings) problem.Findings {
+	return slices.DeleteFunc(slices.Clone(all), func(p *problem.Problem) bool {
+		return slices.ContainsFunc(known, func(k *problem.Problem) bool { return k.Code == p.Code && k.Object == p.Object })
+	})
 }
 
 func doneText(l api.Link, now time.Time) string {

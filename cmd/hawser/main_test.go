@@ -132,6 +132,8 @@ func TestGolden(t *testing.T) {
 	worded.Equal, worded.Schema, worded.Sequences = true, objects.Schema[1:], nil
 	unread := objects
 	unread.Complete, unread.Schema, unread.Sequences = false, nil, nil
+	noted := synchronized()
+	noted.Findings = problem.Findings{someFindings()[0], problem.Warn("role-created", `role "My Role"`, "It was created without login.", `ALTER ROLE "My Role" LOGIN PASSWORD '…';`)}
 	unread.Findings = problem.Findings{problem.New("not-comparable", "schema", "The primary's catalogs can't be read.", "GRANT pg_read_all_data TO hawser;")}
 	partly := api.VerifyReport{Link: "orders", Position: 0x16B3748, At: start(), Seconds: 2.5, Tables: differs.Tables[1:]}
 	wrongWay := []api.PeerTestStep{{Name: "name resolution", OK: true, Detail: "west.example.com is 192.0.2.7", DurationSeconds: 0.0011},
@@ -177,7 +179,7 @@ func TestGolden(t *testing.T) {
 		"link-show-json":            {call{args: "link show billing -o json"}, 0},
 		"link-show-unknown":         {call{args: "link show nothing"}, 3},
 		"link-show-unknown-json":    {call{args: "link show nothing -o json"}, 3},
-		"link-create":               {call{args: "link create orders --database shop --peer mi-west", fake: &fake{findings: someFindings()[:1], links: []api.Link{seeding(false), seeding(false), catchingUp(), synchronized()}}}, 0},
+		"link-create":               {call{args: "link create orders --database shop --peer mi-west", fake: &fake{findings: someFindings()[:1], links: []api.Link{seeding(false), seeding(false), catchingUp(), noted}}}, 0},
 		"link-create-terminal":      {call{args: "link create orders --database shop --peer mi-west", terminal: true, fake: &fake{links: []api.Link{seeding(false), catchingUp(), synchronized()}}}, 0},
 		"link-create-json":          {call{args: "link create orders --database shop --peer mi-west -o json", fake: &fake{links: []api.Link{seeding(false), synchronized()}}}, 0},
 		"link-create-no-wait":       {call{args: "link create orders --database shop --peer mi-west --no-wait"}, 0},

@@ -14,6 +14,7 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/pgoutput"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 )
@@ -192,9 +193,10 @@ const maxNotes = 20
 
 func (l *link) note(result schema.Result) {
 	notes := result.Notes
-	for _, role := range result.Roles {
+	for _, name := range result.Roles {
+		role := postgres.QuoteIdent(name)
 		notes = append(notes, problem.Warn("role-created", "role "+role,
-			"it was missing here and a statement of the primary names it: it was created without login", "ALTER ROLE "+role+" LOGIN PASSWORD '…';").Advise("if it is to log in here"))
+			"it was missing here and the primary's database names it: it was created without login", "ALTER ROLE "+role+" LOGIN PASSWORD '…';").Advise("if it is to log in here"))
 	}
 	if result.Tag != "" {
 		l.log.Info("DDL replayed", "tag", result.Tag)
@@ -203,7 +205,7 @@ func (l *link) note(result schema.Result) {
 		return
 	}
 	for _, n := range notes {
-		l.log.Warn("note on replayed DDL", "note", n.Error())
+		l.log.Warn("note", "note", n.Error())
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

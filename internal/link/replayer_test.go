@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"slices"
 	"testing"
@@ -67,4 +68,13 @@ func TestRefreshWhileCopying(t *testing.T) {
 	}
 	refreshed(`"public"."renamed"`)
 	waiting("when all is copied")
+}
+
+func TestNotesQuoteRoles(t *testing.T) {
+	t.Parallel()
+	l := &link{log: slog.New(slog.DiscardHandler)}
+	l.note(schema.Result{Roles: []string{"My Role"}})
+	if len(l.notes) != 1 || l.notes[0].Remedy != `ALTER ROLE "My Role" LOGIN PASSWORD '…';` {
+		t.Errorf("notes are %v", l.notes)
+	}
 }

@@ -266,10 +266,7 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 		if err != nil {
 			return err
 		}
-		l.note(schema.Result{Notes: notes})
-		if len(created) > 0 {
-			l.log.Warn("roles were missing and were created without login", "roles", created)
-		}
+		l.note(schema.Result{Roles: created, Notes: notes})
 		var now []schema.Entry
 		var later []catalog.SchemaEntry
 		for _, e := range reply.Dump.Entries {
