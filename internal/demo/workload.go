@@ -10,8 +10,11 @@ import (
 
 const (
 	clients = 4
-	// pace is how long a client rests between two transactions.
-	pace = 4 * time.Millisecond
+	// pace is how long a client rests between two transactions, or restPart times as long
+	// as one took: on a slow machine four that write all the time would leave nothing to
+	// the one that follows.
+	pace     = 4 * time.Millisecond
+	restPart = 3
 	// retryAfter is how long a client waits after an error.
 	retryAfter = 2 * time.Millisecond
 )
@@ -51,7 +54,7 @@ func (w *workload) run(ctx context.Context, id int, connString string) {
 		}
 	}()
 	for n := int64(1); ctx.Err() == nil; n++ {
-		rest := pace
+		began := time.Now()
 		var err error
 		if conn == nil {
 			conn, err = pgx.Connect(ctx, connString)
@@ -59,6 +62,7 @@ func (w *workload) run(ctx context.Context, id int, connString string) {
 		if err == nil {
 			err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return placeOrder(ctx, tx, id, n) })
 		}
+		rest := max(pace, restPart*time.Since(began))
 		if err == nil {
 			w.acked(id, n)
 		} else if ctx.Err() == nil {
