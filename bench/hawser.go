@@ -77,6 +77,20 @@ func (h *hawser) connect(ctx context.Context, p *pair) error {
 	})
 }
 
+// knowsDelay waits until it follows over a line of which the agents have seen how
+// slow it is.
+func (h *hawser) knowsDelay(ctx context.Context) error {
+	err := until(ctx, time.Minute, func() (bool, error) {
+		list, err := h.sides[1].api.Peers(ctx)
+		if err != nil || len(list.Peers) != 1 {
+			return false, err
+		}
+		took := list.Peers[0].RoundTripSeconds
+		return took != nil && *took*1000 >= lineDelayMS, nil
+	})
+	return errors.Join(err, h.copied(ctx, linkName))
+}
+
 func (h *hawser) create(ctx context.Context, name, db string) error {
 	_, err := h.sides[0].api.CreateLink(ctx, api.LinkSpec{Name: name, Database: db, Peer: h.sides[1].name, Role: api.RolePrimary})
 	return err

@@ -72,10 +72,11 @@ func newLine(name, to string) (*line, error) {
 
 func (l *line) address() string { return l.proxy.Listen }
 
-// narrow makes it the line that it stands for. The bandwidth stands before the
-// delay, so that what waits for its turn waits with the sender; the counter stands
-// behind both.
+// narrow makes it the line that it stands for, for connections that are made from
+// now on: those that found it quick end. The bandwidth stands before the delay, so
+// that what waits for its turn waits with the sender; the counter stands behind both.
 func (l *line) narrow() error {
+	l.proxy.Stop()
 	for _, way := range []string{"upstream", "downstream"} {
 		for _, toxic := range []string{
 			fmt.Sprintf(`{"type": "bandwidth", "stream": %q, "attributes": {"rate": %d}}`, way, lineKBs),
@@ -87,7 +88,7 @@ func (l *line) narrow() error {
 			}
 		}
 	}
-	return nil
+	return l.proxy.Start() // at the same port
 }
 
 func (l *line) close() {
@@ -187,7 +188,13 @@ func (l *lined) setup(ctx context.Context, p *pair) error {
 	if err := l.contestant.setup(ctx, p); err != nil {
 		return err
 	}
-	return l.line.narrow()
+	if err := l.line.narrow(); err != nil {
+		return err
+	}
+	if h, ok := l.contestant.(*hawser); ok {
+		return h.knowsDelay(ctx)
+	}
+	return nil
 }
 
 func (l *lined) close() {
