@@ -45,31 +45,31 @@ func (g *gather) put(old, row []pgoutput.Column) {
 // takeAway deletes rows of a table without a key: one by itself where there is no index,
 // more by one statement. Statistics of a table that was just filled would have the planner
 // compare each with each in a pass, or sort the table.
-func (w *writer) takeAway(g *gather, rows []heldRow, cells [][]byte) error {
+func (w *writer) takeAway(g *gather, rows []heldRow, vals values) error {
 	t, what := g.rel.target, &doing{deleted.String(), g.rel}
 	if err := w.noteScan(t); err != nil {
 		return err
 	}
 	if len(rows) == 1 && !t.indexed {
-		return w.takeOne(g, cells[rows[0].first:][:len(t.columns)], what)
+		return w.takeOne(g, vals, rows[0].first, what)
 	}
 	if err := w.otherJoins("off"); err != nil {
 		return err
 	}
-	if err := w.takeRows(g, rows, cells, what); err != nil {
+	if err := w.takeRows(g, rows, vals, what); err != nil {
 		return err
 	}
 	return w.otherJoins("on")
 }
 
 // takeRows sends the rows as an array.
-func (w *writer) takeRows(g *gather, rows []heldRow, cells [][]byte, what *doing) error {
+func (w *writer) takeRows(g *gather, rows []heldRow, vals values, what *doing) error {
 	array := []byte{'{'}
 	for n, h := range rows {
 		if n > 0 {
 			array = append(array, ',')
 		}
-		array = g.appendRow(array, cells[h.first:])
+		array = g.appendRow(array, vals, h.first)
 	}
 	return w.send(g.statement(setKey{verb: deleted}), [][]byte{append(array, '}')}, expectation{affected: int64(len(rows)), what: what})
 }
@@ -81,17 +81,17 @@ func (w *writer) otherJoins(on string) error {
 
 // appendRow appends a row of the table's own type as an array's element: its text form,
 // where quotes and backslashes are escaped, inside of quotes, where they are once more.
-func (g *gather) appendRow(array []byte, row [][]byte) []byte {
+func (g *gather) appendRow(array []byte, vals values, first int) []byte {
 	array = append(array, '"', '(')
 	for n, i := range g.rel.target.layout {
 		if n > 0 {
 			array = append(array, ',')
 		}
-		if i < 0 || row[i] == nil {
+		if i < 0 || vals.at(first+i) == nil {
 			continue // NULL
 		}
 		array = append(array, '\\', '"')
-		for _, c := range row[i] {
+		for _, c := range vals.at(first + i) {
 			switch c {
 			case '"':
 				array = append(array, '\\', '\\', '\\')
@@ -105,11 +105,11 @@ func (g *gather) appendRow(array []byte, row [][]byte) []byte {
 	return append(array, ')', '"')
 }
 
-func (w *writer) takeOne(g *gather, cells [][]byte, what *doing) error {
-	old := make([]pgoutput.Column, len(cells))
-	for i, v := range cells {
+func (w *writer) takeOne(g *gather, vals values, first int, what *doing) error {
+	old := make([]pgoutput.Column, len(g.rel.target.columns))
+	for i := range old {
 		old[i] = pgoutput.Column{Kind: pgoutput.Null}
-		if v != nil {
+		if v := vals.at(first + i); v != nil {
 			old[i] = pgoutput.Column{Kind: pgoutput.Text, Data: v}
 		}
 	}

@@ -56,8 +56,7 @@ type gather struct {
 	prepare func(r *relation, sql string, oids []uint32, verb string) *statement
 
 	rows  []heldRow
-	cells [][]byte // of all rows, each with all columns
-	space []byte   // what cells point into; full ones are left to them
+	vals  values // of all rows, each with all columns
 	bytes int
 	byKey map[string]int // the row of each key; nil while there are INSERTs alone
 
@@ -71,7 +70,7 @@ type gather struct {
 // heldRow is the net change of one row.
 type heldRow struct {
 	verb  verb
-	first int    // its first cell
+	first int    // its first value
 	sent  uint64 // of an UPDATE: the columns with a value
 	order uint64 // of the key, for sort
 	like  int    // of a loose row that came: the one before it that is like it, counted from 1
@@ -121,28 +120,23 @@ func wide(row []pgoutput.Column) bool {
 
 // add holds a change that is the first of its key.
 func (g *gather) add(v verb, row []pgoutput.Column, sent uint64) {
-	g.rows = append(g.rows, heldRow{verb: v, first: len(g.cells), sent: sent})
+	g.rows = append(g.rows, heldRow{verb: v, first: g.vals.len(), sent: sent})
 	g.bytes += rowBytes + valueBytes*len(row)
 	for i, c := range row {
 		if v == deleted && !g.rel.target.loose && !slices.Contains(g.rel.target.key, i) {
 			c = pgoutput.Column{}
 		}
-		g.cells = append(g.cells, g.copy(c))
+		g.vals.add(g.copy(c))
 	}
 }
 
 // copy keeps a value: the stream's own bytes are valid for a moment only.
-func (g *gather) copy(c pgoutput.Column) []byte {
+func (g *gather) copy(c pgoutput.Column) place {
 	if c.Kind != pgoutput.Text {
-		return nil
+		return place{size: -1}
 	}
-	if cap(g.space)-len(g.space) < len(c.Data) {
-		g.space = make([]byte, 0, max(64<<10, len(c.Data)))
-	}
-	from := len(g.space)
-	g.space = append(g.space, c.Data...)
 	g.bytes += len(c.Data)
-	return nonNil(g.space[from:len(g.space):len(g.space)])
+	return g.vals.keep(c.Data)
 }
 
 // find looks a row's key up among the held changes.
@@ -150,7 +144,7 @@ func (g *gather) find(row []pgoutput.Column) (at int, ok bool) {
 	if g.byKey == nil {
 		g.byKey = make(map[string]int, len(g.rows))
 		for i, h := range g.rows {
-			key := string(g.keyOf(func(c int) []byte { return g.cells[h.first+c] }))
+			key := string(g.keyOf(func(c int) []byte { return g.vals.at(h.first + c) }))
 			if before, alike := g.byKey[key]; alike {
 				g.rows[i].like = before + 1
 			}
@@ -221,7 +215,7 @@ func (g *gather) update(row []pgoutput.Column, sent uint64) bool {
 	}
 	for i, c := range row {
 		if c.Kind != pgoutput.Unchanged {
-			g.cells[h.first+i] = g.copy(c)
+			g.vals.places[h.first+i] = g.copy(c)
 		}
 	}
 	h.sent |= sent
@@ -319,31 +313,30 @@ func (w *writer) release(t *target) {
 func (w *writer) drop(g *gather) error {
 	w.gathered = slices.DeleteFunc(w.gathered, func(other *gather) bool { return other == g })
 	w.held -= g.bytes
-	rows, cells, mixed := g.rows, g.cells, g.byKey != nil
+	rows, vals, mixed := g.rows, g.vals, g.byKey != nil
 	// Emptied first: where a statement is made, others may be forgotten, and what is
 	// held is written before that.
-	g.rows, g.cells, g.byKey, g.bytes = nil, nil, nil, 0
+	g.rows, g.vals, g.byKey, g.bytes = nil, values{}, nil, 0
 	if mixed {
-		g.sort(rows, cells)
+		g.sort(rows, vals)
 	}
 	for todo := rows; len(todo) > 0; {
 		n := 1
 		for n < len(todo) && todo[n].verb == todo[0].verb && todo[n].sent == todo[0].sent {
 			n++
 		}
-		if err := w.writeAlike(g, todo[:n], cells); err != nil {
+		if err := w.writeAlike(g, todo[:n], vals); err != nil {
 			return err
 		}
 		todo = todo[n:]
 	}
-	clear(cells)
-	g.rows, g.cells, g.space = rows[:0], cells[:0], g.space[:0] // the server's copy is made
+	g.rows, g.vals = rows[:0], vals.emptied() // the server's copy is made
 	return nil
 }
 
 // sort brings net changes into the order in which they are written. Rows that compare
 // the same stay in the order in which they came.
-func (g *gather) sort(rows []heldRow, cells [][]byte) {
+func (g *gather) sort(rows []heldRow, vals values) {
 	key := g.rel.target.key
 	if g.rel.target.loose {
 		slices.SortStableFunc(rows, func(x, y heldRow) int { return cmp.Compare(x.verb, y.verb) })
@@ -351,7 +344,7 @@ func (g *gather) sort(rows []heldRow, cells [][]byte) {
 	}
 	for i := range rows {
 		if h := &rows[i]; h.verb != inserted {
-			h.order = orderOf(cells[h.first+key[0]])
+			h.order = orderOf(vals.at(h.first + key[0]))
 		}
 	}
 	slices.SortFunc(rows, func(x, y heldRow) int {
@@ -360,7 +353,7 @@ func (g *gather) sort(rows []heldRow, cells [][]byte) {
 		}
 		if x.verb != inserted {
 			for _, i := range key { // numbers in their order, as near as text comes to that
-				a, b := cells[x.first+i], cells[y.first+i]
+				a, b := vals.at(x.first+i), vals.at(y.first+i)
 				if c := cmp.Or(cmp.Compare(len(a), len(b)), bytes.Compare(a, b)); c != 0 {
 					return c
 				}
@@ -379,18 +372,18 @@ func orderOf(v []byte) uint64 {
 }
 
 // writeAlike writes changes of one kind.
-func (w *writer) writeAlike(g *gather, rows []heldRow, cells [][]byte) error {
+func (w *writer) writeAlike(g *gather, rows []heldRow, vals values) error {
 	kind := setKey{verb: rows[0].verb, sent: rows[0].sent}
 	if kind.verb == nothing {
 		return nil
 	}
 	if kind.verb == deleted && g.rel.target.loose {
-		return w.takeAway(g, rows, cells)
+		return w.takeAway(g, rows, vals)
 	}
 	columns, most := g.parameters(kind), g.most(kind)
 	what := &doing{kind.verb.String(), g.rel}
 	if kind.verb == inserted && g.copies && len(rows) >= leastCopy {
-		return w.writeCopy(g, rows, cells, what)
+		return w.writeCopy(g, rows, vals, what)
 	}
 	for len(rows) > 0 {
 		switch {
@@ -404,7 +397,7 @@ func (w *writer) writeAlike(g *gather, rows []heldRow, cells [][]byte) error {
 		g.args = g.args[:0]
 		for _, h := range rows[:kind.rows] {
 			for _, i := range columns {
-				g.args = append(g.args, cells[h.first+i])
+				g.args = append(g.args, vals.at(h.first+i))
 			}
 		}
 		if err := w.send(g.statement(kind), g.args, expectation{affected: int64(kind.rows), what: what}); err != nil {
@@ -416,11 +409,11 @@ func (w *writer) writeAlike(g *gather, rows []heldRow, cells [][]byte) error {
 }
 
 // writeCopy writes new rows by COPY, some at a time.
-func (w *writer) writeCopy(g *gather, rows []heldRow, cells [][]byte, what *doing) error {
+func (w *writer) writeCopy(g *gather, rows []heldRow, vals values, what *doing) error {
 	for len(rows) > 0 {
 		n := 0
 		for g.lines = g.lines[:0]; n < len(rows) && len(g.lines) < groupBytes; n++ {
-			g.lines = g.appendLine(g.lines, cells[rows[n].first:])
+			g.lines = g.appendLine(g.lines, vals, rows[n].first)
 		}
 		if err := w.sendCopy(g.statement(setKey{verb: inserted}), g.lines, expectation{affected: int64(n), what: what}); err != nil {
 			return err
@@ -431,12 +424,12 @@ func (w *writer) writeCopy(g *gather, rows []heldRow, cells [][]byte, what *doin
 }
 
 // appendLine appends a row in COPY's text format.
-func (g *gather) appendLine(lines []byte, row [][]byte) []byte {
+func (g *gather) appendLine(lines []byte, vals values, first int) []byte {
 	for n, i := range g.writable {
 		if n > 0 {
 			lines = append(lines, '\t')
 		}
-		lines = appendCopied(lines, row[i])
+		lines = appendCopied(lines, vals.at(first+i))
 	}
 	return append(lines, '\n')
 }

@@ -1,0 +1,54 @@
+package apply
+
+// blockBytes is the size of the blocks in which values are kept. A larger value has one
+// of its own.
+const blockBytes = 64 << 10
+
+// place is where a value's bytes are. It is no pointer: the garbage collector would look
+// at the values of a hundred thousand held rows one by one, again and again.
+type place struct {
+	block, from uint32
+	size        int32 // -1: NULL
+}
+
+// values keeps the values of held rows.
+type values struct {
+	places []place
+	blocks [][]byte
+}
+
+func (v *values) len() int    { return len(v.places) }
+func (v *values) add(p place) { v.places = append(v.places, p) }
+
+// keep copies a value, and does not add it.
+func (v *values) keep(data []byte) place {
+	n := len(v.blocks)
+	if n == 0 || cap(v.blocks[n-1])-len(v.blocks[n-1]) < len(data) {
+		v.blocks = append(v.blocks, make([]byte, 0, max(blockBytes, len(data))))
+		n++
+	}
+	last := &v.blocks[n-1]
+	p := place{block: uint32(n - 1), from: uint32(len(*last)), size: int32(len(data))}
+	*last = append(*last, data...)
+	return p
+}
+
+// at is the value that was added as the i-th: nil for NULL, and not nil for an empty one.
+func (v *values) at(i int) []byte {
+	p := v.places[i]
+	if p.size < 0 {
+		return nil
+	}
+	from, to := int(p.from), int(p.from)+int(p.size)
+	return v.blocks[p.block][from:to:to]
+}
+
+// emptied is for other values, in the same memory as far as it is worth keeping.
+func (v *values) emptied() values {
+	out := values{places: v.places[:0]}
+	if len(v.blocks) > 0 && cap(v.blocks[0]) == blockBytes {
+		out.blocks = append(v.blocks[:0], v.blocks[0][:0])
+		clear(v.blocks[1:])
+	}
+	return out
+}
