@@ -131,7 +131,14 @@ func (w *writer) own(sql string) *statement {
 	return s
 }
 
-const sqlTarget = `
+// sqlTarget looks a table up. Whether the primary sends whole old rows of it is no
+// parameter, and no domain is looked through where there is none: else the server would
+// plan the query anew for each table, and take five times as long for it.
+func sqlTarget(whole bool) string {
+	return strings.ReplaceAll(sqlTargetOf, "$whole", strconv.FormatBool(whole))
+}
+
+const sqlTargetOf = `
 SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0), coalesce(a.attgenerated <> '', false), coalesce(a.atttypid <> b.base, false), coalesce(a.attidentity = 'a', false),
        CASE WHEN b.lenient THEN format_type(a.atttypid, NULL) ELSE '' END,
        coalesce((SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname)
@@ -142,16 +149,19 @@ SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0
        coalesce(a.attnum = ANY (k.indkey::int2[]), false),
        EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
        (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)),
-       $3 AND EXISTS (` + sqlFinds + `), CASE WHEN $3 THEN coalesce(` + sqlHashed + `, '') ELSE '' END,
-       CASE WHEN $3 THEN coalesce((` + sqlRowIndex + `), '') ELSE '' END
+       $whole AND EXISTS (` + sqlFinds + `), CASE WHEN $whole THEN coalesce(` + sqlHashed + `, '') ELSE '' END,
+       CASE WHEN $whole THEN coalesce((` + sqlRowIndex + `), '') ELSE '' END
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_type ty ON ty.oid = a.atttypid
 LEFT JOIN LATERAL (
-	WITH RECURSIVE d AS (
-		SELECT a.atttypid AS oid UNION ALL SELECT y.typbasetype FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype = 'd')
-	SELECT y.oid AS base, EXISTS (SELECT FROM d JOIN pg_constraint x ON x.contypid = d.oid AND NOT x.convalidated) AS lenient
-	FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd'
+	SELECT ty.oid AS base, false AS lenient WHERE ty.typtype <> 'd'
+	UNION ALL SELECT domain.* FROM (
+		WITH RECURSIVE d AS (
+			SELECT a.atttypid AS oid UNION ALL SELECT y.typbasetype FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype = 'd')
+		SELECT y.oid AS base, EXISTS (SELECT FROM d JOIN pg_constraint x ON x.contypid = d.oid AND NOT x.convalidated) AS lenient
+		FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd') AS domain WHERE ty.typtype = 'd'
 ) b ON true
 LEFT JOIN LATERAL (
 	SELECT i.indkey FROM pg_index i
@@ -232,7 +242,7 @@ type columnFound struct {
 // table has no column. None: there is no such table.
 func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFound, error) {
 	byName := map[string]columnFound{}
-	rows, err := a.conn.Query(ctx, sqlTarget, r.def.Namespace, r.def.Name, r.def.ReplicaIdentity == 'f')
+	rows, err := a.conn.Query(ctx, sqlTarget(r.def.ReplicaIdentity == 'f'), r.def.Namespace, r.def.Name)
 	if err != nil {
 		return nil, fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
 	}
