@@ -60,11 +60,9 @@ type gather struct {
 	bytes int
 	byKey map[string]int // the row of each key; nil while there are INSERTs alone
 
-	writable []int // columns that an INSERT writes
-	copies   bool  // many rows are written by COPY
-	key      []byte
-	args     [][]byte
-	lines    []byte // all three for reuse
+	writable []int  // columns that an INSERT writes
+	copies   bool   // many rows are written by COPY
+	key      []byte // for reuse
 }
 
 // heldRow is the net change of one row.
@@ -394,28 +392,31 @@ func (w *writer) writeAlike(g *gather, rows []heldRow, vals values) error {
 		default:
 			kind.rows = 1
 		}
-		g.args = g.args[:0]
+		s := g.statement(kind) // first: to make one may take w.args
+		w.args = w.args[:0]
 		for _, h := range rows[:kind.rows] {
 			for _, i := range columns {
-				g.args = append(g.args, vals.at(h.first+i))
+				w.args = append(w.args, vals.at(h.first+i))
 			}
 		}
-		if err := w.send(g.statement(kind), g.args, expectation{affected: int64(kind.rows), what: what}); err != nil {
+		if err := w.send(s, w.args, expectation{affected: int64(kind.rows), what: what}); err != nil {
 			return err
 		}
 		rows = rows[kind.rows:]
 	}
+	clear(w.args)
 	return nil
 }
 
 // writeCopy writes new rows by COPY, some at a time.
 func (w *writer) writeCopy(g *gather, rows []heldRow, vals values, what *doing) error {
+	s := g.statement(setKey{verb: inserted})
 	for len(rows) > 0 {
 		n := 0
-		for g.lines = g.lines[:0]; n < len(rows) && len(g.lines) < groupBytes; n++ {
-			g.lines = g.appendLine(g.lines, vals, rows[n].first)
+		for w.lines = w.lines[:0]; n < len(rows) && len(w.lines) < groupBytes; n++ {
+			w.lines = g.appendLine(w.lines, vals, rows[n].first)
 		}
-		if err := w.sendCopy(g.statement(setKey{verb: inserted}), g.lines, expectation{affected: int64(n), what: what}); err != nil {
+		if err := w.sendCopy(s, w.lines, expectation{affected: int64(n), what: what}); err != nil {
 			return err
 		}
 		rows = rows[n:]

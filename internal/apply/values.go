@@ -1,8 +1,9 @@
 package apply
 
-// blockBytes is the size of the blocks in which values are kept. A larger value has one
-// of its own.
-const blockBytes = 64 << 10
+// Values are kept in blocks, each twice as large as the one before: a thousand tables
+// with a few changes each take little. A value that is larger than the largest has one of
+// its own.
+const leastBlock, mostBlock = 1 << 10, 64 << 10
 
 // place is where a value's bytes are. It is no pointer: the garbage collector would look
 // at the values of a hundred thousand held rows one by one, again and again.
@@ -22,13 +23,15 @@ func (v *values) add(p place) { v.places = append(v.places, p) }
 
 // keep copies a value, and does not add it.
 func (v *values) keep(data []byte) place {
-	n := len(v.blocks)
-	if n == 0 || cap(v.blocks[n-1])-len(v.blocks[n-1]) < len(data) {
-		v.blocks = append(v.blocks, make([]byte, 0, max(blockBytes, len(data))))
-		n++
+	if n := len(v.blocks); n == 0 || cap(v.blocks[n-1])-len(v.blocks[n-1]) < len(data) {
+		size := leastBlock
+		if n > 0 {
+			size = min(2*cap(v.blocks[n-1]), mostBlock)
+		}
+		v.blocks = append(v.blocks, make([]byte, 0, max(size, len(data))))
 	}
-	last := &v.blocks[n-1]
-	p := place{block: uint32(n - 1), from: uint32(len(*last)), size: int32(len(data))}
+	last := &v.blocks[len(v.blocks)-1]
+	p := place{block: uint32(len(v.blocks) - 1), from: uint32(len(*last)), size: int32(len(data))}
 	*last = append(*last, data...)
 	return p
 }
@@ -43,12 +46,5 @@ func (v *values) at(i int) []byte {
 	return v.blocks[p.block][from:to:to]
 }
 
-// emptied is for other values, in the same memory as far as it is worth keeping.
-func (v *values) emptied() values {
-	out := values{places: v.places[:0]}
-	if len(v.blocks) > 0 && cap(v.blocks[0]) == blockBytes {
-		out.blocks = append(v.blocks[:0], v.blocks[0][:0])
-		clear(v.blocks[1:])
-	}
-	return out
-}
+// emptied is for other values: it keeps the places' memory, and no bytes.
+func (v *values) emptied() values { return values{places: v.places[:0]} }

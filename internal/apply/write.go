@@ -35,6 +35,8 @@ type writer struct {
 	most     int       // of held, and of groups under way
 	rows     int       // of one table at most
 	late     error     // of rows that were written where no error could be returned
+	args     [][]byte
+	lines    []byte // both for reuse
 
 	path   string // the search_path of changes, "" for none
 	inPath bool   // it is in force
