@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -162,5 +163,40 @@ func TestIdleBesideBusy(t *testing.T) {
 		b.awaitState(t, "shop", api.StateSynchronized)
 		a.Exec(t, "shop", fmt.Sprintf(`INSERT INTO t VALUES (10 + %d)`, i))
 		equal(t, a, b, "shop")
+	}
+}
+
+// TestRestoredToBeforeAFailover: the new primary is put back to when it was the secondary.
+// Nobody leads then: the side that followed it opens by force, and the other one, whose past
+// no position tells of, says so and follows nothing.
+func TestRestoredToBeforeAFailover(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	restore := backup(t, b)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	failover(t, a, "shop")
+	a.awaitState(t, "shop", api.StateSynchronized)
+	b.Exec(t, "shop", `INSERT INTO t VALUES (100, 'of the new primary')`)
+	equal(t, b, a, "shop")
+	b.stop()
+	restore()
+	b.run(t)
+	if cause, remedy := a.awaitCause(t, api.StateDisconnected, "no-primary"); !strings.Contains(remedy, "on instance alpha: hawser link failover shop --force") {
+		t.Errorf("%s (remedy: %s)", cause, remedy)
+	}
+	b.awaitCause(t, api.StateDisconnected, "no-primary")
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if cause, remedy := b.awaitCause(t, api.StateSuspended, "replica-restored"); !strings.Contains(remedy, "hawser link drop shop --remove-replica") {
+		t.Errorf("%s (remedy: %s)", cause, remedy)
+	}
+	a.Exec(t, "shop", `INSERT INTO t VALUES (101, 'after')`)
+	if err := try(t, b, `INSERT INTO t VALUES (102, 'foreign')`); err == nil {
+		t.Error("the restored side took a write")
+	}
+	if _, err := b.DropLink(ctx, "shop", api.DropOptions{RemoveReplica: true}); err != nil {
+		t.Error(err)
 	}
 }

@@ -185,7 +185,8 @@ func TestTailWithDDL(t *testing.T) {
 }
 
 // TestTailWithSettings: what changed without an event on the old primary is reported, and
-// a message that only looks like a command's neither is nor stops the rejoin.
+// a message that only looks like a command's neither is nor stops the rejoin. Before that
+// has ended, nothing opens the copy.
 func TestTailWithSettings(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -200,9 +201,17 @@ func TestTailWithSettings(t *testing.T) {
 	}
 	a.run(t)
 	a.awaitState(t, "shop", api.StateDiverged)
+	release := lock(t, b, "shop", "t")
 	if err := a.RejoinLink(ctx, "shop"); err != nil {
 		t.Fatal(err)
 	}
+	for _, i := range []*instance{a, b} {
+		_, err := i.DropLink(ctx, "shop", api.DropOptions{})
+		turnedDown(t, "drop on "+i.name, err, "copy-incomplete", "public.t")
+	}
+	_, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
+	turnedDown(t, "forced failover", err, "copy-incomplete", "public.t")
+	release()
 	a.awaitState(t, "shop", api.StateSynchronized)
 	var got []string
 	for _, line := range report(t, a, "shop-term1.jsonl") {

@@ -89,7 +89,7 @@ func TestDropOfAnIncompleteReplica(t *testing.T) {
 }
 
 // TestSchemaDropped: somebody drops schema hawser under a running link, on the primary and
-// then on the secondary. Each is named, nothing goes on as if all were well, and the remedy
+// then on the secondary, and puts the capture of DDL to rest in between. Each is named, nothing goes on as if all were well, and the remedy
 // mends it.
 func TestSchemaDropped(t *testing.T) {
 	t.Parallel()
@@ -110,6 +110,19 @@ func TestSchemaDropped(t *testing.T) {
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `CREATE TABLE later (id int PRIMARY KEY)`, `INSERT INTO later VALUES (1)`)
+	proven(t, a, "shop")
+	a.Exec(t, "shop", `ALTER EVENT TRIGGER "!hawser_ddl_end" DISABLE`, `CREATE TABLE untold (id int PRIMARY KEY)`, `INSERT INTO untold VALUES (1)`)
+	_, err = a.FailoverLink(ctx, "shop", api.FailoverOptions{})
+	turnedDown(t, "failover", err, "ddl-capture-broken", "dropped or disabled")
+	if _, remedy := a.awaitCause(t, api.StateSuspended, "ddl-capture-broken"); !strings.Contains(remedy, "hawser link resync shop") {
+		t.Errorf("remedy %q", remedy)
+	}
+	turnedDown(t, "resync", a.ResyncLink(ctx, "shop", nil), "schema-differs", "public.untold")
+	within(t, b.Connect(t, "shop"), postgres.ByHand, `CREATE TABLE untold (id int PRIMARY KEY)`)
+	if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
 	proven(t, a, "shop")
 	within(t, b.Connect(t, "shop"), postgres.ByHand, `DROP SCHEMA hawser CASCADE`)
 	a.Exec(t, "shop", `INSERT INTO keyless VALUES ('z')`)
@@ -136,9 +149,15 @@ func TestSchemaDropped(t *testing.T) {
 
 // TestSettingCommittedAsTheFenceCloses: a change that fires no event is committed when a
 // failover has looked for such, and nobody is kept from writing yet. The new primary has it.
+// What another database's session changes behind that is named by the side that handed over.
 func TestSettingCommittedAsTheFenceCloses(t *testing.T) {
 	t.Parallel()
 	a, b := small(t)
+	a.stop()
+	tap := newTap(t, a)
+	a.run(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	held := tap.arm(1, false, func(purpose string) bool { return strings.HasSuffix(purpose, ":setup") })
 	client := a.Connect(t, "shop")
 	within(t, client, `BEGIN`, `ALTER DATABASE shop SET work_mem = '7MB'`) // holds what the fence changes
 	failed := make(chan error, 1)
@@ -152,10 +171,16 @@ func TestSettingCommittedAsTheFenceCloses(t *testing.T) {
 		return len(waits) > 0, nil
 	})
 	within(t, client, `COMMIT`)
+	<-held // it begins to follow
+	within(t, look, `ALTER DATABASE shop SET maintenance_work_mem = '9MB'`)
+	tap.release()
 	if err := <-failed; err != nil {
 		t.Fatal(err)
 	}
 	if got := testpg.Rows(t, b.Connect(t, "shop"), `SHOW work_mem`); !slices.Equal(got, []string{"7MB"}) {
 		t.Errorf("work_mem of the new primary is %v", got)
+	}
+	if p := finding(t, a, "shop", "changed-behind-handoff", "database shop"); !strings.HasSuffix(p.Cause, ": setting maintenance_work_mem: 9MB") {
+		t.Errorf("the side that handed over tells %v", p)
 	}
 }

@@ -161,6 +161,20 @@ func UnfiredMark(ctx context.Context, conn *pgx.Conn) (mark string, err error) {
 	return mark, ddlProblem("look whether something changed that fires no event", err)
 }
 
+// Untold names what SweepDDL would find of what sessions of other databases can change
+// too: settings, the database itself, memberships of roles.
+func Untold(ctx context.Context, conn *pgx.Conn) (changes []string, err error) {
+	err = quietly(ctx, conn, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `
+			WITH now AS (SELECT * FROM hawser.ddl_unfired(NULL) WHERE kind IN ('setting', 'database', 'role')),
+			seen AS (SELECT * FROM hawser.ddl_seen WHERE kind IN ('setting', 'database', 'role'))
+			SELECT coalesce(array_agg(concat_ws(' ', kind, nullif(name, ''), 'of role ' || r.rolname) || ': ' || coalesce(n.value, 'none') ORDER BY kind, name, r.rolname), '{}')
+			FROM now n FULL JOIN seen s USING (kind, class, id, name) LEFT JOIN pg_roles r ON r.oid = id
+			WHERE n.value IS DISTINCT FROM s.value`).Scan(&changes)
+	})
+	return changes, ddlProblem("look for changes that nobody was told of", err)
+}
+
 // DDLKey returns the key with which the database signs its DDL messages. The
 // secondary needs it: any user may write a logical message, and only what bears the
 // signature is Hawser's.

@@ -217,7 +217,7 @@ func (l *link) see(run *failoverRun, timeout time.Duration, late chan<- failover
 			if err != nil {
 				return FailoverResult{}, err
 			}
-			return l.succeeded(l.ctx, run)
+			return l.succeeded(l.ctx, run), nil
 		case <-timer.C:
 			if over {
 				tellOnce(late, failoverEnd{err: l.notBack()})
@@ -254,7 +254,7 @@ func (l *link) begin() (*failoverRun, error) {
 	return run, err
 }
 
-func (l *link) succeeded(ctx context.Context, run *failoverRun) (FailoverResult, error) {
+func (l *link) succeeded(ctx context.Context, run *failoverRun) FailoverResult {
 	side, _ := l.now()
 	now := time.Now()
 	l.mu.Lock()
@@ -264,9 +264,9 @@ func (l *link) succeeded(ctx context.Context, run *failoverRun) (FailoverResult,
 		Closed: now.Sub(run.closed).Seconds(), Total: now.Sub(run.started).Seconds(), LockedOut: run.locked,
 	}
 	l.mu.Unlock()
-	err := l.remember(ctx, r)
+	l.remember(r)
 	l.exchangeOutcomes(ctx)
-	return r, err
+	return r
 }
 
 // outcomeWithin bounds how long whoever asked for a failover waits until the other side
@@ -293,7 +293,7 @@ func (l *link) exchangeOutcomes(ctx context.Context) {
 
 // tellOutcome takes the other side's last failover over if it is newer, and returns
 // this side's.
-func (l *link) tellOutcome(ctx context.Context, theirs *FailoverResult) (json.RawMessage, error) {
+func (l *link) tellOutcome(_ context.Context, theirs *FailoverResult) (json.RawMessage, error) {
 	l.mu.Lock()
 	last := l.last
 	l.mu.Unlock()
@@ -304,19 +304,30 @@ func (l *link) tellOutcome(ctx context.Context, theirs *FailoverResult) (json.Ra
 		}
 	}
 	if theirs != nil && theirs.Term > ours.Term {
-		return last, l.remember(ctx, *theirs)
+		l.remember(*theirs)
 	}
 	return last, nil
 }
 
-// remember stores the result of the last failover.
-func (l *link) remember(ctx context.Context, r FailoverResult) error {
+// remember stores the result of the last failover. What happened is no failure since that
+// can't be written down at once.
+func (l *link) remember(r FailoverResult) {
 	data, err := json.Marshal(r)
 	if err != nil {
-		return err
+		l.log.Error("can't write the failover's result", "error", err)
+		return
 	}
 	l.update(func() { l.last = data })
-	return l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetFailover(ctx, conn, l.rec.Name, data) })
+	if err := l.m.store.Do(l.ctx, func(conn *pgx.Conn) error { return l.storeLast(l.ctx, conn) }); err != nil {
+		l.done.Go(func() { l.persist("the last failover's result", l.storeLast) })
+	}
+}
+
+func (l *link) storeLast(ctx context.Context, conn *pgx.Conn) error {
+	l.mu.Lock()
+	last := l.last
+	l.mu.Unlock()
+	return catalog.SetFailover(ctx, conn, l.rec.Name, last)
 }
 
 func sum(phases []Phase, names ...string) float64 {
@@ -738,6 +749,7 @@ func (l *link) writeHandoff(ctx context.Context, conn *pgx.Conn, term frame.Term
 	if err != nil {
 		return fmt.Errorf("write the handoff: %w", err)
 	}
+	l.update(func() { l.handed = term })
 	return nil
 }
 

@@ -72,14 +72,16 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 		return FailoverResult{}, err
 	}
 	// What this side stood for, as a secondary, is over: as the primary it streams.
-	if err := l.setPaused(ctx, false); err != nil {
-		return FailoverResult{}, err
+	if !l.persist("that it is not paused", func(ctx context.Context, conn *pgx.Conn) error { return l.storePaused(ctx, conn, false) }) {
+		return FailoverResult{}, errHalted
 	}
+	l.update(func() { l.paused, l.suspended = false, nil })
 	r := FailoverResult{
 		Link: l.rec.Name, Forced: true, OldPrimary: l.rec.Peer, NewPrimary: l.m.cfg.Instance, Term: side.Term, At: time.Now(),
 		Phases: run.phases, Total: time.Since(run.started).Seconds(), LastApplied: lastOf(last),
 	}
-	return r, l.remember(ctx, r)
+	l.remember(r)
+	return r, nil
 }
 
 // fitToForce refuses to open a copy that never was a state of the primary.

@@ -92,17 +92,18 @@ type link struct {
 	passable    problem.Findings // what could pass the fence of this side
 	holes       problem.Findings // that it had, and that are closed
 	comparisons map[string]*comparison
-	forcing     bool     // a forced failover or a resync is under way: nothing may be applied
-	rejoining   bool     // a rejoin is under way
-	tail        string   // what this side alone has, in words
-	held        int64    // bytes of WAL that the slot keeps
-	maxWAL      *int64   // that it may keep; nil: the agent's limit
-	repairing   bool     // rows that differ are still to be fetched
-	followed    bool     // the secondary followed this side in this term
-	swept       string   // the mark of what a failover's sweep has seen, before the fence
-	accepted    []string // ids of the links that the other side takes up with this one
-	incomplete  bool     // tables were to be copied where another link handed over
-	lastState   State    // as last told, and since when
+	forcing     bool       // a forced failover or a resync is under way: nothing may be applied
+	rejoining   bool       // a rejoin is under way
+	tail        string     // what this side alone has, in words
+	held        int64      // bytes of WAL that the slot keeps
+	maxWAL      *int64     // that it may keep; nil: the agent's limit
+	repairing   bool       // rows that differ are still to be fetched
+	followed    bool       // the secondary followed this side in this term
+	swept       string     // the mark of what a failover's sweep has seen, before the fence
+	handed      frame.Term // that this agent handed over to
+	accepted    []string   // ids of the links that the other side takes up with this one
+	incomplete  bool       // tables were to be copied where another link handed over
+	lastState   State      // as last told, and since when
 	since       time.Time
 	troubles    troubles  // guards itself
 	turned      time.Time // when this side began, or its role or phase changed
@@ -522,16 +523,18 @@ func (l *link) pause(ctx context.Context, paused bool) error {
 func (l *link) setPaused(ctx context.Context, paused bool) error {
 	side, _ := l.now()
 	paused = paused && side.Role == role.Secondary
-	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error {
-		if err := catalog.SetPaused(ctx, conn, l.rec.Name, paused); err != nil {
-			return err
-		}
-		return catalog.SetSuspended(ctx, conn, l.rec.Name, nil)
-	})
+	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return l.storePaused(ctx, conn, paused) })
 	if err == nil {
 		l.update(func() { l.paused, l.suspended = paused, nil })
 	}
 	return err
+}
+
+func (l *link) storePaused(ctx context.Context, conn *pgx.Conn, paused bool) error {
+	if err := catalog.SetPaused(ctx, conn, l.rec.Name, paused); err != nil {
+		return err
+	}
+	return catalog.SetSuspended(ctx, conn, l.rec.Name, nil)
 }
 
 // suspend stops the link until a person resumes it.

@@ -185,6 +185,9 @@ func (l *link) replicate(ctx context.Context) error {
 	if side.Role != role.Secondary {
 		return nil
 	}
+	if p := l.backInTime(side, theirs); p != nil {
+		return p
+	}
 	l.exchangeOutcomes(ctx)
 	l.learnMaxWAL(ctx)
 	conn, err := l.connect(ctx, "setup")
@@ -229,11 +232,35 @@ func (l *link) exchange(ctx context.Context) (theirs role.State, err error) {
 	return theirs, err
 }
 
+// backInTime is what this side, a secondary, can't follow: one of the two was put back to
+// an earlier state, and knows nothing of the failovers since. What it has is of a past that
+// no position of this term tells of.
+func (l *link) backInTime(ours, theirs role.State) error {
+	switch {
+	case theirs.Role == role.Primary && theirs.Term > ours.Term:
+		return problem.New("replica-restored", "link "+l.rec.Name,
+			fmt.Sprintf("this side is in term %d and its primary, instance %s, in term %d: PostgreSQL was put back here to a state from before a failover", ours.Term, l.rec.Peer, theirs.Term),
+			"hawser link drop "+l.rec.Name+" --remove-replica").Advise("then make the link again; a database that Hawser did not create is yours to drop; or put PostgreSQL back to a later state")
+	case theirs.Role == role.Secondary:
+		last := l.m.cfg.Instance
+		if theirs.Term > ours.Term {
+			last = l.rec.Peer
+		}
+		return problem.New("no-primary", "link "+l.rec.Name,
+			fmt.Sprintf("both sides are secondaries, in term %d here and %d on instance %s: PostgreSQL of the one that was the primary was put back to a state from before it took over", ours.Term, theirs.Term, l.rec.Peer),
+			"hawser link failover "+l.rec.Name+" --force").Advise("it opens the side that has the later state; or put PostgreSQL of the other one back to a later state").At("instance " + last).Retry()
+	}
+	return nil
+}
+
 // settleSecondary brings the database to where a secondary of this term is: the
 // origin begins where the other side's term does, and the slot by which the other
 // side followed us is gone, so that it holds no WAL. While the other side is about to
 // hand over, the slot is the one by which it will follow.
 func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.State, handing bool) error {
+	if err := l.noteUntold(ctx, conn, side.Term); err != nil {
+		return err
+	}
 	origin := apply.Origin(l.rec.ID, side.Term)
 	if err := apply.BeginAt(ctx, conn, origin, side.From); err != nil {
 		return err
@@ -251,6 +278,28 @@ func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.St
 		return nil
 	}
 	return errors.Join(capture.DropSlot(ctx, conn, l.rec.ID), l.discardHeirs(ctx))
+}
+
+// noteUntold names what sessions of other databases, which no fence keeps out, changed
+// behind the handoff to this term. It looks once, before anything of the new primary comes.
+func (l *link) noteUntold(ctx context.Context, conn *pgx.Conn, term frame.Term) error {
+	l.mu.Lock()
+	handed := l.handed
+	l.mu.Unlock()
+	if handed != term {
+		return nil
+	}
+	changes, err := capture.Untold(ctx, conn)
+	if err != nil {
+		return err
+	}
+	l.update(func() { l.handed = 0 })
+	if len(changes) > 0 {
+		l.note(schema.Result{Notes: problem.Findings{problem.Warn("changed-behind-handoff", "database "+l.rec.Database,
+			"these changed as it was handed over, in sessions of other databases, and the new primary was not told of them: "+strings.Join(changes[:min(len(changes), maxStates)], "; "),
+			"").Advise("set them there as they are to be, and they are carried").At("instance " + l.rec.Peer)}})
+	}
+	return nil
 }
 
 // restoreSchema makes the objects that rows need, and records what is left to

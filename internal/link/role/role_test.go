@@ -157,6 +157,7 @@ type side struct {
 	events  []queued     // what this side will be told, in order
 	stream  []frame.Term // handoffs on their way to the other side
 	reports []error
+	told    []role.State
 }
 
 type queued struct {
@@ -187,6 +188,9 @@ func (w *world) other(s *side) *side {
 func (s *side) tell(e role.Event) {
 	next, actions := role.Step(s.state, e)
 	s.state = next
+	if len(s.told) == 0 || s.told[len(s.told)-1] != next {
+		s.told = append(s.told, next)
+	}
 	if len(actions) == 0 {
 		return
 	}
@@ -323,7 +327,7 @@ func TestNeverTwoWritableSides(t *testing.T) {
 			if rapid.Bool().Draw(t, "side B") {
 				s = &w.b
 			}
-			switch rapid.SampledFrom([]string{"act", "act", "act", "event", "event", "receive", "receive", "ask", "crash", "timeout", "exchange", "fail", "force", "rejoin"}).Draw(t, "what") {
+			switch rapid.SampledFrom([]string{"act", "act", "act", "event", "event", "receive", "receive", "ask", "crash", "timeout", "exchange", "fail", "force", "rejoin", "late"}).Draw(t, "what") {
 			case "act":
 				if len(s.todo) > 0 {
 					w.act(s, rapid.Bool().Draw(t, "lost"))
@@ -349,6 +353,10 @@ func TestNeverTwoWritableSides(t *testing.T) {
 				}
 			case "rejoin":
 				w.rejoin()
+			case "late": // a message that was long on its way
+				if told := w.other(s).told; len(told) > 0 {
+					s.tell(role.PeerSeen{Peer: told[rapid.IntRange(0, len(told)-1).Draw(t, "of")]})
+				}
 			case "fail":
 				s.tell(role.Failed{Cause: errors.New("injected")})
 			case "exchange":
