@@ -34,12 +34,11 @@ import (
 func Run(ctx context.Context, cfg Config, version string) error {
 	log := cfg.Log.Logger(os.Stderr).With("instance", cfg.Name)
 	log.Info("agent starts", "version", version, "config", cfg)
-	a := &agent{cfg: cfg, version: version, log: log, started: time.Now()}
-	if err := a.open(ctx); err != nil {
-		return err
+	err := runOnce(ctx, cfg, version, log)
+	for restored(err) && ctx.Err() == nil {
+		log.Warn("the agent begins anew", "cause", err)
+		err = runOnce(ctx, cfg, version, log)
 	}
-	err := a.serve(ctx)
-	a.close()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
@@ -51,7 +50,23 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	return err
 }
 
-// agent is what one Run owns.
+func runOnce(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
+	a := &agent{cfg: cfg, version: version, log: log, started: time.Now()}
+	if err := a.open(ctx); err != nil {
+		return err
+	}
+	defer a.close()
+	return a.serve(ctx)
+}
+
+// restored tells that PostgreSQL was put back to an earlier time: all that the agent knows
+// is to be read again.
+func restored(err error) bool {
+	p, ok := problem.As(err)
+	return ok && p.Code == link.CodeRestored
+}
+
+// agent is what one of its runs owns.
 type agent struct {
 	cfg     Config
 	version string

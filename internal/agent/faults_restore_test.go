@@ -166,11 +166,20 @@ func TestIdleBesideBusy(t *testing.T) {
 	}
 }
 
-// TestRestoredToBeforeAFailover: the new primary is put back to when it was the secondary.
-// Nobody leads then: the side that followed it opens by force, and the other one, whose past
+// TestRestoredToBeforeAFailover: the new primary is put back, under its agent or without it,
+// to when it was the secondary. Nobody leads then: the side that followed it opens by force, and the other one, whose past
 // no position tells of, says so and follows nothing.
 func TestRestoredToBeforeAFailover(t *testing.T) {
 	t.Parallel()
+	for name, runs := range map[string]bool{"stopped": false, "running": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			restoredToBeforeAFailover(t, runs)
+		})
+	}
+}
+
+func restoredToBeforeAFailover(t *testing.T, runs bool) {
 	ctx := context.Background()
 	a, b := small(t)
 	restore := backup(t, b)
@@ -179,9 +188,13 @@ func TestRestoredToBeforeAFailover(t *testing.T) {
 	a.awaitState(t, "shop", api.StateSynchronized)
 	b.Exec(t, "shop", `INSERT INTO t VALUES (100, 'of the new primary')`)
 	equal(t, b, a, "shop")
-	b.stop()
-	restore()
-	b.run(t)
+	if runs {
+		restore()
+	} else {
+		b.stop()
+		restore()
+		b.run(t)
+	}
 	if cause, remedy := a.awaitCause(t, api.StateDisconnected, "no-primary"); !strings.Contains(remedy, "on instance alpha: hawser link failover shop --force") {
 		t.Errorf("%s (remedy: %s)", cause, remedy)
 	}

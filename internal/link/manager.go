@@ -55,7 +55,8 @@ type Manager struct {
 	store *Store
 	watch *capture.Watch  // of the databases that this side is primary of
 	ctx   context.Context // Run's
-	ready chan struct{}   // closed when the links are loaded
+	end   context.CancelCauseFunc
+	ready chan struct{} // closed when the links are loaded
 
 	mu    sync.Mutex
 	links map[string]*link
@@ -85,8 +86,11 @@ func (m *Manager) share() int {
 	return min(most, max(least, m.cfg.Memory/16/max(1, len(m.links))))
 }
 
-// Run starts every link and returns when ctx has ended and all have stopped.
+// Run starts every link and returns when ctx has ended and all have stopped. With
+// CodeRestored it ends by itself, and is to be run anew by another manager.
 func (m *Manager) Run(ctx context.Context) error {
+	ctx, m.end = context.WithCancelCause(ctx)
+	defer m.end(nil)
 	m.ctx = ctx
 	var records []catalog.Link
 	err := m.store.Do(ctx, func(conn *pgx.Conn) (err error) {
@@ -105,6 +109,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	for _, l := range m.all() {
 		m.adopt(l)
 	}
+	m.store.keepTo(m.notRestored)
 	close(m.ready)
 	for _, l := range m.all() {
 		// The agent may have ended between a failover and what it means to the others.
@@ -123,7 +128,40 @@ func (m *Manager) Run(ctx context.Context) error {
 			l.halt()
 		}
 	}
-	return ctx.Err()
+	return context.Cause(ctx)
+}
+
+// CodeRestored is of a catalog that was put back to an earlier time under a running agent.
+const CodeRestored = "catalog-restored"
+
+// notRestored ends the manager when the catalog has an earlier term than one of its links:
+// terms only rise, and none is acted on before it is stored. What the links hold in memory
+// is of a time that PostgreSQL knows nothing of.
+func (m *Manager) notRestored(ctx context.Context, conn *pgx.Conn) error {
+	records, err := catalog.Links(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, rec := range records {
+		var stored role.State
+		if err := json.Unmarshal(rec.Side, &stored); err != nil {
+			return fmt.Errorf("read the role of link %s: %w", rec.Name, err)
+		}
+		m.mu.Lock()
+		l := m.links[rec.Name]
+		m.mu.Unlock()
+		if l == nil || l.rec.ID != rec.ID {
+			continue
+		}
+		if side, _ := l.now(); stored.Term < side.Term {
+			p := problem.New(CodeRestored, "link "+rec.Name,
+				fmt.Sprintf("PostgreSQL was put back to a state from before a failover: the link was in term %d, and is stored in term %d; the agent begins anew by what is stored", side.Term, stored.Term),
+				"hawser link show "+rec.Name).Advise("it tells what the link stands for then").Retry()
+			m.end(p)
+			return p
+		}
+	}
+	return nil
 }
 
 func (m *Manager) all() []*link {

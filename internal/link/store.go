@@ -21,6 +21,7 @@ type Store struct {
 	mu     sync.Mutex
 	conn   *pgx.Conn
 	pid    uint32 // of the last session's backend
+	same   func(ctx context.Context, conn *pgx.Conn) error
 }
 
 // NewStore returns a store that connects on first use.
@@ -29,6 +30,14 @@ func NewStore(server *postgres.Server) *Store { return &Store{server: server} }
 // Migrate brings the instance's catalog to this agent's version.
 func (s *Store) Migrate(ctx context.Context) error {
 	return s.Do(ctx, func(conn *pgx.Conn) error { return catalog.MigrateInstance(ctx, conn) })
+}
+
+// keepTo has each later connection looked at before it is used: PostgreSQL behind it may
+// be another one, or of another time.
+func (s *Store) keepTo(same func(ctx context.Context, conn *pgx.Conn) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.same = same
 }
 
 // Do runs f alone on the connection. That PostgreSQL restarted since the last time
@@ -59,7 +68,11 @@ func (s *Store) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.beAlone(ctx, conn); err != nil {
+	err = s.beAlone(ctx, conn)
+	if err == nil && s.same != nil {
+		err = s.same(ctx, conn)
+	}
+	if err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
