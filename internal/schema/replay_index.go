@@ -60,6 +60,33 @@ func (r *replay) unfinished() bool {
 		!slices.ContainsFunc(r.m.Objects, func(o ddlObject) bool { return !o.Unfinished })
 }
 
+// DropInvalidIndexes takes such indexes from a side that was the primary: the new one does not
+// have them, nor what their names and their uniqueness stand in the way of.
+func DropInvalidIndexes(ctx context.Context, tx pgx.Tx) error {
+	// No command takes an index out of the tree that it is part of.
+	_, err := tx.Exec(ctx, `
+		DO $$
+		DECLARE r record;
+		BEGIN
+			FOR r IN
+				SELECT x.oid, x.relispartition FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid AND x.relkind = 'i'
+				WHERE NOT i.indisvalid AND x.relnamespace <> ALL (ARRAY['pg_catalog', 'pg_toast']::regnamespace[])
+				AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.oid)
+			LOOP
+				IF r.relispartition THEN
+					DELETE FROM pg_inherits WHERE inhrelid = r.oid;
+					DELETE FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = r.oid AND deptype IN ('P', 'S');
+					UPDATE pg_class SET relispartition = false WHERE oid = r.oid;
+				END IF;
+				EXECUTE format('DROP INDEX %s', r.oid::regclass);
+			END LOOP;
+		END $$`)
+	if err != nil {
+		return fmt.Errorf("drop the indexes that CREATE INDEX CONCURRENTLY left unfinished: %w", err)
+	}
+	return nil
+}
+
 // grows reports whether a command makes an index, or attaches one.
 func grows(node *pgq.Node) bool {
 	return node.GetIndexStmt() != nil || slices.ContainsFunc(node.GetAlterTableStmt().GetCmds(), func(c *pgq.Node) bool {
