@@ -377,6 +377,15 @@ BEGIN
 	RETURN (SELECT json_agg(hawser.ddl_index(p.relid) ORDER BY p.level, p.relid) FROM unnest(trees) t, pg_partition_tree(t) p);
 END $f$;
 
+-- hawser.ddl_numbered describes the indexes of tables of which one has a name that ends in a
+-- number: the server adds one where a name is taken, perhaps by an unfinished index.
+CREATE OR REPLACE FUNCTION hawser.ddl_numbered(relids oid[]) RETURNS json
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN (SELECT json_agg(hawser.ddl_index(i.indexrelid) ORDER BY i.indexrelid) FROM pg_index i
+		WHERE i.indrelid IN (SELECT j.indrelid FROM pg_index j JOIN pg_class c ON c.oid = j.indexrelid WHERE j.indrelid = ANY (relids) AND c.relname ~ '[0-9]$'));
+END $f$;
+
 -- hawser.ddl_columns describes all columns, or those that have a default or a value
 -- for older rows.
 CREATE OR REPLACE FUNCTION hawser.ddl_columns(id oid, kind "char", whole boolean) RETURNS json
@@ -836,6 +845,8 @@ BEGIN
 			WHEN tag IN ('CREATE INDEX', 'ALTER INDEX') THEN hawser.ddl_trees(relids, ARRAY(SELECT (o ->> 'oid')::oid FROM jsonb_array_elements(objects) o))
 			WHEN tag = 'ALTER TABLE' AND source ~* 'attach|add' THEN hawser.ddl_trees(relids, NULL)
 			WHEN tag = 'REINDEX' THEN (SELECT json_agg(hawser.ddl_index((o ->> 'oid')::oid)) FROM jsonb_array_elements(objects) o WHERE o ->> 'type' = 'index') END,
+		-- A name that the server numbered may have been free on the other side.
+		'names', CASE WHEN tag = 'CREATE TABLE' OR tag = 'ALTER TABLE' AND source ~* 'add' THEN hawser.ddl_numbered(relids) END,
 		-- A bound may be written as an expression, which the server evaluates at once. An
 		-- attached partition is locked still.
 		'bounds', CASE WHEN tag IN ('CREATE TABLE', 'CREATE SCHEMA', 'ALTER TABLE') AND source ~* 'partition' THEN (

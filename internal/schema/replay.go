@@ -473,7 +473,7 @@ func (r *replay) afterwards(ctx context.Context, st *ddlStatement) error {
 			return err
 		}
 	}
-	return nil
+	return r.numberIndexes(ctx)
 }
 
 func routineWord(objectType string) string {

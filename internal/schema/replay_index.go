@@ -200,6 +200,35 @@ func (r *replay) renameIndexes(ctx context.Context) error {
 	return nil
 }
 
+// numberIndexes gives those that came with a table, or a constraint, the primary's names.
+// The last one first, as renameIndexes does.
+func (r *replay) numberIndexes(ctx context.Context) error {
+	finished := slices.DeleteFunc(r.m.Names, func(x ddlIndex) bool { return x.Def == "" })
+	var names []string
+	for _, x := range finished {
+		names = append(names, x.Name)
+	}
+	for _, x := range slices.Backward(finished) {
+		var here string
+		err := r.conn.QueryRow(ctx, `SELECT x.relname FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+			WHERE i.indrelid = to_regclass($1) AND to_regclass($2) IS NULL AND x.relname <> ALL ($3)
+			AND replace(pg_get_indexdef(x.oid), format(' INDEX %I ON ', x.relname), '') = replace($4, format(' INDEX %I ON ', $5::text), '')
+			ORDER BY x.oid DESC LIMIT 1`,
+			pgx.Identifier{x.Schema, x.Table}.Sanitize(), x.quoted(), names, x.Def, x.Name).Scan(&here)
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look for index %s: %w", x.quoted(), err)
+		}
+		sql := "ALTER INDEX " + pgx.Identifier{x.Schema, here}.Sanitize() + " RENAME TO " + pgx.Identifier{x.Name}.Sanitize()
+		if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // nameEdit gives an index that has no name in its command the one that the primary chose.
 func (r *replay) nameEdit(node *pgq.Node, scan *pgq.ScanResult) (edits []edit) {
 	index := node.GetIndexStmt()
