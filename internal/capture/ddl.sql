@@ -254,6 +254,19 @@ BEGIN
 		AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'));
 END $f$;
 
+-- hawser.ddl_stand_in is what stands for a materialized view that the server itself can't
+-- define: one of a trigger's transition table, which minor versions refuse that are newer.
+CREATE OR REPLACE FUNCTION hawser.ddl_stand_in(view oid) RETURNS text
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	PERFORM pg_get_viewdef(view);
+	RETURN NULL;
+EXCEPTION WHEN internal_error THEN
+	RETURN (SELECT format('CREATE MATERIALIZED VIEW %s AS SELECT %s WITH NO DATA', view::regclass,
+			string_agg(format('NULL::%s AS %I', format_type(a.atttypid, a.atttypmod), a.attname), ', ' ORDER BY a.attnum))
+		FROM pg_attribute a WHERE a.attrelid = view AND a.attnum > 0 AND NOT a.attisdropped);
+END $f$;
+
 -- hawser.ddl_looked tells up to which OID a look at the relations need not be repeated,
 -- now that one was made. kept is what it returned of the look before. OIDs grow, so what is
 -- made later is beyond; what an open transaction made may not be, and is seen when that
@@ -375,6 +388,15 @@ BEGIN
 		END IF;
 	END LOOP;
 	RETURN (SELECT json_agg(hawser.ddl_index(p.relid) ORDER BY p.level, p.relid) FROM unnest(trees) t, pg_partition_tree(t) p);
+END $f$;
+
+-- hawser.ddl_numbered describes the indexes of tables of which one has a name that ends in a
+-- number: the server adds one where a name is taken, perhaps by an unfinished index.
+CREATE OR REPLACE FUNCTION hawser.ddl_numbered(relids oid[]) RETURNS json
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN (SELECT json_agg(hawser.ddl_index(i.indexrelid) ORDER BY i.indexrelid) FROM pg_index i
+		WHERE i.indrelid IN (SELECT j.indrelid FROM pg_index j JOIN pg_class c ON c.oid = j.indexrelid WHERE j.indrelid = ANY (relids) AND c.relname ~ '[0-9]$'));
 END $f$;
 
 -- hawser.ddl_columns describes all columns, or those that have a default or a value
@@ -821,6 +843,8 @@ BEGIN
 				n.nspname, c.relname, rtrim(pg_get_viewdef(c.oid), ';')))
 			FROM jsonb_array_elements(objects) o JOIN pg_class c ON c.oid = (o ->> 'oid')::oid AND c.relkind = 'm' JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE hawser.ddl_untold(c.oid)) END,
+		'stand_in', CASE tag WHEN 'CREATE MATERIALIZED VIEW' THEN (SELECT hawser.ddl_stand_in((o ->> 'oid')::oid)
+			FROM jsonb_array_elements(objects) o WHERE o ->> 'type' = 'materialized view' LIMIT 1) END,
 		'extensions', (SELECT json_agg(json_build_object('name', e.extname, 'version', e.extversion, 'schema', e.extnamespace::regnamespace::text))
 			FROM jsonb_array_elements(objects) o JOIN pg_extension e
 			ON (o ->> 'class') = 'pg_extension' AND e.oid = (o ->> 'oid')::oid),
@@ -836,6 +860,8 @@ BEGIN
 			WHEN tag IN ('CREATE INDEX', 'ALTER INDEX') THEN hawser.ddl_trees(relids, ARRAY(SELECT (o ->> 'oid')::oid FROM jsonb_array_elements(objects) o))
 			WHEN tag = 'ALTER TABLE' AND source ~* 'attach|add' THEN hawser.ddl_trees(relids, NULL)
 			WHEN tag = 'REINDEX' THEN (SELECT json_agg(hawser.ddl_index((o ->> 'oid')::oid)) FROM jsonb_array_elements(objects) o WHERE o ->> 'type' = 'index') END,
+		-- A name that the server numbered may have been free on the other side.
+		'names', CASE WHEN tag = 'CREATE TABLE' OR tag = 'ALTER TABLE' AND source ~* 'add' THEN hawser.ddl_numbered(relids) END,
 		-- A bound may be written as an expression, which the server evaluates at once. An
 		-- attached partition is locked still.
 		'bounds', CASE WHEN tag IN ('CREATE TABLE', 'CREATE SCHEMA', 'ALTER TABLE') AND source ~* 'partition' THEN (

@@ -271,7 +271,12 @@ func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.St
 	if err := catalog.ForgetPositions(ctx, conn, apply.OriginPrefix(l.rec.ID), origin); err != nil {
 		return err
 	}
-	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return fence.Quiet(ctx, tx) }); err != nil {
+	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := fence.Quiet(ctx, tx); err != nil {
+			return err
+		}
+		return schema.DropInvalidIndexes(ctx, tx)
+	}); err != nil {
 		return err
 	}
 	if handing {

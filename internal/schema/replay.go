@@ -258,6 +258,11 @@ func (r *replay) command(ctx context.Context) error {
 				return err
 			}
 		}
+	case "CREATE MATERIALIZED VIEW":
+		if m.StandIn != "" {
+			r.note("ddl-left-out", "it is of a trigger's transition table, so PostgreSQL can neither refresh nor dump it; an empty one stands for it here")
+			return r.run(ctx, order{sql: m.StandIn, generated: true})
+		}
 	case "CREATE SCHEMA":
 		if name, begun := r.begunSchema(); begun {
 			return r.completeSchema(ctx, name, st)
@@ -369,7 +374,7 @@ func (r *replay) describe(st *ddlStatement) {
 		r.result.CommitAfter = st.node == nil || st.node.GetAlterEnumStmt() != nil
 	case "CREATE MATERIALIZED VIEW", "REFRESH MATERIALIZED VIEW":
 		list := &r.result.Refreshed
-		if as := st.node.GetCreateTableAsStmt(); as.GetInto().GetSkipData() || st.node.GetRefreshMatViewStmt().GetSkipData() {
+		if as := st.node.GetCreateTableAsStmt(); m.StandIn != "" || as.GetInto().GetSkipData() || st.node.GetRefreshMatViewStmt().GetSkipData() {
 			list = &r.result.Emptied
 		}
 		for _, o := range m.Objects {
@@ -473,7 +478,7 @@ func (r *replay) afterwards(ctx context.Context, st *ddlStatement) error {
 			return err
 		}
 	}
-	return nil
+	return r.numberIndexes(ctx)
 }
 
 func routineWord(objectType string) string {

@@ -465,6 +465,10 @@ func TestReplayBesideInvalidIndexes(t *testing.T) {
 	}{
 		{"a name that is taken", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (1)`, `CREATE UNIQUE INDEX CONCURRENTLY ON t (a)`,
 			[]string{`CREATE INDEX ON t (a)`, `CREATE INDEX CONCURRENTLY "ON" ON public.t (a)`, `DROP INDEX t_a_idx`}},
+		{"a constraint's name that is taken", `CREATE TABLE t (a int, b int); INSERT INTO t VALUES (1), (1); ALTER TABLE t ADD CONSTRAINT t_a_key UNIQUE (b)`, `CREATE UNIQUE INDEX CONCURRENTLY t_a_key1 ON t (a)`,
+			[]string{`DELETE FROM t; ALTER TABLE t ADD UNIQUE (a), ADD CONSTRAINT t_a_key3 EXCLUDE (b WITH =), ADD UNIQUE (a, b)`, `ALTER TABLE t DROP CONSTRAINT t_a_key2`}},
+		{"a table's that is taken", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (1)`, `CREATE UNIQUE INDEX CONCURRENTLY u_pkey ON t (a)`,
+			[]string{`CREATE TABLE u (a int PRIMARY KEY); CREATE TABLE w (LIKE u INCLUDING ALL)`, `ALTER TABLE u DROP CONSTRAINT u_pkey1`}},
 		{"told of itself", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (1)`, `CREATE UNIQUE INDEX CONCURRENTLY broken ON t (a)`,
 			[]string{`COMMENT ON INDEX broken IS 'x'; ALTER INDEX broken RENAME TO still; ALTER INDEX still SET (fillfactor = 50)`, `DELETE FROM t; REINDEX INDEX still`}},
 		{"adopted", tree, `CREATE INDEX CONCURRENTLY i11 ON p11 ((a / b))`,

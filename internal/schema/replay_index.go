@@ -60,6 +60,33 @@ func (r *replay) unfinished() bool {
 		!slices.ContainsFunc(r.m.Objects, func(o ddlObject) bool { return !o.Unfinished })
 }
 
+// DropInvalidIndexes takes such indexes from a side that was the primary: the new one does not
+// have them, nor what their names and their uniqueness stand in the way of.
+func DropInvalidIndexes(ctx context.Context, tx pgx.Tx) error {
+	// No command takes an index out of the tree that it is part of.
+	_, err := tx.Exec(ctx, `
+		DO $$
+		DECLARE r record;
+		BEGIN
+			FOR r IN
+				SELECT x.oid, x.relispartition FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid AND x.relkind = 'i'
+				WHERE NOT i.indisvalid AND x.relnamespace <> ALL (ARRAY['pg_catalog', 'pg_toast']::regnamespace[])
+				AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.oid)
+			LOOP
+				IF r.relispartition THEN
+					DELETE FROM pg_inherits WHERE inhrelid = r.oid;
+					DELETE FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = r.oid AND deptype IN ('P', 'S');
+					UPDATE pg_class SET relispartition = false WHERE oid = r.oid;
+				END IF;
+				EXECUTE format('DROP INDEX %s', r.oid::regclass);
+			END LOOP;
+		END $$`)
+	if err != nil {
+		return fmt.Errorf("drop the indexes that CREATE INDEX CONCURRENTLY left unfinished: %w", err)
+	}
+	return nil
+}
+
 // grows reports whether a command makes an index, or attaches one.
 func grows(node *pgq.Node) bool {
 	return node.GetIndexStmt() != nil || slices.ContainsFunc(node.GetAlterTableStmt().GetCmds(), func(c *pgq.Node) bool {
@@ -164,6 +191,35 @@ func (r *replay) renameIndexes(ctx context.Context) error {
 		}
 		if err != nil {
 			return fmt.Errorf("look for the index of %q under %s: %w", x.Table, x.Parent, err)
+		}
+		sql := "ALTER INDEX " + pgx.Identifier{x.Schema, here}.Sanitize() + " RENAME TO " + pgx.Identifier{x.Name}.Sanitize()
+		if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// numberIndexes gives those that came with a table, or a constraint, the primary's names.
+// The last one first, as renameIndexes does.
+func (r *replay) numberIndexes(ctx context.Context) error {
+	finished := slices.DeleteFunc(r.m.Names, func(x ddlIndex) bool { return x.Def == "" })
+	var names []string
+	for _, x := range finished {
+		names = append(names, x.Name)
+	}
+	for _, x := range slices.Backward(finished) {
+		var here string
+		err := r.conn.QueryRow(ctx, `SELECT x.relname FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+			WHERE i.indrelid = to_regclass($1) AND to_regclass($2) IS NULL AND x.relname <> ALL ($3)
+			AND replace(pg_get_indexdef(x.oid), format(' INDEX %I ON ', x.relname), '') = replace($4, format(' INDEX %I ON ', $5::text), '')
+			ORDER BY x.oid DESC LIMIT 1`,
+			pgx.Identifier{x.Schema, x.Table}.Sanitize(), x.quoted(), names, x.Def, x.Name).Scan(&here)
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("look for index %s: %w", x.quoted(), err)
 		}
 		sql := "ALTER INDEX " + pgx.Identifier{x.Schema, here}.Sanitize() + " RENAME TO " + pgx.Identifier{x.Name}.Sanitize()
 		if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {

@@ -45,10 +45,12 @@ type ddlMessage struct {
 	Tables   []ddlTable    `json:"tables"`
 	Identity []ddlIdentity `json:"identity"`
 	Checks   []ddlCheck    `json:"checks"`
-	Bounds   []ddlCheck    `json:"bounds"`  // of partitions; without a name
-	Indexes  []string      `json:"indexes"` // of REINDEX: definitions of what is valid now
-	Tree     []ddlIndex    `json:"tree"`    // as they are now, each after its parent
-	Views    []string      `json:"views"`   // what makes those that REFRESH fills and no event told of
+	Bounds   []ddlCheck    `json:"bounds"`   // of partitions; without a name
+	Indexes  []string      `json:"indexes"`  // of REINDEX: definitions of what is valid now
+	Tree     []ddlIndex    `json:"tree"`     // as they are now, each after its parent
+	StandIn  string        `json:"stand_in"` // the command for a view that can't be defined again
+	Names    []ddlIndex    `json:"names"`    // all of tables of which one has a number in its name
+	Views    []string      `json:"views"`    // what makes those that REFRESH fills and no event told of
 	Configs  []ddlConfig   `json:"configs"`
 	Chosen   []ddlChosen   `json:"chosen"`
 

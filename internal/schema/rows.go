@@ -93,6 +93,9 @@ func takeChecks(ctx context.Context, db DB, where string) (all []openCheck, err 
 			return all, nil
 		}
 		for _, c := range found {
+			if _, err := db.Exec(ctx, `UPDATE pg_constraint SET conislocal = true WHERE oid = ANY ($1)`, c.stay); err != nil {
+				return nil, fmt.Errorf("keep what inherits constraint %s of %s: %w", c.name, c.of, err)
+			}
 			if _, err := db.Exec(ctx, "ALTER "+c.of+" DROP CONSTRAINT "+c.name); err != nil {
 				return nil, fmt.Errorf("drop constraint %s of %s for the copy: %w", c.name, c.of, err)
 			}
@@ -112,25 +115,33 @@ type openCheck struct {
 	validated          bool
 	comment            *string
 	heirs              []string // statements that make those that inherit it what they are
+	stay               []uint32 // those of them that do not fall with it
 }
 
-// heirsOf constraint k fall with it. A NOT NULL constraint may have a name of its own
-// there, and each may be validated before k is, and have a comment of its own.
+// heirsOf has in heir what inherits constraint k from it alone, and falls with it. A NOT NULL
+// constraint that is validated where k is not stays: a primary key may need it, and what is
+// copied meets it. It may have a name of its own there, and each may be validated before k
+// is, and have a comment of its own.
 const heirsOf = `
 	WITH RECURSIVE below AS (
 		SELECT h.inhrelid FROM pg_inherits h WHERE h.inhparent = k.conrelid
-		UNION SELECT h.inhrelid FROM below JOIN pg_inherits h ON h.inhparent = below.inhrelid)
-	SELECT CASE WHEN b.conname <> k.conname THEN format( -- to rename an inherited one is refused
-			' UPDATE pg_catalog.pg_constraint SET conname = %L WHERE conrelid = %L::pg_catalog.regclass AND conname = %L;', b.conname, o.name, k.conname) ELSE '' END
-		|| CASE WHEN b.convalidated AND NOT k.convalidated THEN format(' ALTER TABLE %s VALIDATE CONSTRAINT %I;', o.name, b.conname) ELSE '' END
-		|| coalesce(format(' COMMENT ON CONSTRAINT %I ON %s IS ', b.conname, o.name) || quote_literal(obj_description(b.oid, 'pg_constraint')) || ';', '')
-	FROM pg_constraint b JOIN pg_class c ON c.oid = b.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace,
-		LATERAL (SELECT format('%I.%I', n.nspname, c.relname)) o(name)
-	WHERE b.conrelid IN (TABLE below) AND b.contype = k.contype AND b.coninhcount = 1 AND NOT b.conislocal AND CASE k.contype
-		WHEN 'n' THEN (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = b.conrelid AND a.attnum = b.conkey[1])
-			= (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = k.conkey[1])
-		ELSE b.conname = k.conname END
-	ORDER BY b.oid`
+		UNION SELECT h.inhrelid FROM below JOIN pg_inherits h ON h.inhparent = below.inhrelid),
+	heir AS (
+		SELECT b.oid, b.conname, b.convalidated, format('%I.%I', n.nspname, c.relname) AS tbl, k.contype = 'n' AND b.convalidated AND NOT k.convalidated AS stays
+		FROM pg_constraint b JOIN pg_class c ON c.oid = b.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE b.conrelid IN (TABLE below) AND b.contype = k.contype AND b.coninhcount = 1 AND NOT b.conislocal AND CASE k.contype
+			WHEN 'n' THEN (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = b.conrelid AND a.attnum = b.conkey[1])
+				= (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = k.conkey[1])
+			ELSE b.conname = k.conname END)`
+
+// heirsAgain are the statements that make the heirs of constraint k what they were.
+const heirsAgain = heirsOf + `
+	SELECT CASE WHEN stays THEN format(' UPDATE pg_catalog.pg_constraint SET conislocal = false WHERE conrelid = %L::pg_catalog.regclass AND conname = %L;', tbl, conname)
+		ELSE CASE WHEN conname <> k.conname THEN format( -- to rename an inherited one is refused
+			' UPDATE pg_catalog.pg_constraint SET conname = %L WHERE conrelid = %L::pg_catalog.regclass AND conname = %L;', conname, tbl, k.conname) ELSE '' END
+		|| CASE WHEN convalidated AND NOT k.convalidated THEN format(' ALTER TABLE %s VALIDATE CONSTRAINT %I;', tbl, conname) ELSE '' END
+		|| coalesce(format(' COMMENT ON CONSTRAINT %I ON %s IS ', conname, tbl) || quote_literal(obj_description(oid, 'pg_constraint')) || ';', '') END
+	FROM heir ORDER BY oid`
 
 func findChecks(ctx context.Context, db DB, where string) (found []openCheck, err error) {
 	var c openCheck
@@ -138,13 +149,13 @@ func findChecks(ctx context.Context, db DB, where string) (found []openCheck, er
 		SELECT CASE WHEN t.oid IS NULL THEN CASE c.relkind WHEN 'f' THEN 'FOREIGN TABLE ' ELSE 'TABLE ' END ELSE 'DOMAIN ' END || o.name,
 			quote_ident(k.conname), pg_get_constraintdef(k.oid), obj_description(k.oid, 'pg_constraint'),
 			n.nspname, k.conname, CASE WHEN t.oid IS NULL THEN '' ELSE 'DOMAIN ' END || o.name, k.conrelid, k.contypid, k.convalidated,
-			ARRAY(`+heirsOf+`)
+			ARRAY(`+heirsAgain+`), ARRAY(`+heirsOf+` SELECT oid FROM heir WHERE stays)
 		FROM pg_constraint k LEFT JOIN pg_class c ON c.oid = k.conrelid LEFT JOIN pg_type t ON t.oid = k.contypid
 			JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, t.typnamespace),
 			LATERAL (SELECT format('%I.%I', n.nspname, coalesce(c.relname, t.typname))) o(name)
 		WHERE `+where+` AND k.coninhcount = 0 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'hawser')
 		ORDER BY k.oid`,
-		[]any{&c.of, &c.name, &c.def, &c.comment, &c.schema, &c.constraint, &c.ofComment, &c.table, &c.domain, &c.validated, &c.heirs},
+		[]any{&c.of, &c.name, &c.def, &c.comment, &c.schema, &c.constraint, &c.ofComment, &c.table, &c.domain, &c.validated, &c.heirs, &c.stay},
 		func() { found = append(found, c) })
 	return found, err
 }
