@@ -9,7 +9,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"strings"
@@ -87,7 +86,8 @@ type agent struct {
 func (a *agent) open(ctx context.Context) (err error) {
 	// PostgreSQL's user has to pass to a data directory inside.
 	if err := os.MkdirAll(a.cfg.StateDir, 0o711); err != nil {
-		return fmt.Errorf("make the state directory: %w", err)
+		return problem.New("state-dir-failed", "directory "+a.cfg.StateDir, "the agent can't make its state directory",
+			"").Advise("make it as root and give it to the agent's user, or name another in state_dir").Because(err)
 	}
 	identity, err := peer.LoadOrCreateIdentity(a.identityDir(), a.cfg.Name)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hawser/hawser/internal/peer/peerpb"
@@ -83,7 +84,11 @@ type Node struct {
 // New opens the listener. Nothing is accepted or dialled before Run, which closes it.
 func New(cfg Config) (*Node, error) {
 	l, err := net.Listen("tcp", cfg.Listen)
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return nil, problem.New("endpoint-not-here", "endpoint "+cfg.Listen, "no interface of this machine has this address",
+			"").Advise("name one of its own in endpoint.listen; without a host (:5022) the agent listens on all").Because(err)
+	case err != nil:
 		return nil, problem.New("endpoint-taken", "endpoint "+cfg.Listen, "the agent can't listen there",
 			"ss -ltnp").Advise("end what uses the port, or name another in endpoint.listen: two agents on one machine need different ones").Because(err)
 	}

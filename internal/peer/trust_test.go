@@ -357,8 +357,10 @@ func TestRunEndsWithoutATrustStore(t *testing.T) {
 	if err := n.Run(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, err := New(Config{Listen: "127.0.0.1:99999"}); !isCode(err, "endpoint-taken") {
-		t.Errorf("got %v", err)
+	for listen, code := range map[string]string{"127.0.0.1:99999": "endpoint-taken", "192.0.2.1:0": "endpoint-not-here"} {
+		if _, err := New(Config{Listen: listen}); !isCode(err, code) {
+			t.Errorf("%s: got %v", listen, err)
+		}
 	}
 }
 

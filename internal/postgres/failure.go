@@ -140,9 +140,13 @@ func (r *refusal) problem() *problem.Problem {
 func (r *refusal) noPassword(object, role string) *problem.Problem {
 	file, fault := r.server.passwordFile()
 	if r.config.Password != "" {
+		where := "in the connection string or in password file " + file
+		if os.Getenv("PGPASSWORD") == r.config.Password {
+			where = "in PGPASSWORD of the agent's environment, which goes before password file " + file
+		}
 		return problem.New("password-wrong", object,
 			"it refused the password of role "+role+"; where there is no such role it says the same",
-			"ALTER ROLE "+role+" LOGIN PASSWORD '…';").Advise("and the same password in the connection string or in password file " + file)
+			"ALTER ROLE "+role+" LOGIN PASSWORD '…';").Advise("and the same password " + where)
 	}
 	first := r.server.nodes()[0]
 	line := fmt.Sprintf("%s:%s:*:%s:PASSWORD", passwordField(first.host), first.port, passwordField(r.config.User))

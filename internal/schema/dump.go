@@ -130,7 +130,8 @@ func serverVersion(ctx context.Context, db querier) (version int, err error) {
 func runDump(ctx context.Context, src *postgres.Server, database, snapshot string, major int) ([]tocEntry, error) {
 	dir, err := os.MkdirTemp("", "hawser-dump-")
 	if err != nil {
-		return nil, fmt.Errorf("make room for the dump: %w", err)
+		return nil, problem.New("dump-without-room", "directory "+os.TempDir(), "the agent can't keep pg_dump's output there",
+			"").Advise("let the agent's user write there, or start the agent with another directory in TMPDIR; the link goes on by itself").Retry().Because(err)
 	}
 	defer os.RemoveAll(dir)
 	archive := filepath.Join(dir, "schema.dump")

@@ -66,6 +66,16 @@ func TestDumpCarriesEverything(t *testing.T) {
 	}
 }
 
+func TestDumpWithoutRoom(t *testing.T) {
+	c := testpg.Shared(t)
+	from := c.CreateDatabase(t)
+	t.Setenv("TMPDIR", t.TempDir()+"/missing")
+	_, err := TakeDump(t.Context(), c.Server(), from, DumpOptions{})
+	if p, ok := problem.As(err); !ok || p.Code != "dump-without-room" || !p.Retryable {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestDumpIsExecutableInAnyTransaction(t *testing.T) {
 	t.Parallel()
 	ctx, c := t.Context(), testpg.Shared(t)
