@@ -204,14 +204,14 @@ func (m *Manager) find(name string) (*link, error) {
 	if l := m.links[name]; l != nil {
 		return l, nil
 	}
-	return nil, notFound(name)
+	return nil, notFound(name).Meant(problem.Nearest(name, slices.Sorted(maps.Keys(m.links))))
 }
 
 func errStarting(instance string) error {
 	return problem.New("starting", "instance "+instance, "the agent is starting", "").Advise("wait a moment").Retry()
 }
 
-func notFound(name string) error {
+func notFound(name string) *problem.Problem {
 	return problem.New("link-not-found", "link "+name, "there is no link of this name on this instance", "hawser link list")
 }
 

@@ -295,7 +295,7 @@ func (l *link) account(ctx context.Context) error {
 	}
 	l.log.Warn("this side was forced out", "transactions", transactions, "changes", changes, "report", path)
 	l.update(func() {
-		l.tail = fmt.Sprintf("%d transactions with %d changes, which the other side never received, are in %s", transactions, changes, path)
+		l.tail = fmt.Sprintf("transactions that the other side never received: %d, with %d changes, in %s", transactions, changes, path)
 	})
 	return nil
 }

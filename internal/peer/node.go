@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -268,7 +270,7 @@ func (n *Node) live(name string) (*session, error) {
 	defer n.mu.Unlock()
 	r := n.peers[name]
 	if r == nil {
-		return nil, notFound(name)
+		return nil, notFound(name).Meant(problem.Nearest(name, slices.Sorted(maps.Keys(n.peers))))
 	}
 	if r.session == nil {
 		return nil, disconnected(name, r.last)

@@ -78,6 +78,14 @@ func (p *Problem) Advise(advice string) *Problem {
 	return &q
 }
 
+// Meant returns p with the name that was most likely meant, if there is one.
+func (p *Problem) Meant(near string) *Problem {
+	if near == "" {
+		return p
+	}
+	return p.Advise(Word(near) + " may be meant")
+}
+
 // At returns a copy of p that is mended in another place.
 func (p *Problem) At(place string) *Problem {
 	q := *p
