@@ -351,8 +351,14 @@ func TestDroppedTable(t *testing.T) {
 	p.from.Exec(t, p.src, `INSERT INTO goes VALUES (1)`, `INSERT INTO stays VALUES (1)`)
 	tables := p.list()
 	p.from.Exec(t, p.src, `DROP TABLE goes`, `ALTER TABLE loses SET UNLOGGED`)
+	var mu sync.Mutex // two workers await
 	var awaited []frame.LSN
-	p.gate.await = func(_ context.Context, lsn frame.LSN) error { awaited = append(awaited, lsn); return nil }
+	p.gate.await = func(_ context.Context, lsn frame.LSN) error {
+		mu.Lock()
+		defer mu.Unlock()
+		awaited = append(awaited, lsn)
+		return nil
+	}
 	p.mustRun()
 	p.same("stays")
 	for _, s := range tables {
