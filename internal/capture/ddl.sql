@@ -729,7 +729,7 @@ BEGIN
 		ON CONFLICT (kind, class, id, name) DO UPDATE SET value = excluded.value
 		RETURNING s.*
 	), news AS (
-		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind NOT IN ('owner', 'role', 'clustered', 'unfinished')
+		SELECT g.kind, g.class, g.id, g.name, NULL AS value FROM gone g WHERE g.kind NOT IN ('owner', 'role', 'unfinished')
 		UNION ALL SELECT 'index', g.class, g.id, '', pg_get_indexdef(g.id) FROM gone g
 			WHERE g.kind = 'unfinished' AND EXISTS (SELECT FROM pg_index i WHERE i.indexrelid = g.id AND i.indisvalid)
 		UNION ALL SELECT * FROM changed c WHERE c.kind <> 'unfinished'

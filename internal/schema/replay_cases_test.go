@@ -600,6 +600,37 @@ func TestReplayOfWhatTwoTell(t *testing.T) {
 	p.equal()
 }
 
+// TestReplayOfAMarkThatIsTakenBack has a sweep tell of what CLUSTER marked behind the
+// command that took the mark back meanwhile.
+func TestReplayOfAMarkThatIsTakenBack(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	first, second := c.Connect(t, p.source), c.Connect(t, p.source)
+	p.exec(first, `CREATE TABLE t (a int PRIMARY KEY)`)
+	sweep := func() {
+		t.Helper()
+		if _, err := capture.SweepDDL(t.Context(), p.primary); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sweep()
+	p.exec(second, `CLUSTER t USING t_pkey`)
+	p.exec(first, `BEGIN; SELECT hawser.ddl_sweep(NULL)`)
+	p.exec(second, `ALTER TABLE t SET WITHOUT CLUSTER`)
+	p.exec(first, `COMMIT`)
+	sweep()
+	p.exec(second, `CREATE TABLE gone (a int PRIMARY KEY); CLUSTER gone USING gone_pkey`)
+	sweep()
+	p.exec(second, `DROP TABLE gone`)
+	sweep()
+	p.play()
+	p.equal()
+	if got := column(t, p.secondary, `SELECT indexrelid::regclass::text FROM pg_index WHERE indisclustered`); len(got) > 0 {
+		t.Errorf("marked on the secondary alone: %q", got)
+	}
+}
+
 // TestReplayOfWhatIsBeingDropped has a view that came without an event and is dropped when
 // the command of another session is about to tell of it.
 func TestReplayOfWhatIsBeingDropped(t *testing.T) {

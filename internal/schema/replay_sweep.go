@@ -360,10 +360,14 @@ func (c ddlChange) owner() string {
 	return ""
 }
 
-// clustered marks the index by which the table was clustered.
+// clustered marks the index by which the table was clustered, or takes the mark back: a
+// command has done that already, unless a sweep told of the mark behind it.
 func (c ddlChange) clustered() []string {
-	if c.Value == nil || c.Identity == "" { // dropped since
+	if c.Identity == "" { // dropped since
 		return nil
+	}
+	if c.Value == nil {
+		return []string{"ALTER TABLE " + c.Identity + " SET WITHOUT CLUSTER"}
 	}
 	return []string{"ALTER TABLE " + c.Identity + " CLUSTER ON " + *c.Value}
 }
