@@ -203,6 +203,9 @@ func (m *Manager) validatePrimary(ctx context.Context, database string, f filter
 	if err != nil {
 		return nil, err
 	}
+	if p, ok := problem.As(schema.HasDumpDir()); ok {
+		findings = append(findings, p)
+	}
 	conn, err := m.connect(ctx, database, "validate", nil)
 	if err != nil {
 		return nil, err

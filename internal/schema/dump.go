@@ -126,12 +126,30 @@ func serverVersion(ctx context.Context, db querier) (version int, err error) {
 	return version, nil
 }
 
-// runDump runs the tools and reads what they made.
-func runDump(ctx context.Context, src *postgres.Server, database, snapshot string, major int) ([]tocEntry, error) {
+// dumpDir makes a directory for pg_dump's output.
+func dumpDir() (string, error) {
 	dir, err := os.MkdirTemp("", "hawser-dump-")
 	if err != nil {
-		return nil, problem.New("dump-without-room", "directory "+os.TempDir(), "the agent can't keep pg_dump's output there",
+		return "", problem.New("dump-without-room", "directory "+os.TempDir(), "the primary's agent can't keep pg_dump's output there",
 			"").Advise("let the agent's user write there, or start the agent with another directory in TMPDIR; the link goes on by itself").Retry().Because(err)
+	}
+	return dir, nil
+}
+
+// HasDumpDir returns the problem that a dump would meet in making its directory.
+func HasDumpDir() error {
+	dir, err := dumpDir()
+	if err != nil {
+		return err
+	}
+	return os.Remove(dir)
+}
+
+// runDump runs the tools and reads what they made.
+func runDump(ctx context.Context, src *postgres.Server, database, snapshot string, major int) ([]tocEntry, error) {
+	dir, err := dumpDir()
+	if err != nil {
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	archive := filepath.Join(dir, "schema.dump")

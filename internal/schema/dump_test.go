@@ -71,8 +71,14 @@ func TestDumpWithoutRoom(t *testing.T) {
 	from := c.CreateDatabase(t)
 	t.Setenv("TMPDIR", t.TempDir()+"/missing")
 	_, err := TakeDump(t.Context(), c.Server(), from, DumpOptions{})
-	if p, ok := problem.As(err); !ok || p.Code != "dump-without-room" || !p.Retryable {
-		t.Errorf("got %v", err)
+	for _, err := range []error{err, HasDumpDir()} {
+		if p, ok := problem.As(err); !ok || p.Code != "dump-without-room" || !p.Retryable {
+			t.Errorf("got %v", err)
+		}
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	if err := HasDumpDir(); err != nil {
+		t.Error(err)
 	}
 }
 
