@@ -143,9 +143,9 @@ func (m *Manager) notRestored(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	for _, rec := range records {
-		var stored role.State
-		if err := json.Unmarshal(rec.Side, &stored); err != nil {
-			return fmt.Errorf("read the role of link %s: %w", rec.Name, err)
+		stored, err := sideOf(rec)
+		if err != nil {
+			return err
 		}
 		m.mu.Lock()
 		l := m.links[rec.Name]
@@ -170,11 +170,19 @@ func (m *Manager) all() []*link {
 	return slices.Collect(maps.Values(m.links))
 }
 
+// sideOf is the stored state of this side of a link.
+func sideOf(rec catalog.Link) (side role.State, err error) {
+	if err := json.Unmarshal(rec.Side, &side); err != nil {
+		return side, fmt.Errorf("read the role of link %s: %w", rec.Name, err)
+	}
+	return side, nil
+}
+
 // load takes in a stored link.
 func (m *Manager) load(rec catalog.Link) error {
-	var side role.State
-	if err := json.Unmarshal(rec.Side, &side); err != nil {
-		return fmt.Errorf("read the role of link %s: %w", rec.Name, err)
+	side, err := sideOf(rec)
+	if err != nil {
+		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -182,22 +182,28 @@ func (r *replay) renameIndexes(ctx context.Context) error {
 		if x.Parent == "" {
 			continue
 		}
-		var here string
-		err := r.conn.QueryRow(ctx, `SELECT x.relname FROM pg_inherits h JOIN pg_index i ON i.indexrelid = h.inhrelid JOIN pg_class x ON x.oid = i.indexrelid
+		err := r.renameFound(ctx, x, `SELECT x.relname FROM pg_inherits h JOIN pg_index i ON i.indexrelid = h.inhrelid JOIN pg_class x ON x.oid = i.indexrelid
 			WHERE h.inhparent = to_regclass($1) AND i.indrelid = to_regclass($2) AND x.relname <> $3`,
-			x.Parent, pgx.Identifier{x.Schema, x.Table}.Sanitize(), x.Name).Scan(&here)
-		if errors.Is(err, pgx.ErrNoRows) {
-			continue
-		}
+			x.Parent, pgx.Identifier{x.Schema, x.Table}.Sanitize(), x.Name)
 		if err != nil {
-			return fmt.Errorf("look for the index of %q under %s: %w", x.Table, x.Parent, err)
-		}
-		sql := "ALTER INDEX " + pgx.Identifier{x.Schema, here}.Sanitize() + " RENAME TO " + pgx.Identifier{x.Name}.Sanitize()
-		if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// renameFound gives the index that a query finds, if any, the primary's name.
+func (r *replay) renameFound(ctx context.Context, x ddlIndex, query string, args ...any) error {
+	var here string
+	err := r.conn.QueryRow(ctx, query, args...).Scan(&here)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for the index of %q that is to be %s: %w", x.Table, x.quoted(), err)
+	}
+	sql := "ALTER INDEX " + pgx.Identifier{x.Schema, here}.Sanitize() + " RENAME TO " + pgx.Identifier{x.Name}.Sanitize()
+	return r.run(ctx, order{sql: sql, generated: true, agent: true})
 }
 
 // numberIndexes gives those that came with a table, or a constraint, the primary's names.
@@ -209,20 +215,12 @@ func (r *replay) numberIndexes(ctx context.Context) error {
 		names = append(names, x.Name)
 	}
 	for _, x := range slices.Backward(finished) {
-		var here string
-		err := r.conn.QueryRow(ctx, `SELECT x.relname FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+		err := r.renameFound(ctx, x, `SELECT x.relname FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
 			WHERE i.indrelid = to_regclass($1) AND to_regclass($2) IS NULL AND x.relname <> ALL ($3)
 			AND replace(pg_get_indexdef(x.oid), format(' INDEX %I ON ', x.relname), '') = replace($4, format(' INDEX %I ON ', $5::text), '')
 			ORDER BY x.oid DESC LIMIT 1`,
-			pgx.Identifier{x.Schema, x.Table}.Sanitize(), x.quoted(), names, x.Def, x.Name).Scan(&here)
-		if errors.Is(err, pgx.ErrNoRows) {
-			continue
-		}
+			pgx.Identifier{x.Schema, x.Table}.Sanitize(), x.quoted(), names, x.Def, x.Name)
 		if err != nil {
-			return fmt.Errorf("look for index %s: %w", x.quoted(), err)
-		}
-		sql := "ALTER INDEX " + pgx.Identifier{x.Schema, here}.Sanitize() + " RENAME TO " + pgx.Identifier{x.Name}.Sanitize()
-		if err := r.run(ctx, order{sql: sql, generated: true, agent: true}); err != nil {
 			return err
 		}
 	}
