@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,6 +150,51 @@ func TestMaterializedViewOfResync(t *testing.T) {
 		}
 		return true, nil
 	})
+}
+
+// TestMaterializedViewThatWrites has views whose queries write and make tables, which must
+// not happen once more on the replica: while the first copy ends, and by DDL in the stream.
+func TestMaterializedViewThatWrites(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE wrote (id serial PRIMARY KEY, by text);
+		CREATE FUNCTION write(text) RETURNS bigint LANGUAGE plpgsql AS 'BEGIN INSERT INTO wrote (by) VALUES ($1); RETURN (SELECT count(*) FROM wrote); END';
+		CREATE FUNCTION make() RETURNS text LANGUAGE plpgsql AS $$ DECLARE name text := 'made_' || (SELECT count(*) FROM pg_class WHERE relname ~ '^made_'); BEGIN EXECUTE format('CREATE TABLE %I ()', name); RETURN name; END $$;
+		CREATE MATERIALIZED VIEW "First" AS SELECT write('first copy') AS n; CREATE UNIQUE INDEX ON "First" (n); CREATE MATERIALIZED VIEW reads AS SELECT count(*) FROM wrote`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal := func() {
+		t.Helper()
+		arrived(t, a, b, "shop")
+		const all = `SELECT id, by FROM wrote UNION ALL SELECT NULL, relname FROM pg_class WHERE relname ~ '^made_' UNION ALL SELECT count, 'reads' FROM reads ORDER BY 2, 1`
+		if was, is := testpg.Rows(t, a.Connect(t, "shop"), all), testpg.Rows(t, b.Connect(t, "shop"), all); !slices.Equal(was, is) {
+			t.Errorf("the primary has %q, the replica %q", was, is)
+		}
+		filled := testpg.Rows(t, b.Connect(t, "shop"), `SELECT relname FROM pg_class WHERE relkind = 'm' AND relispopulated`)
+		if !slices.Equal(filled, []string{"reads"}) {
+			t.Errorf("filled on the replica: %q", filled)
+		}
+		l, err := b.Link(context.Background(), "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range l.Findings {
+			if f.Code == "matview-writes" && strings.Contains(f.Object, `"First"`) {
+				return
+			}
+		}
+		t.Errorf("nobody is told of view First: %v", l.Findings)
+	}
+	equal()
+	a.Exec(t, "shop", `REFRESH MATERIALIZED VIEW CONCURRENTLY "First"; CREATE MATERIALIZED VIEW second AS SELECT write('created')`, `BEGIN; CREATE MATERIALIZED VIEW makes AS SELECT make() WITH NO DATA; REFRESH MATERIALIZED VIEW makes; COMMIT`,
+		`CREATE MATERIALIZED VIEW makes_too AS SELECT make(); REFRESH MATERIALIZED VIEW reads`, `EXPLAIN ANALYZE CREATE MATERIALIZED VIEW told AS SELECT make(); INSERT INTO wrote VALUES (1000, 'last')`)
+	equal()
+	if _, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	a, b = b, a
+	a.Exec(t, "shop", `REFRESH MATERIALIZED VIEW "First"; REFRESH MATERIALIZED VIEW second; REFRESH MATERIALIZED VIEW makes; REFRESH MATERIALIZED VIEW makes_too; REFRESH MATERIALIZED VIEW told; REFRESH MATERIALIZED VIEW reads`)
+	equal()
 }
 
 // TestFunctionsWithoutSchema have an index, a CHECK and a generated column call functions

@@ -19,7 +19,7 @@ import (
 
 // ddlVersion is the version of ddl.sql. A newer one in the database is left alone:
 // an older agent of the same database must not undo an upgrade.
-const ddlVersion = 9
+const ddlVersion = 10
 
 //go:embed ddl.sql
 var ddlText string

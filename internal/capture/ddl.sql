@@ -51,7 +51,7 @@ CREATE OR REPLACE FUNCTION hawser.ddl_caller() RETURNS event_trigger
 LANGUAGE plpgsql AS $f$
 BEGIN
 	IF pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica'
-	AND pg_catalog.current_setting('hawser.agent', true) OPERATOR(pg_catalog.=) 'on' THEN
+	AND pg_catalog.current_setting('hawser.agent', true) OPERATOR(pg_catalog.=) ANY (ARRAY['on', 'fills']) THEN
 		RETURN; -- as hawser.ddl_agent
 	END IF;
 	PERFORM pg_catalog.set_config('hawser.ddl_caller', pg_catalog.json_build_object(
@@ -65,7 +65,7 @@ END $f$;
 CREATE OR REPLACE FUNCTION hawser.ddl_agent() RETURNS boolean
 LANGUAGE plpgsql STABLE AS $f$
 BEGIN
-	RETURN current_setting('session_replication_role') = 'replica' AND coalesce(current_setting('hawser.agent', true), '') = 'on';
+	RETURN current_setting('session_replication_role') = 'replica' AND coalesce(current_setting('hawser.agent', true), '') IN ('on', 'fills');
 END $f$;
 
 -- hawser.ddl_stack is PG_CONTEXT without the trigger function's own line. It is

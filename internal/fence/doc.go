@@ -13,7 +13,9 @@
 // Close and Open cost the same on one table as on ten thousand, and lock none.
 //
 // The agents' sessions run with session_replication_role = replica, which takes a
-// superuser, and hawser.agent = on; those with both pass.
+// superuser, and hawser.agent = on; those with both pass. While an agent fills a
+// materialized view it is "fills" instead: that command passes, and nothing that the
+// view's query writes.
 //
 // # What holds
 //

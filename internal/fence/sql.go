@@ -28,9 +28,14 @@ const (
 	// one a superuser.
 	agents = `(current_setting('session_replication_role') = 'replica' AND current_setting('` + postgres.AgentSetting + `', true) = 'on')`
 
+	// filling is true of an agent's session that fills a materialized view, and of the
+	// command that does it.
+	filling = `(current_setting('session_replication_role') = 'replica' AND current_setting('` + postgres.AgentSetting + `', true) = '` + postgres.AgentFills + `'
+		AND TG_TAG IN ('CREATE MATERIALIZED VIEW', 'REFRESH MATERIALIZED VIEW'))`
+
 	// form is what Close writes into the memo: a fence that an older agent closed is
 	// closed again.
-	form = 2
+	form = 3
 
 	createSchema = "CREATE SCHEMA IF NOT EXISTS hawser;\n"
 )
@@ -68,13 +73,13 @@ END`, h.elsewhere(), s.message(), s.hint())
 // closedDDL lets REINDEX pass, which read-only transactions may do too.
 func closedDDL(s Sign, h home) string {
 	return fmt.Sprintf(`BEGIN
-	IF %s IS TRUE OR TG_TAG = 'REINDEX' OR %s THEN
+	IF %s IS TRUE OR %s IS TRUE OR TG_TAG = 'REINDEX' OR %s THEN
 		RETURN;
 	END IF;
 	RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = %s,
 		DETAIL = format('%%s was refused. On this side the link alone writes.', TG_TAG),
 		HINT = %s;
-END`, agents, h.elsewhere(), s.message(), s.hint())
+END`, agents, filling, h.elsewhere(), s.message(), s.hint())
 }
 
 func (s Sign) message() string {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 )
 
@@ -137,7 +138,7 @@ func (l *link) buildOne(ctx context.Context, conn *pgx.Conn, r catalog.RowsEntry
 	e.SQL = r.SQL
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if e.SQL != "" {
-			if err := l.buildEntry(ctx, tx, e); err != nil {
+			if err := l.onRows(ctx, tx, e); err != nil {
 				return err
 			}
 			if err := l.sameObject(ctx, tx, r); err != nil {
@@ -146,6 +147,17 @@ func (l *link) buildOne(ctx context.Context, conn *pgx.Conn, r catalog.RowsEntry
 		}
 		return catalog.SetEntryDone(ctx, tx, l.rec.ID, r.ID)
 	})
+}
+
+func (l *link) onRows(ctx context.Context, tx pgx.Tx, e schema.Entry) error {
+	if e.Kind != schema.KindRefresh {
+		return l.buildEntry(ctx, tx, e)
+	}
+	finding, err := schema.Fill(ctx, tx, e)
+	if err == nil && finding != nil {
+		l.note(schema.Result{Notes: problem.Findings{finding}})
+	}
+	return err
 }
 
 // sameObject fails where a name came to mean another object since it was looked up.

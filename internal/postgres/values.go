@@ -7,11 +7,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// AgentSetting is a parameter that is on in the agents' sessions. The event triggers
+// AgentSetting is a parameter that is on (or AgentFills) in the agents' sessions. The event triggers
 // that capture DDL fire in every session, those with session_replication_role = replica
 // included, and by this one know Hawser's own. (Anybody may set it; it counts together
 // with replica mode, which is a superuser's.)
 const AgentSetting = "hawser.agent"
+
+// AgentFills is AgentSetting's value while an agent fills a materialized view. The query
+// is a user's and may write: what it wrote on the primary is in the stream, so the fence
+// refuses to have it written once more.
+const AgentFills = "fills"
 
 // CreatedSetting is true for a database that Hawser created as a replica.
 const CreatedSetting = "hawser.created"

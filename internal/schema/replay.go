@@ -400,7 +400,7 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 		return err
 	}
 	run := func() error {
-		return r.orSoft(ctx, st, func() error { return r.run(ctx, order{sql: text, node: st.node}) })
+		return r.orSoft(ctx, st, func() error { return r.run(ctx, order{sql: text, node: st.node, fills: fills(st.node)}) })
 	}
 	if fills(st.node) {
 		err = r.fill(ctx, st, run)

@@ -266,7 +266,7 @@ func (r *replay) deparsed(ctx context.Context, st *ddlStatement) error {
 	if err != nil || text == "" {
 		return err
 	}
-	return r.run(ctx, order{sql: text, node: st.node})
+	return r.run(ctx, order{sql: text, node: st.node, fills: fills(st.node)})
 }
 
 // validates reports whether all that the statement does is to validate constraints.

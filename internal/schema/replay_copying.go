@@ -32,23 +32,36 @@ func fills(node *pgq.Node) bool {
 }
 
 // fill runs such a statement. Where it fails while tables are copied, a new view is made
-// empty, and one that is there stays as it is.
+// empty, and one that is there stays as it is. One whose query writes has no rows here.
 func (r *replay) fill(ctx context.Context, st *ddlStatement, run func() error) error {
 	copying, err := r.copying(ctx)
 	if err != nil {
 		return err
 	}
-	if !copying {
-		return run()
+	failed := r.attempt(ctx, run)
+	if refresh := st.node.GetRefreshMatViewStmt(); refresh.GetConcurrent() && sqlState(failed) == "0A000" { // feature_not_supported: it has no rows here
+		refresh.Concurrent = false
+		failed = r.attempt(ctx, func() error { return r.deparsed(ctx, st) })
 	}
-	if err := r.attempt(ctx, run); sqlState(err) == "" {
-		return err
-	}
-	as := st.node.GetCreateTableAsStmt()
-	if as == nil {
+	switch {
+	case sqlState(failed) == readOnly:
+		for _, view := range r.result.Refreshed {
+			r.result.Notes = append(r.result.Notes, writes(view, failed))
+		}
+		r.result.Refreshed, r.result.Emptied = nil, append(r.result.Emptied, r.result.Refreshed...)
+	case !copying || sqlState(failed) == "":
+		return failed
+	case st.node.GetCreateTableAsStmt() == nil:
 		return nil
 	}
-	as.Into.SkipData = true
+	switch n := st.node.GetNode().(type) {
+	case *pgq.Node_CreateTableAsStmt:
+		n.CreateTableAsStmt.Into.SkipData = true
+	case *pgq.Node_RefreshMatViewStmt:
+		n.RefreshMatViewStmt.SkipData = true
+	default: // it was made empty
+		return nil
+	}
 	return r.deparsed(ctx, st)
 }
 

@@ -12,6 +12,7 @@ import (
 	pgq "github.com/pganalyze/pg_query_go/v6"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -21,6 +22,7 @@ type order struct {
 	node      *pgq.Node // nil when generated or not readable
 	generated bool      // all its names are qualified: no search_path is wanted
 	agent     bool      // no user's code can run in it and it is of our own making
+	fills     bool      // it fills a materialized view
 }
 
 // run executes an order as its user, with the user's search_path and settings, and
@@ -130,6 +132,15 @@ func (r *replay) enter(ctx context.Context, o order) (restore func(context.Conte
 	}
 	// User event triggers that fire on a replica too would act twice (17 and later).
 	want["event_triggers"] = "off"
+	if o.fills {
+		guarded, err := guardsFills(ctx, r.conn)
+		if err != nil {
+			return nil, err
+		}
+		if guarded { // user event triggers rest by themselves (fence.Quiet)
+			want["event_triggers"], want[postgres.AgentSetting] = "on", postgres.AgentFills
+		}
+	}
 	if err := r.known(ctx, want); err != nil {
 		return nil, err
 	}

@@ -142,6 +142,7 @@ func (r *replay) made(ctx context.Context, owner ddlUser, made ddlMade) error {
 	r.result.Statements = append(r.result.Statements, as.result.Statements...)
 	r.result.Created = append(r.result.Created, as.result.Created...)
 	r.result.Refreshed = append(r.result.Refreshed, as.result.Refreshed...)
+	r.result.Emptied = append(r.result.Emptied, as.result.Emptied...)
 	r.result.Notes = append(r.result.Notes, as.result.Notes...)
 	return err
 }
@@ -167,7 +168,7 @@ func (r *replay) makeTold(ctx context.Context, made ddlMade) error {
 	}
 	st := &ddlStatement{text: "REFRESH MATERIALIZED VIEW " + name}
 	r.result.Refreshed = append(r.result.Refreshed, name)
-	return r.fill(ctx, st, func() error { return r.run(ctx, order{sql: st.text, generated: true}) })
+	return r.fill(ctx, st, func() error { return r.run(ctx, order{sql: st.text, generated: true, fills: true}) })
 }
 
 // multirange gives a multirange type its owner. Its range type's command leaves it alone

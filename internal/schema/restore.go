@@ -153,14 +153,15 @@ func (s *session) applyGroup(ctx context.Context, db DB, group []Entry) error {
 		_, err := tx.Exec(ctx, strings.Join(sql, "\n"))
 		return err
 	})
+	if len(group) == 1 && postgres.Unqualified(err) {
+		err = s.inUserPath(ctx, db, group[0])
+	}
 	var pgErr *pgconn.PgError
 	switch {
 	case err == nil:
 		return nil
 	case !errors.As(err, &pgErr):
 		return fmt.Errorf("restore the schema from %s on: %w", group[0].object(), err)
-	case len(group) == 1 && postgres.Unqualified(err) && s.inUserPath(ctx, db, group[0]) == nil:
-		return nil
 	case len(group) == 1 && pgErr.Code == "42501" && s.handOver(ctx, db, group[0]) == nil: // insufficient_privilege
 		return nil
 	case len(group) == 1:
