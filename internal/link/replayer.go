@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -209,6 +210,9 @@ func (l *link) note(result schema.Result) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.notes = slices.DeleteFunc(l.notes, func(old *problem.Problem) bool { // it is told anew
+		return slices.ContainsFunc(notes, func(n *problem.Problem) bool { return n.Code == old.Code && n.Object == old.Object })
+	})
 	l.notes = append(l.notes, notes...)
 	l.notes = l.notes[max(0, len(l.notes)-maxNotes):]
 }

@@ -403,7 +403,7 @@ func (r *replay) plain(ctx context.Context, st *ddlStatement) error {
 		return r.orSoft(ctx, st, func() error { return r.run(ctx, order{sql: text, node: st.node, fills: fills(st.node)}) })
 	}
 	if fills(st.node) {
-		err = r.fill(ctx, st, run)
+		err = r.fill(ctx, st, r.m.view(), run)
 	} else if r.options.Carries == nil {
 		err = run()
 	} else if err = r.attempt(ctx, run); sqlState(err) == "42P01" { // undefined_table

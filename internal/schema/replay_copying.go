@@ -33,7 +33,7 @@ func fills(node *pgq.Node) bool {
 
 // fill runs such a statement. Where it fails while tables are copied, a new view is made
 // empty, and one that is there stays as it is. One whose query writes has no rows here.
-func (r *replay) fill(ctx context.Context, st *ddlStatement, run func() error) error {
+func (r *replay) fill(ctx context.Context, st *ddlStatement, view string, run func() error) error {
 	copying, err := r.copying(ctx)
 	if err != nil {
 		return err
@@ -45,9 +45,7 @@ func (r *replay) fill(ctx context.Context, st *ddlStatement, run func() error) e
 	}
 	switch {
 	case sqlState(failed) == readOnly:
-		for _, view := range r.result.Refreshed {
-			r.result.Notes = append(r.result.Notes, writes(view, failed))
-		}
+		r.result.Notes = append(r.result.Notes, writes(view, failed))
 		r.result.Refreshed, r.result.Emptied = nil, append(r.result.Emptied, r.result.Refreshed...)
 	case !copying || sqlState(failed) == "":
 		return failed

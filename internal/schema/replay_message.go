@@ -243,6 +243,15 @@ func (m *ddlMessage) object() string {
 	return m.Tag
 }
 
+// view is the materialized view that the command made or filled.
+func (m *ddlMessage) view() string {
+	i := slices.IndexFunc(m.Objects, func(o ddlObject) bool { return o.Type == "materialized view" })
+	if i < 0 {
+		return ""
+	}
+	return m.Objects[i].Identity
+}
+
 // relations are the OIDs on the primary of every relation that the command touched.
 func (m *ddlMessage) relations() []uint32 {
 	var oids []uint32

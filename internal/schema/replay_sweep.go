@@ -168,7 +168,7 @@ func (r *replay) makeTold(ctx context.Context, made ddlMade) error {
 	}
 	st := &ddlStatement{text: "REFRESH MATERIALIZED VIEW " + name}
 	r.result.Refreshed = append(r.result.Refreshed, name)
-	return r.fill(ctx, st, func() error { return r.run(ctx, order{sql: st.text, generated: true, fills: true}) })
+	return r.fill(ctx, st, name, func() error { return r.run(ctx, order{sql: st.text, generated: true, fills: true}) })
 }
 
 // multirange gives a multirange type its owner. Its range type's command leaves it alone
