@@ -228,6 +228,9 @@ func (r *replay) command(ctx context.Context) error {
 	case len(m.Objects) > 0 && m.Objects[0].Class == "pg_subscription", strings.HasSuffix(m.Tag, " SUBSCRIPTION"):
 		r.note("ddl-subscription", "subscriptions stay where they are: a second subscriber would take the first one's changes")
 		return nil
+	case r.ofToast():
+		r.note("ddl-left-out", "it is of a TOAST table, which has another name on each side")
+		return nil
 	}
 	switch m.Tag {
 	case "CREATE EXTENSION", "ALTER EXTENSION":
@@ -301,6 +304,12 @@ func (r *replay) ours() bool {
 		}
 	}
 	return len(all) > 0
+}
+
+// ofToast reports whether the command is one of a superuser with allow_system_table_mods
+// who changes TOAST tables or their indexes alone.
+func (r *replay) ofToast() bool {
+	return len(r.m.Objects) > 0 && !slices.ContainsFunc(r.m.Objects, func(o ddlObject) bool { return o.Schema != "pg_toast" })
 }
 
 // left reports whether the link leaves out every table that the command concerns.

@@ -164,6 +164,11 @@ var zoo = []script{
 		`CREATE MATERIALIZED VIEW m2 AS SELECT * FROM t WITH NO DATA`, `INSERT INTO t VALUES (3, 'z')`, `REFRESH MATERIALIZED VIEW m2; REFRESH MATERIALIZED VIEW m WITH NO DATA; ALTER MATERIALIZED VIEW m2 RENAME TO m3`,
 		`CREATE RULE noins AS ON INSERT TO v DO INSTEAD NOTHING; ALTER VIEW v RENAME TO v2; CREATE VIEW v3 AS SELECT * FROM v2; DROP VIEW v3`,
 	}},
+	{name: "a TOAST table", sent: []string{
+		`CREATE TABLE t (a int, b text); SET allow_system_table_mods = on; DO $$ BEGIN
+			EXECUTE format('ALTER TABLE pg_toast.pg_toast_%s RENAME TO toast_of_t; ALTER INDEX pg_toast.pg_toast_%1$s_index RENAME TO toast_index', (SELECT oid FROM pg_class WHERE relname = 't')); END $$`,
+		`REINDEX TABLE CONCURRENTLY pg_toast.toast_of_t`, `REINDEX INDEX CONCURRENTLY pg_toast.toast_index`, `COMMENT ON TABLE t IS 'x'; DROP TABLE t`,
+	}},
 	{name: "a view of a transition table", sent: []string{
 		`CREATE TABLE t (a int, "B b" numeric(5, 2)); CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN CREATE MATERIALIZED VIEW kept AS SELECT * FROM fresh; RETURN NEW; END'; CREATE TRIGGER keep AFTER INSERT ON t REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION keep()`,
 		`DO $$ BEGIN INSERT INTO t VALUES (1, 2); COMMENT ON MATERIALIZED VIEW kept IS 'x'; CREATE VIEW on_kept AS SELECT "B b" FROM kept; EXCEPTION WHEN feature_not_supported THEN CREATE VIEW on_kept AS SELECT 1; CREATE MATERIALIZED VIEW kept AS SELECT 1; END $$`,
