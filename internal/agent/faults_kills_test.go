@@ -489,6 +489,7 @@ func (d *duel) conclude(c command, err error) {
 	if err != nil {
 		d.again(c.name, c.run)
 	}
+	d.nothingHeld()
 	if c.after != nil {
 		c.after()
 	}
@@ -499,6 +500,18 @@ func (d *duel) conclude(c command, err error) {
 	d.rest()
 	d.again("verify", d.verify)
 	d.ledger.check(d.p, d.lost)
+}
+
+// nothingHeld waits until no comparison is left that holds a snapshot: on the primary it
+// would hold up VACUUM and CREATE INDEX CONCURRENTLY.
+func (d *duel) nothingHeld() {
+	d.t.Helper()
+	for _, i := range []*instance{d.p, d.s} {
+		testpg.Eventually(d.t, 30*time.Second, "no comparison is left on "+i.name, func() (bool, error) {
+			held := testpg.Rows(d.t, i.Connect(d.t, "postgres"), `SELECT pid, query FROM pg_stat_activity WHERE application_name = 'hawser:shop:verify' AND xact_start IS NOT NULL`)
+			return len(held) == 0, nil
+		})
+	}
 }
 
 // strike carries the fault out, and returns how many questions were asked before.

@@ -51,6 +51,7 @@ const (
 	streamChanges = "changes" // frame.Start, then data one way and acks the other
 	streamSeed    = "seed"    // frame.SeedRequest …
 	streamRows    = "rows"    // seed.RowsRequest …
+	streamHold    = "hold"    // a comparison's ID in a SeedChunk, then nothing for as long as it lasts
 	streamSchema  = "schema"  // schemaReply as JSON in SeedChunks, then SeedEnd
 )
 

@@ -101,7 +101,7 @@ func TestLinkCallsAskTheGrant(t *testing.T) {
 	}
 	m := granting(t, grant.Grant{Databases: []string{"shop"}, Direction: grant.FromPeer})
 	l := withLink(m, role.Primary)
-	for _, kind := range []string{streamChanges, streamSeed, streamRows, streamSchema} {
+	for _, kind := range []string{streamChanges, streamSeed, streamRows, streamHold, streamSchema} {
 		if err := m.Stream(t.Context(), "beta", "shop", kind, nil); !refused(err) {
 			t.Errorf("stream %s: %v", kind, err)
 		}

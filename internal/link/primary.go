@@ -35,6 +35,8 @@ func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.St
 		return l.serveChanges(ctx, s)
 	case streamSchema:
 		return l.serveSchema(ctx, s)
+	case streamHold:
+		return l.holdComparison(ctx, s)
 	case streamRows:
 		return seed.ServeRows(ctx, func(ctx context.Context) (*pgx.Conn, error) { return l.connect(ctx, "rows") }, s)
 	case streamSeed:

@@ -430,12 +430,11 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callTables, struct{}{}, &all); err != nil {
 		return 0, err
 	}
-	var opened compareOpened
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, struct{}{}, &opened); err != nil {
+	theirs, left, err := l.openRemote(ctx)
+	if err != nil {
 		return 0, err
 	}
-	theirs := remoteSide{l, opened.ID}
-	defer func() { _ = theirs.ask(context.WithoutCancel(ctx), "close", nil, nil) }()
+	defer left()
 	snapshot, err := l.connect(ctx, "compare")
 	if err != nil {
 		return 0, err
@@ -466,7 +465,7 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 	again := 0
 	side, _ := l.now()
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if err := catalog.StartReconciling(ctx, tx, l.rec.ID, opened.Snapshot); err != nil {
+		if err := catalog.StartReconciling(ctx, tx, l.rec.ID, theirs.Snapshot); err != nil {
 			return err
 		}
 		for _, t := range all {
@@ -478,7 +477,7 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 				again++
 				continue
 			}
-			t.Snapshot, t.LSN = opened.Snapshot, opened.Until
+			t.Snapshot, t.LSN = theirs.Snapshot, theirs.Until
 			if err := catalog.SetCopying(ctx, tx, l.rec.ID, t); err != nil {
 				return err
 			}

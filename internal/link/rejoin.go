@@ -418,23 +418,23 @@ func (l *link) repair(ctx context.Context, a *apply.Applier) error {
 }
 
 func (l *link) repairOnce(ctx context.Context, a *apply.Applier) error {
-	var opened compareOpened
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, struct{}{}, &opened); err != nil {
+	theirs, left, err := l.openRemote(ctx)
+	if err != nil {
 		return err
 	}
-	defer func() { _ = remoteSide{l, opened.ID}.ask(context.WithoutCancel(ctx), "close", nil, nil) }()
+	defer left()
 	s, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamRows)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	rows := int64(0)
-	err = a.Repair(ctx, opened.Snapshot, opened.Until, func(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) error {
+	err = a.Repair(ctx, theirs.Snapshot, theirs.Until, func(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) error {
 		r, ok, err := rowsRequest(ctx, tx, t)
 		if err != nil || !ok {
 			return err
 		}
-		r.Export = opened.Export
+		r.Export = theirs.Export
 		n, err := seed.FetchRows(ctx, s, tx, r)
 		rows += n
 		return err
@@ -442,7 +442,7 @@ func (l *link) repairOnce(ctx context.Context, a *apply.Applier) error {
 	if err != nil {
 		return err
 	}
-	l.log.Info("the rows that differed are repaired", "rows", rows, "at", opened.Until)
+	l.log.Info("the rows that differed are repaired", "rows", rows, "at", theirs.Until)
 	l.update(func() { l.repairing = false })
 	return nil
 }

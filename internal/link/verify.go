@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -12,6 +13,7 @@ import (
 	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/peer"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/verify"
 )
@@ -24,10 +26,12 @@ import (
 type comparison struct {
 	conn  *pgx.Conn
 	local *verify.Local
+	held  bool // by holdComparison
 	timer *time.Timer
 }
 
-// comparisonIdle ends a comparison whose other side does not ask any more.
+// comparisonIdle ends a comparison that is not held, as an older agent's, and whose other
+// side does not ask any more.
 const comparisonIdle = 10 * time.Minute
 
 type compareOpened struct {
@@ -123,30 +127,28 @@ func (l *link) compareOnce(ctx context.Context, o verify.RunOptions) (VerifyRepo
 		return VerifyReport{}, notFollowing(s, fmt.Sprintf("the replica is %s, and the primary can't be read as it was at the position where the replica stands", s.State),
 			"hawser link watch "+l.rec.Name+", and verify when it is synchronized. Of a link that stands, hawser link resync "+l.rec.Name+" compares both sides as they are")
 	}
-	var opened compareOpened
+	var theirs remoteSide
 	var export string
 	conn, err := l.connect(ctx, "verify")
 	if err != nil {
 		return VerifyReport{}, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	err = a.AtSnapshot(ctx, func(ctx context.Context) (frame.Snapshot, frame.LSN, error) {
-		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, struct{}{}, &opened)
-		return opened.Snapshot, opened.Until, err
+	left := func() {}
+	defer func() { left() }()
+	err = a.AtSnapshot(ctx, func(context.Context) (_ frame.Snapshot, _ frame.LSN, err error) {
+		theirs, left, err = l.openRemote(ctx)
+		return theirs.Snapshot, theirs.Until, err
 	}, func(ctx context.Context) error {
 		export, _, _, err = exportSnapshot(ctx, conn)
 		return err
 	})
-	theirs := remoteSide{l, opened.ID}
-	defer func() {
-		_ = theirs.ask(context.WithoutCancel(ctx), "close", nil, nil)
-	}()
 	if err != nil {
 		return VerifyReport{}, err
 	}
 	o.Listed, o.Behind = !l.filter().All(), func() (bool, error) { return l.behind(a) }
 	report, err := verify.Run(ctx, theirs, l.localSide(export), o)
-	return VerifyReport{Report: report, Position: opened.Until, At: time.Now()}, err
+	return VerifyReport{Report: report, Position: theirs.Until, At: time.Now()}, err
 }
 
 // behind tells whether an applier has some while of the primary's changes before it. Its
@@ -183,7 +185,7 @@ func exportSnapshot(ctx context.Context, conn *pgx.Conn) (export, current, lsn s
 	return export, current, lsn, nil
 }
 
-// openComparison is the primary's part of compareOnce.
+// openComparison is the primary's part of openRemote.
 func (l *link) openComparison(ctx context.Context) (compareOpened, error) {
 	if err := l.serves(); err != nil {
 		return compareOpened{}, err
@@ -215,6 +217,41 @@ func (l *link) openComparison(ctx context.Context) (compareOpened, error) {
 	return out, nil
 }
 
+// holdComparison keeps a comparison as long as the secondary's stream lasts. Its own part may
+// take hours, and when its agent dies the snapshot has to end, which holds up VACUUM and
+// CREATE INDEX CONCURRENTLY here.
+func (l *link) holdComparison(ctx context.Context, s peer.Stream) error {
+	first, err := s.Recv()
+	if err != nil {
+		return err
+	}
+	id, ok := first.(frame.SeedChunk)
+	if !ok {
+		return fmt.Errorf("the stream of a comparison begins with %T", first)
+	}
+	defer l.closeComparison(string(id.Data))
+	l.mu.Lock()
+	if c := l.comparisons[string(id.Data)]; c != nil {
+		c.held = true
+		c.timer.Stop()
+	}
+	l.mu.Unlock()
+	ended := make(chan error, 1)
+	go func() { // ends with the stream, which ends when this returns
+		_, err := s.Recv()
+		ended <- err
+	}()
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
 func (l *link) closeComparison(id string) {
 	l.mu.Lock()
 	c := l.comparisons[id]
@@ -232,15 +269,17 @@ func (l *link) closeComparison(id string) {
 func (l *link) compare(ctx context.Context, r compareRequest) (any, error) {
 	l.mu.Lock()
 	c := l.comparisons[r.ID]
+	if c != nil && !c.held {
+		c.timer.Reset(comparisonIdle)
+	}
 	l.mu.Unlock()
 	if c == nil {
 		return nil, problem.New("comparison-ended", "link "+l.rec.Name, "the primary ended the comparison, as its agent does when it restarts", "hawser link verify "+l.rec.Name).Retry()
 	}
-	c.timer.Reset(comparisonIdle)
 	switch r.What {
 	case "close":
 		l.closeComparison(r.ID)
-		return struct{}{}, nil
+		return nothing{}, nil
 	case "inventory":
 		return c.local.Inventory(ctx)
 	case "sequences":
@@ -265,8 +304,30 @@ func ask[Q, R any](ctx context.Context, args json.RawMessage, do func(context.Co
 
 // remoteSide is the primary's side, reached through the peer.
 type remoteSide struct {
-	l  *link
-	id string
+	l *link
+	compareOpened
+}
+
+// openRemote has the primary take a snapshot and hold it until left is called, or this
+// agent dies.
+func (l *link) openRemote(ctx context.Context) (theirs remoteSide, left func(), err error) {
+	theirs.l = l
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, nothing{}, &theirs.compareOpened); err != nil {
+		return theirs, func() {}, err
+	}
+	end := func() { _ = theirs.ask(context.WithoutCancel(ctx), "close", nil, nil) }
+	hold, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamHold)
+	if err == nil {
+		err = hold.Send(frame.SeedChunk{Data: []byte(theirs.ID)})
+	}
+	if err != nil {
+		end()
+		return theirs, func() {}, err
+	}
+	return theirs, func() {
+		end()
+		_ = hold.Close()
+	}, nil
 }
 
 func (s remoteSide) ask(ctx context.Context, what string, args, reply any) error {
@@ -274,7 +335,7 @@ func (s remoteSide) ask(ctx context.Context, what string, args, reply any) error
 	if err != nil {
 		return err
 	}
-	return s.l.m.call(ctx, s.l.rec.Peer, s.l.rec.Name, callCompare, compareRequest{s.id, what, data}, reply)
+	return s.l.m.call(ctx, s.l.rec.Peer, s.l.rec.Name, callCompare, compareRequest{s.ID, what, data}, reply)
 }
 
 func askFor[R any](ctx context.Context, s remoteSide, what string, args any) (R, error) {
