@@ -17,8 +17,9 @@ func (a *app) linkVerify() *cobra.Command {
 		Use:   "verify NAME",
 		Short: "Prove that both sides hold the same rows",
 		Long: `Compares both sides at one position, while writes go on: the rows of every table, the
-definitions of all objects, and the sequences. The exit code is 6 when something
-differs, and 1 when not all could be compared.`,
+definitions of all objects, the database's own settings and privileges, and the
+sequences. The exit code is 6 when something differs, and 1 when not all could be
+compared.`,
 		Example:           "  hawser link verify orders",
 		Args:              args("NAME"),
 		ValidArgsFunction: a.completeLink,

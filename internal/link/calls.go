@@ -34,6 +34,7 @@ const (
 	callSequences  = "sequences"  // []frame.SequenceValue -> []unfitSequence, to the secondary
 	callRefuse     = "refuse"     // refuseRequest -> role.State
 	callVerify     = "verify"     // to the secondary: VerifyReport
+	callSweep      = "sweep"      // to the primary: put into the stream what fired no event
 	callResync     = "resync"     // resyncRequest, to the secondary
 	callRenewSlot  = "renew-slot" // slotRequest -> slotReply, to the primary
 	callMaxWAL     = "max-wal"    // maxWALSetting -> the one in force
@@ -244,6 +245,7 @@ var linkCalls = map[string]linkCall{
 	callMaker:       onLink(flows, (*link).maker),
 	callMaxWAL:      onLink(flows, (*link).takeMaxWAL),
 	callVerify:      asked(flows, (*link).verifyHere),
+	callSweep:       told(flows, (*link).sweepAsked),
 	callCompareOpen: asked(flows, (*link).openComparison),
 	callCompare:     onLink(flows, (*link).compare),
 

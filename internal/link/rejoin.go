@@ -109,7 +109,7 @@ func (l *link) noteStates(states []string) {
 	}
 	p := problem.Warn("tail-has-settings", "database "+l.rec.Database,
 		"owners, settings or privileges that only this side had changed are as it left them: "+strings.Join(states[:min(len(states), maxStates)], "; "),
-		"").Advise("see what the primary has (\\drds, \\l and \\dp of psql), and set them there as they are to be: they are carried")
+		"hawser link verify "+l.rec.Name).Advise("it names those that differ from the primary's")
 	l.update(func() { l.notes = append(l.notes, p) })
 }
 

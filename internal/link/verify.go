@@ -79,6 +79,9 @@ func (l *link) verifyHere(ctx context.Context) (VerifyReport, error) {
 	if err := l.follower(); err != nil {
 		return VerifyReport{}, err
 	}
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callSweep, struct{}{}, nil); err != nil {
+		return VerifyReport{}, err
+	}
 	report, err := l.compareFollowing(ctx, verify.RunOptions{})
 	if err == nil && report.Equal {
 		err = l.forgetHoles(ctx)
@@ -183,6 +186,18 @@ func exportSnapshot(ctx context.Context, conn *pgx.Conn) (export, current, lsn s
 		return "", "", "", fmt.Errorf("take a snapshot to compare under: %w", err)
 	}
 	return export, current, lsn, nil
+}
+
+// sweepAsked is the primary's: what fires no event trigger, such as a setting of the
+// database, would differ until the next sweep.
+func (l *link) sweepAsked(ctx context.Context) error {
+	if err := l.serves(); err != nil {
+		return err
+	}
+	if side, _ := l.now(); side.Phase != role.Steady || l.left() {
+		return nil // nothing comes behind a handoff
+	}
+	return l.sweepNow(ctx)
 }
 
 // openComparison is the primary's part of openRemote.

@@ -1,11 +1,14 @@
 -- What a schema says, as (kind, object, text, deparsed), one row each: all that two
 -- sides of a link have to agree on. It is left out what belongs to an extension,
 -- what Hawser put there, what PostgreSQL numbers or names by itself (OIDs, positions
--- of columns, NOT NULL constraints of version 18), and what a link sets differently
--- on its sides (replica identities, default_transaction_read_only). It runs on PostgreSQL
--- 14 to 18 with an empty search_path. deparsed marks text that the server makes from
+-- of columns, NOT NULL constraints of version 18), what a link sets differently
+-- on its sides (replica identities, default_transaction_read_only), and settings that it
+-- does not carry (libraries to be loaded). It runs on PostgreSQL 14 to 18 with an empty search_path. deparsed marks text that the server makes from
 -- an expression, which reads differently in other major versions.
 WITH
+self AS MATERIALIZED (
+	SELECT * FROM pg_database WHERE datname = current_database()
+),
 member AS MATERIALIZED (
 	SELECT classid, objid FROM pg_depend WHERE deptype = 'e'
 ),
@@ -215,6 +218,20 @@ SELECT 'default privileges', quote_ident(pg_get_userbyid(d.defaclrole)) || coale
 FROM pg_default_acl d LEFT JOIN ns ON ns.oid = d.defaclnamespace CROSS JOIN aclexplode(d.defaclacl) a
 WHERE d.defaclnamespace = 0 OR ns.oid IS NOT NULL
 GROUP BY d.defaclrole, ns.name, d.defaclobjtype, a.grantee
+
+-- The database itself, whatever its name. Its owner's own privileges are left out: they go with it.
+UNION ALL
+SELECT 'database', v.name, v.value, false
+FROM self, LATERAL (VALUES ('owner', pg_get_userbyid(datdba)::text), ('comment', shobj_description(oid, 'pg_database')), ('connection limit', datconnlimit::text)) v(name, value)
+WHERE v.value IS NOT NULL
+UNION ALL
+SELECT 'setting', split_part(c, '=', 1) || CASE s.setrole WHEN 0 THEN '' ELSE ' of role ' || quote_ident(pg_get_userbyid(s.setrole)) END, substr(c, strpos(c, '=') + 1), false
+FROM self JOIN pg_db_role_setting s ON s.setdatabase = self.oid, unnest(s.setconfig) c
+WHERE split_part(c, '=', 1) <> 'default_transaction_read_only' AND c NOT LIKE 'hawser.%' AND split_part(c, '=', 1) NOT LIKE '%preload_libraries'
+UNION ALL
+SELECT 'grant', 'database to ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+	string_agg(DISTINCT a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ', '), false
+FROM self CROSS JOIN aclexplode(coalesce(datacl, acldefault('d', datdba))) a WHERE a.grantee <> datdba GROUP BY a.grantee
 
 -- Memberships of roles that the database names, as the commands that make them.
 UNION ALL

@@ -33,6 +33,10 @@ func TestSchemaDifferences(t *testing.T) {
 		CREATE INDEX unfinished ON s.parent (id); UPDATE pg_index SET indisvalid = false WHERE indexrelid = 's.unfinished'::regclass;
 		ALTER TABLE s.parts REPLICA IDENTITY FULL; CREATE FUNCTION hawser.ddl() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; CREATE EVENT TRIGGER hawser_x ON sql_drop EXECUTE FUNCTION hawser.ddl();
 		SELECT lo_create(99999); COMMENT ON LARGE OBJECT 99999 IS 'z'`)
+	for _, db := range []string{primary, secondary} {
+		c.Exec(t, db, `COMMENT ON DATABASE `+db+` IS 'a shop'; ALTER DATABASE `+db+` SET search_path = 's', 'public'`)
+	}
+	c.Exec(t, primary, `ALTER DATABASE `+primary+` SET default_transaction_read_only = on; ALTER DATABASE `+primary+` SET hawser.x = 'y'; ALTER DATABASE `+primary+` SET session_preload_libraries = 'auto_explain'`)
 	mustEqual(t, compare(t, c, primary, secondary, RunOptions{}))
 
 	conn := c.Connect(t, secondary)
@@ -64,8 +68,16 @@ func TestSchemaDifferences(t *testing.T) {
 		{`DROP COLLATION s.coll`, "collation s.coll"},
 		{`REFRESH MATERIALIZED VIEW s.mat WITH NO DATA`, "materialized view s.mat"},
 		{`ALTER DEFAULT PRIVILEGES IN SCHEMA s REVOKE SELECT ON TABLES FROM pg_monitor`, "default privileges postgres in s for r to pg_monitor"},
+		{`ALTER DATABASE {} SET work_mem = '7MB'`, "setting work_mem"},
+		{`ALTER DATABASE {} RESET search_path`, "setting search_path"},
+		{`ALTER ROLE postgres IN DATABASE {} SET lock_timeout = '3s'`, "setting lock_timeout of role postgres"},
+		{`ALTER DATABASE {} OWNER TO pg_monitor`, "database owner"},
+		{`COMMENT ON DATABASE {} IS NULL`, "database comment"},
+		{`ALTER DATABASE {} CONNECTION LIMIT 60`, "database connection limit"},
+		{`GRANT TEMPORARY ON DATABASE {} TO pg_monitor WITH GRANT OPTION`, "grant database to pg_monitor"},
+		{`REVOKE CONNECT ON DATABASE {} FROM PUBLIC`, "grant database to PUBLIC"},
 	} {
-		run(t, conn, `BEGIN; `+change.sql)
+		run(t, conn, `BEGIN; `+strings.ReplaceAll(change.sql, "{}", secondary))
 		// A session sees its own changes; describe reads what conn sees.
 		theirs := inventoryOf(t, conn)
 		run(t, conn, `ROLLBACK`)
