@@ -26,7 +26,8 @@ primary opens again and nothing has changed.
 
 With --force the secondary opens without the primary: what it had not received
 is not in it. The result names the last transaction that it has, and when that was
-committed. It asks first; without a terminal it needs --yes.
+committed. It asks first; without a terminal it needs --yes. While the primary can be
+reached and the secondary follows it, it is refused, unless the link is paused.
 
 Ctrl-C leaves the command, not the failover: that goes on to its end.`,
 		Example:           "  hawser link failover orders\n  hawser link failover orders --force --yes",

@@ -283,6 +283,9 @@ func (d *duel) force() error {
 	if d.leads(d.s) {
 		return nil
 	}
+	if err := d.s.PauseLink(context.Background(), "shop"); err != nil {
+		return err
+	}
 	_, err := d.s.FailoverLink(context.Background(), "shop", api.FailoverOptions{Force: true})
 	return err
 }

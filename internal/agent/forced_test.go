@@ -226,7 +226,8 @@ func TestTailWithSettings(t *testing.T) {
 	equal(t, b, a, "shop")
 }
 
-// TestForceIsRefused tries it where it would open something that never was.
+// TestForceIsRefused tries it where it would open something that never was, and where
+// the primary could hand over.
 func TestForceIsRefused(t *testing.T) {
 	t.Parallel()
 	a, b := linked(t)
@@ -237,6 +238,8 @@ func TestForceIsRefused(t *testing.T) {
 	if err := a.RejoinLink(context.Background(), "shop"); err == nil {
 		t.Error("a primary that nobody forced out rejoined")
 	}
+	_, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Force: true})
+	turnedDown(t, "force beside a primary that answers", err, "primary-in-reach", "a planned failover loses nothing")
 	b.Exec(t, "shop") // both sides are as they were
 	a.Exec(t, "shop", `INSERT INTO audit (what) VALUES ('x')`)
 	equal(t, a, b, "shop")

@@ -478,6 +478,9 @@ func TestDropOfADivergedSibling(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	a, b, c := family(t)
+	if err := b.PauseLink(ctx, "shop"); err != nil { // alpha could hand over
+		t.Fatal(err)
+	}
 	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,9 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 		return FailoverResult{}, problem.New("not-secondary", "link "+l.rec.Name,
 			"this side is the primary; it is the secondary that can be opened without the other side", "hawser link failover "+l.rec.Name+" --force").At("instance " + l.rec.Peer)
 	}
+	if err := l.needless(ctx); err != nil {
+		return FailoverResult{}, err
+	}
 	l.update(func() { l.forcing = true })
 	defer l.update(func() { l.forcing = false })
 	select {
@@ -82,6 +85,24 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	}
 	l.remember(r)
 	return r, nil
+}
+
+// needless refuses to leave behind a primary that could hand over: it answers, with its
+// PostgreSQL, and this side follows it. Whatever is amiss with one of them goes through.
+func (l *link) needless(ctx context.Context) error {
+	if l.status().State != Synchronized || l.whole("") != nil || l.maySwap() != nil {
+		return nil
+	}
+	within, cancel := context.WithTimeout(ctx, otherSideWithin)
+	defer cancel()
+	var theirs Status
+	err := l.m.call(within, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs)
+	if err != nil || theirs.State != Synchronized || theirs.WALHeld == nil { // which its PostgreSQL tells
+		return nil
+	}
+	return problem.New("primary-in-reach", "link "+l.rec.Name,
+		"instance "+l.rec.Peer+", the primary, can be reached, and this side follows it: a planned failover loses nothing", "hawser link failover "+l.rec.Name).
+		Advise("where that can't work: hawser link pause " + l.rec.Name + ", and the secondary of a paused link opens by force")
 }
 
 // fitToForce refuses to open a copy that never was a state of the primary.
