@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"maps"
@@ -242,7 +243,31 @@ func attemptsOf(err error) error {
 			all = append(all, e)
 		}
 	}
-	return all
+	return all.telling()
+}
+
+// withoutTLS ends the text of pgconn's error where the server does not speak TLS.
+const withoutTLS = "tls error: server refused TLS connection"
+
+// telling begins with what a server said, and leaves out that an address does not speak
+// TLS where it was tried without, too.
+func (a attempts) telling() attempts {
+	a = slices.DeleteFunc(slices.Clone(a), func(e error) bool {
+		address, refused := strings.CutSuffix(e.Error(), withoutTLS)
+		return refused && slices.ContainsFunc(a, func(other error) bool {
+			return !strings.HasSuffix(other.Error(), withoutTLS) && strings.HasPrefix(other.Error(), address)
+		})
+	})
+	slices.SortStableFunc(a, func(x, y error) int { return cmp.Compare(silence(x), silence(y)) })
+	return a
+}
+
+// silence is 0 of an error that a server told.
+func silence(err error) int {
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) {
+		return 0
+	}
+	return 1
 }
 
 // apart takes joined errors from each other, also from under a common heading:

@@ -68,7 +68,7 @@ func (s *Server) unreached(err error) *problem.Problem {
 	case errors.As(err, &certificate):
 		return problem.New("server-certificate", object, "its certificate is not one that sslmode and sslrootcert accept",
 			"sslrootcert=FILE").Advise("name the certificate of the authority that signed it in the connection string, and the host as the certificate does")
-	case strings.Contains(err.Error(), "server refused TLS connection"): // pgconn has no type for it
+	case strings.Contains(err.Error(), withoutTLS): // pgconn has no type for it
 		return problem.New("server-without-tls", object, "it does not speak TLS, and the connection string asks for it",
 			"ALTER SYSTEM SET ssl = on;").Advise("with a certificate in its data directory; or sslmode=prefer in the connection string, where the network is trusted")
 	case pgconn.Timeout(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):

@@ -129,11 +129,20 @@ func TestConnectProblems(t *testing.T) {
 				_ = conn.Close(t.Context())
 			}
 			wantProblem(t, err, p.code, p.remedy, p.retry)
+			if text := fmt.Sprint(errors.Unwrap(err)); strings.Contains(text, "SQLSTATE") && !strings.Contains(strings.Split(text, "; ")[0], "SQLSTATE") {
+				t.Errorf("the text does not begin with the server's words: %s", text)
+			}
 			if strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, err), secret) {
 				t.Errorf("the error holds the password: %#v", err)
 			}
 		})
 	}
+	t.Run("no TLS, and a wrong database", func(t *testing.T) { // sslmode=prefer tries both ways
+		_, err := open(t, testpg.Shared(t).DSN("absent")+" sslmode=prefer").Connect(t.Context(), postgres.Session{})
+		if wantProblem(t, err, "no-such-database", "absent", false); strings.Contains(err.Error(), "tls") {
+			t.Error(err)
+		}
+	})
 	t.Run("verified", func(t *testing.T) {
 		conn, err := open(t, localhost+"user=postgres sslmode=verify-full sslrootcert="+root).Connect(t.Context(), postgres.Session{})
 		if err != nil {
