@@ -148,16 +148,19 @@ func (a *agent) openPostgres(ctx context.Context) (err error) {
 
 // migrate waits for a server that is on its way up, and for nothing else.
 func (a *agent) migrate(ctx context.Context) error {
-	for {
+	var said link.Troubles
+	for wait, tried := link.NewBackoff(), 0; ; tried++ {
 		err := a.store.Migrate(ctx)
 		if p, ok := problem.As(err); !ok || !p.Retryable || p.Code == "another-agent" {
+			if err == nil && tried > 0 {
+				a.log.Info("PostgreSQL can be reached", "tries", tried+1)
+			}
 			return err
 		}
-		a.log.Warn("PostgreSQL can't be reached yet", "error", err)
-		select {
-		case <-ctx.Done():
+		const msg = "PostgreSQL can't be reached yet"
+		a.log.Log(ctx, said.Level(msg, err, time.Now()), msg, "error", err)
+		if !wait.Sleep(ctx) {
 			return ctx.Err()
-		case <-time.After(time.Second):
 		}
 	}
 }

@@ -1,13 +1,21 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/link"
 	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/testpg"
 	"github.com/hawser/hawser/internal/verify"
 )
@@ -54,6 +62,36 @@ func TestDifferenceCanBeTyped(t *testing.T) {
 	if p := differenceOf("shop", many); p.Cause != "rows differ: different id=7 in at; and more" {
 		t.Errorf("got %v", p)
 	}
+}
+
+// TestWaitsForPostgres: an agent whose PostgreSQL is down at its start asks it every few
+// seconds, and says so once a minute.
+func TestWaitsForPostgres(t *testing.T) {
+	t.Parallel()
+	port, err := testpg.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		server, err := postgres.Open(fmt.Sprintf("host=127.0.0.1 port=%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var log bytes.Buffer
+		a := agent{store: link.NewStore(server), log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		if err := a.migrate(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		// Pauses of 2.5 to 5 s, but for the first ones.
+		if tries := strings.Count(log.String(), "\n"); tries < 120 || tries > 260 {
+			t.Errorf("%d tries", tries)
+		}
+		if lines := strings.Count(log.String(), "level=WARN"); lines < 9 || lines > 10 {
+			t.Errorf("%d lines are logged", lines)
+		}
+	})
 }
 
 // TestConnectsAnew: a connection to the maintenance database that PostgreSQL ended

@@ -6,14 +6,15 @@ import (
 	"time"
 )
 
-// backoff spaces repeated tries: from 50 ms to 5 s, with jitter.
-type backoff struct{ next time.Duration }
+// Backoff spaces repeated tries: from 50 ms to 5 s, with jitter.
+type Backoff struct{ next time.Duration }
 
-func newBackoff() *backoff { return &backoff{50 * time.Millisecond} }
+// NewBackoff returns one that begins with its shortest pause.
+func NewBackoff() *Backoff { return &Backoff{50 * time.Millisecond} }
 
-// sleep waits and reports whether ctx still stands.
-func (b *backoff) sleep(ctx context.Context) bool {
-	d := b.next/2 + rand.N(b.next)
+// Sleep waits and reports whether ctx still stands.
+func (b *Backoff) Sleep(ctx context.Context) bool {
+	d := b.next/2 + rand.N(b.next/2)
 	b.next = min(2*b.next, 5*time.Second)
 	select {
 	case <-ctx.Done():

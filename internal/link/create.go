@@ -605,14 +605,14 @@ func (m *Manager) finishDrop(l *link) {
 		func(ctx context.Context) error { return m.erase(ctx, l) },
 	}
 	for _, step := range steps {
-		for wait := newBackoff(); ; {
+		for wait := NewBackoff(); ; {
 			err := step(m.ctx)
 			l.obstruct(err)
 			if err == nil {
 				break
 			}
 			l.log.Warn("can't remove the link yet", "error", err)
-			if !wait.sleep(m.ctx) {
+			if !wait.Sleep(m.ctx) {
 				return
 			}
 		}

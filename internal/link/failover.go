@@ -794,7 +794,7 @@ func (l *link) refuse(ctx context.Context, term frame.Term) (role.State, error) 
 // askRefusal asks until the other side answers: until then it may have taken over.
 func (l *link) askRefusal(ctx context.Context, term frame.Term) {
 	defer l.obstruct(nil)
-	for wait := newBackoff(); ; {
+	for wait := NewBackoff(); ; {
 		var theirs role.State
 		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callRefuse, refuseRequest{term}, &theirs)
 		if err == nil {
@@ -803,7 +803,7 @@ func (l *link) askRefusal(ctx context.Context, term frame.Term) {
 		}
 		l.log.Warn("this side stays fenced until the other one answers whether it took over", "error", err)
 		l.obstruct(l.unanswered(err))
-		if !wait.sleep(ctx) {
+		if !wait.Sleep(ctx) {
 			return
 		}
 	}

@@ -105,7 +105,7 @@ type link struct {
 	incomplete  bool       // tables were to be copied where another link handed over
 	lastState   State      // as last told, and since when
 	since       time.Time
-	troubles    troubles  // guards itself
+	troubles    Troubles  // guards itself
 	turned      time.Time // when this side began, or its role or phase changed
 }
 
@@ -292,7 +292,7 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 
 // persist writes to the instance's catalog until that succeeds or the link ends.
 func (l *link) persist(what string, write func(context.Context, *pgx.Conn) error) bool {
-	for wait := newBackoff(); ; {
+	for wait := NewBackoff(); ; {
 		err := l.m.store.Do(l.ctx, func(conn *pgx.Conn) error { return write(l.ctx, conn) })
 		if err == nil {
 			l.obstruct(nil)
@@ -300,7 +300,7 @@ func (l *link) persist(what string, write func(context.Context, *pgx.Conn) error
 		}
 		l.obstruct(err)
 		l.trouble("can't store the link's state, trying again", err, "what", what)
-		if !wait.sleep(l.ctx) {
+		if !wait.Sleep(l.ctx) {
 			return false
 		}
 	}
@@ -439,14 +439,14 @@ func (l *link) insist(ctx context.Context, what string, do func(context.Context)
 
 func (l *link) repeat(ctx context.Context, what string, do func(context.Context) error, again func(error) bool) error {
 	defer l.obstruct(nil)
-	for wait := newBackoff(); ; {
+	for wait := NewBackoff(); ; {
 		err := do(ctx)
 		if err == nil || ctx.Err() != nil || !again(err) {
 			return err
 		}
 		l.obstruct(err)
 		l.trouble("trying again", err, "what", what)
-		if !wait.sleep(ctx) {
+		if !wait.Sleep(ctx) {
 			return err
 		}
 	}
@@ -486,7 +486,7 @@ func (l *link) meet(ctx context.Context, theirs role.State) (role.State, error) 
 // side that does not hear of another's term may take writes, or wait, for ever.
 func (l *link) meetPeer(ctx context.Context) {
 	var theirs role.State
-	for wait := newBackoff(); ; {
+	for wait := NewBackoff(); ; {
 		ours, _ := l.now()
 		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs)
 		if err == nil {
@@ -496,7 +496,7 @@ func (l *link) meetPeer(ctx context.Context) {
 		if p, ok := problem.As(err); ok && p.Code == "peer-not-found" { // a link that was taken up
 			l.update(func() { l.cause = p })
 		}
-		if !wait.sleep(ctx) {
+		if !wait.Sleep(ctx) {
 			return
 		}
 	}

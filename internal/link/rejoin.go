@@ -122,9 +122,9 @@ const slotFreeWithin = 20 * time.Second
 // accountSoon writes the report as soon as the slot is free to be read.
 func (l *link) accountSoon(ctx context.Context) error {
 	began := time.Now()
-	for wait := newBackoff(); ; {
+	for wait := NewBackoff(); ; {
 		err := l.account(ctx)
-		if p, ok := problem.As(err); !ok || p.Code != "slot-in-use" || time.Since(began) > slotFreeWithin || !wait.sleep(ctx) {
+		if p, ok := problem.As(err); !ok || p.Code != "slot-in-use" || time.Since(began) > slotFreeWithin || !wait.Sleep(ctx) {
 			return err
 		}
 	}

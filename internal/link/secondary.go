@@ -36,7 +36,7 @@ const framesAhead = 4
 // follow runs while the agent does: whenever this side is a secondary that should
 // run, it seeds and applies; after an error it waits a little and begins again.
 func (l *link) follow() {
-	wait := newBackoff()
+	wait := NewBackoff()
 	for l.ctx.Err() == nil {
 		l.mu.Lock()
 		run, changed := l.shouldRun(), l.changed
@@ -57,9 +57,9 @@ func (l *link) follow() {
 			l.stopped(err)
 		}
 		if err == nil || time.Since(began) > 10*time.Second {
-			wait = newBackoff()
+			wait = NewBackoff()
 		}
-		if err != nil && !wait.sleep(l.ctx) {
+		if err != nil && !wait.Sleep(l.ctx) {
 			return
 		}
 	}

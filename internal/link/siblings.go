@@ -518,7 +518,7 @@ func (m *Manager) exchangePrimary(ctx context.Context, l *link, primary string, 
 	}
 	defer release()
 	l.halt()
-	for wait := newBackoff(); ; {
+	for wait := NewBackoff(); ; {
 		next, err := m.following(ctx, l, primary, e, why)
 		if err == nil {
 			m.mu.Lock()
@@ -528,7 +528,7 @@ func (m *Manager) exchangePrimary(ctx context.Context, l *link, primary string, 
 			return next, nil
 		}
 		l.log.Warn("can't store the new primary, trying again", "error", err)
-		if !wait.sleep(m.ctx) {
+		if !wait.Sleep(m.ctx) {
 			return nil, err
 		}
 	}

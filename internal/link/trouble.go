@@ -8,19 +8,19 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// sayAgain is after how long a link's log repeats a trouble that lasts.
+// sayAgain is after how long a log repeats a trouble that lasts.
 const sayAgain = time.Minute
 
-// troubles keeps a link's log readable while something stays broken, as PostgreSQL that is
-// down, which each of the link's goroutines meets again and again: of each trouble one line
+// Troubles keeps a log readable while something stays broken, as PostgreSQL that is
+// down, which each of a link's goroutines meets again and again: of each trouble one line
 // when it begins, then one a minute. The others are there for who debugs.
-type troubles struct {
+type Troubles struct {
 	mu   sync.Mutex
 	said map[string]time.Time // by the problem's code, or by what could not be done
 }
 
-// level is that at which a trouble is logged now.
-func (t *troubles) level(msg string, err error, now time.Time) slog.Level {
+// Level is that at which a trouble is logged now.
+func (t *Troubles) Level(msg string, err error, now time.Time) slog.Level {
 	key := msg
 	if p, ok := problem.As(err); ok {
 		key = p.Code
@@ -39,5 +39,5 @@ func (t *troubles) level(msg string, err error, now time.Time) slog.Level {
 
 // trouble logs what goes wrong again and again.
 func (l *link) trouble(msg string, err error, args ...any) {
-	l.log.Log(l.ctx, l.troubles.level(msg, err, time.Now()), msg, append(args, "error", err)...)
+	l.log.Log(l.ctx, l.troubles.Level(msg, err, time.Now()), msg, append(args, "error", err)...)
 }

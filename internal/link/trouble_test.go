@@ -13,7 +13,7 @@ import (
 // TestTroubles: whatever meets it, one trouble is one line a minute.
 func TestTroubles(t *testing.T) {
 	t.Parallel()
-	var all troubles
+	var all Troubles
 	began := time.Now()
 	down := problem.New("server-unreachable", "server a", "nothing listens there", "").Retry()
 	for _, c := range []struct {
@@ -28,7 +28,7 @@ func TestTroubles(t *testing.T) {
 		{sayAgain - 1, "the link stopped", down, slog.LevelDebug},
 		{sayAgain, "the link stopped", down, slog.LevelWarn},
 	} {
-		if got := all.level(c.msg, c.err, began.Add(c.after)); got != c.want {
+		if got := all.Level(c.msg, c.err, began.Add(c.after)); got != c.want {
 			t.Errorf("after %s %q, %v is logged as %s", c.after, c.msg, c.err, got)
 		}
 	}

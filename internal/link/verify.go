@@ -115,9 +115,9 @@ func (l *link) following() *apply.Applier {
 
 // compareFollowing compares while the replica follows.
 func (l *link) compareFollowing(ctx context.Context, o verify.RunOptions) (VerifyReport, error) {
-	for wait := newBackoff(); ; {
+	for wait := NewBackoff(); ; {
 		report, err := l.compareOnce(ctx, o)
-		if !errors.Is(err, apply.ErrNotPrefix) || !wait.sleep(ctx) {
+		if !errors.Is(err, apply.ErrNotPrefix) || !wait.Sleep(ctx) {
 			return report, err
 		}
 	}
