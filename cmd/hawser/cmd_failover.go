@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/problem"
 )
 
 func (a *app) linkFailover() *cobra.Command {
@@ -59,11 +61,9 @@ Ctrl-C leaves the command, not the failover: that goes on to its end.`,
 	return c
 }
 
-// failover asks for a failover and, on a terminal, shows its phases meanwhile.
+// failover asks for a failover and shows meanwhile, on a terminal, its phases, and
+// elsewhere what it waits for.
 func (a *app) failover(ctx context.Context, c *api.Client, name string, o api.FailoverOptions) (api.FailoverResult, error) {
-	if !a.inPlace() {
-		return c.FailoverLink(ctx, name, o)
-	}
 	var result api.FailoverResult
 	done := make(chan error, 1)
 	go func() {
@@ -71,7 +71,10 @@ func (a *app) failover(ctx context.Context, c *api.Client, name string, o api.Fa
 		result, err = c.FailoverLink(ctx, name, o)
 		done <- err
 	}()
-	d := &display{a: a, render: failoverLines}
+	show, d := a.noteWaits(), &display{a: a, render: failoverLines}
+	if a.inPlace() {
+		show = d.show
+	}
 	defer d.clear()
 	ticker := time.NewTicker(a.poll)
 	defer ticker.Stop()
@@ -81,10 +84,28 @@ func (a *app) failover(ctx context.Context, c *api.Client, name string, o api.Fa
 			return result, err
 		case <-ticker.C:
 			if l, err := c.Link(ctx, name); err == nil { // what goes wrong is told by the failover itself
-				d.show([]api.Link{l})
+				show([]api.Link{l})
 			}
 		}
 	}
+}
+
+// noteWaits notes what a failover waits for, once each.
+func (a *app) noteWaits() func([]api.Link) {
+	noted := map[string]bool{}
+	return func(links []api.Link) {
+		for _, p := range waits(links[0]) {
+			if text := clean(p.Error()); !noted[text] {
+				noted[text] = true
+				a.note("%s", text)
+			}
+		}
+	}
+}
+
+// waits are the findings that tell what a failover waits for.
+func waits(l api.Link) problem.Findings {
+	return slices.DeleteFunc(slices.Clone(l.Findings), func(p *problem.Problem) bool { return p.Code != "failover-waits" })
 }
 
 // failoverLines shows the failover that runs.
@@ -95,8 +116,13 @@ func failoverLines(p page, links []api.Link) []string {
 		if f := l.Failover; f != nil && f.FinishedAt == nil {
 			failoverPage(p, *f)
 		} else {
-			p.line("%s", p.paint(stateTone(l.State), string(l.State)))
+			why := ""
+			if l.State == api.StateFailingOver && l.Cause != nil {
+				why = ": " + clean(l.Cause.Cause)
+			}
+			p.line("%s%s", p.paint(stateTone(l.State), string(l.State)), why)
 		}
+		p.findings(waits(l))
 	}
 	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
 }

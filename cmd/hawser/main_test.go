@@ -542,24 +542,31 @@ func TestAwayForGood(t *testing.T) {
 	}
 }
 
-// TestFailoverShowsItsPhases: on a terminal, while it runs.
+// TestFailoverShowsItsPhases: on a terminal, while it runs; what it waits for, everywhere.
 func TestFailoverShowsItsPhases(t *testing.T) {
 	t.Parallel()
-	running := failover()
-	running.FinishedAt, running.Phases = nil, running.Phases[:1]
-	l := synchronized()
-	l.State, l.Failover = api.StateFailingOver, &running
-	looked := make(chan struct{})
-	f := &slowFailover{fake: &fake{links: []api.Link{l}}, looked: looked}
-	f.onLook = func(look int) {
-		if look == 2 {
-			close(looked)
+	for _, terminal := range []bool{true, false} {
+		running := failover()
+		running.FinishedAt, running.Phases = nil, running.Phases[:1]
+		l := synchronized()
+		l.State, l.Failover = api.StateFailingOver, &running
+		l.Findings = problem.Findings{problem.Warn("failover-waits", "backend 7", "the failover waits for its transaction", "SELECT pg_terminate_backend(7);")}
+		looked := make(chan struct{})
+		f := &slowFailover{fake: &fake{links: []api.Link{l}}, looked: looked}
+		f.onLook = func(look int) {
+			if look == 3 {
+				close(looked)
+			}
 		}
-	}
-	a, out, errOut := call{terminal: true, environ: []string{"NO_COLOR=1"}}.app(t)
-	code := a.run(t.Context(), split("link failover orders --socket "+serve(t, f)))
-	if code != 0 || !strings.Contains(out.String(), "planned failover under way: mi-west to on-prem") || !strings.Contains(out.String(), "on-prem is the primary") {
-		t.Errorf("code %d: %s%s", code, out, errOut)
+		a, out, errOut := call{terminal: terminal, environ: []string{"NO_COLOR=1"}}.app(t)
+		code := a.run(t.Context(), split("link failover orders --socket "+serve(t, f)))
+		if code != 0 || strings.Contains(out.String(), "planned failover under way: mi-west to on-prem") != terminal || !strings.Contains(out.String(), "on-prem is the primary") {
+			t.Errorf("code %d: %s%s", code, out, errOut)
+		}
+		const waits = "the failover waits for its transaction"
+		if terminal && !strings.Contains(out.String(), waits) || !terminal && strings.Count(errOut.String(), waits) != 1 {
+			t.Errorf("it does not say what it waits for: %s%s", out, errOut)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,11 +108,12 @@ func TestTwoAgentsOfOneServer(t *testing.T) {
 }
 
 // TestFailoverNamesWhoIsLockedOut: roles come to the secondary without login, so a failover
-// names those whose clients will stand before a closed door.
+// names those whose clients will stand before a closed door. Another one tells what it waits for.
 func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	a, b := small(t)
+	waitsAreTold(t, a, b)
 	b.Exec(t, "postgres", `CREATE ROLE reports LOGIN`)
 	a.Exec(t, "shop", `CREATE ROLE "App" LOGIN`, `CREATE ROLE reports LOGIN`, `GRANT SELECT ON t TO "App", reports`)
 	for _, user := range []string{"App", "reports"} {
@@ -128,4 +130,29 @@ func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
 	if len(r.Findings) != 1 || r.Findings[0].Code != "role-locked-out" || !strings.Contains(r.Findings[0].Remedy, `ALTER ROLE "App" LOGIN`) {
 		t.Errorf("the failover told %v", r.Findings)
 	}
+}
+
+// waitsAreTold: a transaction that writes in another database of the secondary's instance
+// holds off the slot by which the old primary is to follow.
+func waitsAreTold(t *testing.T, a, b *instance) {
+	t.Helper()
+	ctx := context.Background()
+	conn := b.Connect(t, "postgres")
+	within(t, conn, `BEGIN`, `CREATE TABLE long_at_work ()`)
+	want := fmt.Sprintf("on instance beta: backend %d", conn.PgConn().PID())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 5 * time.Second})
+		ended <- err
+	}()
+	testpg.Eventually(t, time.Minute, "the link tells what its failover waits for", func() (bool, error) {
+		l, err := a.Link(ctx, "shop")
+		return slices.ContainsFunc(l.Findings, func(p *problem.Problem) bool {
+			return p.Code == "failover-waits" && strings.HasPrefix(p.Object, want) && strings.Contains(p.Cause, "open since")
+		}), err
+	})
+	if p, ok := problem.As(<-ended); !ok || p.Code != "failover-waits" || !strings.HasPrefix(p.Object, want) || !strings.Contains(p.Remedy, "pg_terminate_backend") {
+		t.Errorf("the failover ended with %v", p)
+	}
+	within(t, conn, `ROLLBACK`)
 }

@@ -524,7 +524,8 @@ func (l *link) inSwap(ctx context.Context, step func(conn *pgx.Conn) error) erro
 	if err != nil {
 		return err
 	}
-	err = step(conn)
+	over := l.awaiting(ctx, conn)
+	err = over(step(conn))
 	l.mu.Lock()
 	within := max(0, time.Until(l.swapUntil)) + swapFor
 	l.mu.Unlock()
@@ -598,6 +599,12 @@ func (l *link) prepareToLead(ctx context.Context, r prepareRequest) (prepareRepl
 	}
 	side, _ := l.now()
 	r.Term = max(r.Term, side.Following()) // one that is spent here would be refused
+	// With some of the time left this side can still say what it waited for.
+	if r.Patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, r.Patience)
+		defer cancel()
+	}
 	findings, err := capture.Check(ctx, l.m.cfg.Server, l.rec.Database, l.filter())
 	if err != nil {
 		return prepareReply{}, err

@@ -81,6 +81,9 @@ func (l *link) status() Status {
 	comparing := l.forcing || l.rejoining
 	s.Comparing = &comparing
 	s.Notes = append(append(s.Notes, l.holes...), l.passable...)
+	if l.awaits != nil {
+		s.Notes = append(s.Notes, l.awaits)
+	}
 	if n := l.comparison(); n != nil {
 		s.Notes = append(s.Notes, n)
 	}
@@ -243,6 +246,9 @@ func (l *link) full(ctx context.Context) Status {
 		return s
 	}
 	var theirs Status
+	if side, _ := l.now(); side.Phase == role.Preparing && l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs) == nil {
+		s.Notes = append(s.Notes, awaited(theirs.Notes).On(s.Peer)...)
+	}
 	if l.obstacle() != nil || s.State == Diverged || s.State == FailingOver || s.State == Dropped || s.State == Suspended ||
 		s.Cause != nil && s.Cause.Code == "peer-not-granted" {
 		return s
@@ -300,11 +306,11 @@ func (l *link) measure(ctx context.Context, conn *pgx.Conn, s *Status) {
 	}
 }
 
-// notFollowing is why something can't be done with a secondary that does not follow: what
-// stopped it, where that needs a person.
 // joined adds to an advice, which may be empty.
 func joined(advice, more string) string { return strings.TrimPrefix(advice+"; "+more, "; ") }
 
+// notFollowing is why something can't be done with a secondary that does not follow: what
+// stopped it, where that needs a person.
 func notFollowing(s Status, why, otherwise string) *problem.Problem {
 	switch {
 	case s.State == Suspended && s.Cause != nil:
