@@ -19,6 +19,7 @@ import (
 	"github.com/hawser/hawser/internal/agent"
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/demo"
+	"github.com/hawser/hawser/internal/problem"
 )
 
 // app is one call of the program, with all that it has of the world.
@@ -112,7 +113,7 @@ func flagError(c *cobra.Command, err error) error {
 	var odd *pflag.InvalidValueError
 	if errors.As(err, &odd) && odd.GetFlag().Value.Type() == "duration" {
 		if _, number := strconv.ParseFloat(odd.GetValue(), 64); number == nil {
-			return usage{fmt.Errorf("--%s %s has no unit; did you mean %ss?", odd.GetFlag().Name, odd.GetValue(), odd.GetValue())}
+			return usage{fmt.Errorf("--%s %s has no unit; %s", odd.GetFlag().Name, odd.GetValue(), problem.DidYouMean(odd.GetValue()+"s"))}
 		}
 	}
 	var unknown *pflag.NotExistError
@@ -134,7 +135,7 @@ func suggest(near []string) string {
 		return ""
 	}
 	slices.Sort(near)
-	return "; did you mean " + strings.Join(near, " or ") + "?"
+	return "; " + problem.DidYouMean(near...)
 }
 
 // args asks for exactly the named arguments.

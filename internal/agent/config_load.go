@@ -243,7 +243,7 @@ func meant(nearest string) string {
 	if nearest == "" {
 		return "remove it; hawser agent --help lists what is known"
 	}
-	return "did you mean " + nearest + "?"
+	return problem.DidYouMean(nearest)
 }
 
 // envSource turns HAWSER_ variables into keys.

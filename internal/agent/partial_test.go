@@ -362,7 +362,7 @@ func TestPartialValidation(t *testing.T) {
 	ctx := context.Background()
 	a, b := pair(t)
 	a.Exec(t, "postgres", `CREATE DATABASE shop`)
-	a.Exec(t, "shop", partialSchema, `CREATE VIEW s.reads AS SELECT * FROM other.x; CREATE MATERIALIZED VIEW s.mat AS SELECT * FROM other.x`,
+	a.Exec(t, "shop", partialSchema, `CREATE TABLE "My Table" (id int); CREATE VIEW s.reads AS SELECT * FROM other.x; CREATE MATERIALIZED VIEW s.mat AS SELECT * FROM other.x`,
 		`CREATE TABLE s.p (id int REFERENCES other.x) PARTITION BY LIST (id); CREATE TABLE s.p_1 PARTITION OF s.p FOR VALUES IN (1)`)
 	validate := func(at *instance, role api.Role, tables, exclude []string) problem.Findings {
 		t.Helper()
@@ -375,7 +375,7 @@ func TestPartialValidation(t *testing.T) {
 	}
 	text := func(f problem.Findings) (out string) {
 		for _, p := range f {
-			out += fmt.Sprintf("%s: %s: %s\n", p.Code, strings.TrimPrefix(p.Object, "on instance alpha: "), p.Cause)
+			out += fmt.Sprintf("%s: %s: %s %s\n", p.Code, strings.TrimPrefix(p.Object, "on instance alpha: "), p.Cause, p.Remedy)
 		}
 		return out
 	}
@@ -384,12 +384,13 @@ func TestPartialValidation(t *testing.T) {
 		blocks          bool
 		want            []string
 	}{
-		{[]string{`s.*`}, nil, true, []string{`foreign-key-crosses: foreign key p_id_fkey of s.p: it refers to other.x`, `the rows of 5 of 9 tables`,
+		{[]string{`s.*`}, nil, true, []string{`foreign-key-crosses: foreign key p_id_fkey of s.p: it refers to other.x`, `the rows of 5 of 10 tables`,
 			`reads-without-rows: view s.reads: it reads other.x`, `materialized view s.mat`}},
-		{[]string{`s.*`}, []string{`s.p`}, false, []string{`the rows of 4 of 9 tables`}},
-		{[]string{`s.*`, `other.x`}, nil, false, []string{`the rows of 6 of 9 tables`}},
+		{[]string{`s.*`}, []string{`s.p`}, false, []string{`the rows of 4 of 10 tables`}},
+		{[]string{`s.*`, `other.x`}, nil, false, []string{`the rows of 6 of 10 tables`}},
 		{nil, []string{`s.order_1`}, true, []string{`foreign key secret_id_fkey of s.secret: it refers to s.order_1`}},
 		{[]string{`s.*`, `My Schema.*`}, nil, true, []string{`pattern-matches-nothing: --tables My Schema.*`}},
+		{[]string{`public.My Table`, `public.m? table`}, []string{`S.ordr_1`, `public.My T*`}, true, []string{`--tables 'public."My Table"'`, `--exclude-tables s.order_1`, `--exclude-tables 'public."My T"*'`}},
 		{[]string{`s.secret`, `s.order_1`}, []string{`nowhere.*`}, true, []string{`pattern-matches-nothing: --exclude-tables nowhere.*`}},
 		{[]string{`orders`}, nil, true, []string{`bad-pattern: table pattern orders: it names no schema`}},
 		{[]string{`orders`}, []string{`a.b.c`}, true, []string{`bad-pattern: table pattern orders: it names no schema`, `bad-pattern: table pattern a.b.c: it has more than two parts`}},

@@ -3,6 +3,8 @@ package capture
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -144,14 +146,16 @@ func checkPatterns(ctx context.Context, conn *pgx.Conn, f filter.Filter) (proble
 		if err != nil {
 			return err
 		}
-		var matches bool
-		err = conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
-			AND n.nspname LIKE $1 COLLATE "C" AND c.relname LIKE $2 COLLATE "C")`, schema, table).Scan(&matches)
-		if err == nil && !matches {
-			out = append(out, problem.New("pattern-matches-nothing", flag+" "+pattern, "no table matches it",
-				"").Advise("correct it or leave it out; letters outside of double quotes are folded to lower case"))
+		if names, err := matching(ctx, conn, schema, table); err != nil || len(names) > 0 {
+			return err
 		}
+		near, err := nearestPattern(ctx, conn, pattern)
+		p := problem.New("pattern-matches-nothing", flag+" "+pattern, "no table matches it; letters outside of double quotes are folded to lower case",
+			"").Advise("correct it or leave it out")
+		if near != "" {
+			p.Remedy, p.Advice = flag+" "+problem.Word(near), problem.DidYouMean(near)
+		}
+		out = append(out, p)
 		return err
 	}
 	for _, p := range f.Tables {
@@ -165,6 +169,42 @@ func checkPatterns(ctx context.Context, conn *pgx.Conn, f filter.Filter) (proble
 		}
 	}
 	return out, nil
+}
+
+// matching are the tables, each as its schema and its name, that two patterns of LIKE match.
+func matching(ctx context.Context, conn *pgx.Conn, schema, table string) ([][]string, error) {
+	rows, err := conn.Query(ctx, `SELECT ARRAY[n.nspname::text, c.relname::text] FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('hawser', 'pg_catalog', 'information_schema')
+		AND n.nspname LIKE $1 COLLATE "C" AND c.relname LIKE $2 COLLATE "C"`, schema, table)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[[]string])
+}
+
+// nearestPattern is the one that was most likely meant by one that matches nothing: as
+// often as not its letters stand between double quotes.
+func nearestPattern(ctx context.Context, conn *pgx.Conn, pattern string) (string, error) {
+	exact := filter.Exact(pattern)
+	schema, table, err := filter.Like(exact)
+	if err != nil {
+		return "", err
+	}
+	names, err := matching(ctx, conn, schema, table)
+	if err != nil || len(names) > 0 {
+		return exact, err
+	}
+	if names, err = matching(ctx, conn, "%", "%"); err != nil {
+		return "", err
+	}
+	known := make([]string, len(names))
+	for i, n := range names {
+		known[i] = strings.Join(n, ".")
+	}
+	if i := slices.Index(known, problem.Nearest(pattern, known)); i >= 0 {
+		return filter.Written(names[i]...), nil
+	}
+	return "", nil
 }
 
 // border has the leaves: the tables with rows, whether they are chosen, and all the

@@ -163,6 +163,39 @@ func Name(pattern string) (*regexp.Regexp, error) {
 // false when a double quote in it is not closed.
 func Parts(name string) (parts []string, closed bool) { return split(name, plain) }
 
+// Written is the reverse of Parts: a name, in double quotes where it needs them.
+func Written(parts ...string) string {
+	out := make([]string, len(parts))
+	for i, p := range parts {
+		out[i] = quote(p)
+	}
+	return strings.Join(out, ".")
+}
+
+// Exact is a pattern without double quotes that means its letters as they are written.
+func Exact(pattern string) string {
+	if strings.Contains(pattern, `"`) {
+		return pattern
+	}
+	parts := strings.Split(pattern, ".")
+	for i, p := range parts {
+		parts[i] = literal.ReplaceAllStringFunc(p, quote)
+	}
+	return strings.Join(parts, ".")
+}
+
+var (
+	literal = regexp.MustCompile(`[^*?]+`)
+	folded  = regexp.MustCompile(`^[a-z0-9_]+$`) // it means the same with and without double quotes
+)
+
+func quote(name string) string {
+	if folded.MatchString(name) {
+		return name
+	}
+	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
+}
+
 // plain writes a character of a name.
 func plain(b *strings.Builder, r rune, quoted bool) {
 	if 'A' <= r && r <= 'Z' && !quoted {

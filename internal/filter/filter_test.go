@@ -30,6 +30,19 @@ func TestPatterns(t *testing.T) {
 	}
 }
 
+func TestWritten(t *testing.T) {
+	for want, parts := range map[string][]string{`public.orders_1`: {"public", "orders_1"}, `public."My Table"`: {"public", "My Table"}, `"a.b"."say ""hi"""`: {"a.b", `say "hi"`}} {
+		if got := Written(parts...); got != want {
+			t.Errorf("%q is written %s, want %s", parts, got, want)
+		}
+	}
+	for pattern, want := range map[string]string{`public.My Table`: `public."My Table"`, `Sales.Order_?1*`: `"Sales"."Order_"?1*`, `s.*`: `s.*`, `s."X"`: `s."X"`} {
+		if got := Exact(pattern); got != want {
+			t.Errorf("%s means %s, want %s", pattern, got, want)
+		}
+	}
+}
+
 func TestFlags(t *testing.T) {
 	f := Filter{Tables: []string{`public.*`, `"it's".x`}, Exclude: []string{`*.audit`}}
 	if got, want := f.String(), `--tables 'public.*' --tables '"it'\''s".x' --exclude-tables '*.audit'`; got != want {

@@ -91,7 +91,7 @@ func otherRole(p *problem.Problem, s Spec) *problem.Problem {
 		who = "this instance"
 	}
 	if strings.HasPrefix(p.Remedy, "--database ") {
-		q.Advice = joined(p.Advice, turned+" if it is "+who+" that has it")
+		q.Advice = turned + " if it is " + who + " that has it; " + p.Advice
 		return &q
 	}
 	q.Remedy, q.Advice = turned, "if it is "+who+" that has it"
@@ -171,7 +171,7 @@ func (m *Manager) nearestDatabase(ctx context.Context, p *problem.Problem, peer,
 	known = slices.DeleteFunc(known, func(name string) bool { return peer != "" && m.granted(peer, name, grant.ToPeer) != nil })
 	if near := problem.Nearest(database, known); err == nil && near != "" {
 		q := *p
-		q.Remedy, q.Advice = "--database "+problem.Word(near), "if that was meant; names of databases are taken as they are written"
+		q.Remedy, q.Advice = "--database "+problem.Word(near), "names of databases are taken as they are written; "+problem.DidYouMean(near)
 		return &q
 	}
 	return p

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -151,7 +150,7 @@ func choose(all []catalog.SeedTable, names []string) (out []catalog.SeedTable, e
 		case i < 0:
 			unknown = append(unknown, name)
 		case slices.ContainsFunc(all[i+1:], called):
-			unclear, clear = append(unclear, name), append(clear, "--table "+problem.Word(tableName(all[i])))
+			unclear, clear = append(unclear, name), append(clear, filter.Written(all[i].Schema, all[i].Name))
 		default:
 			out = append(out, all[i])
 		}
@@ -164,7 +163,7 @@ func choose(all []catalog.SeedTable, names []string) (out []catalog.SeedTable, e
 		}
 		return nil, p
 	case len(unclear) > 0:
-		return nil, problem.New("table-ambiguous", tables(unclear), "several schemas have a table of this name", strings.Join(clear, " ")).Advise("name its schema")
+		return nil, problem.New("table-ambiguous", tables(unclear), "several schemas have a table of this name", tableFlags(clear)).Advise("name its schema")
 	}
 	return out, nil
 }
@@ -192,26 +191,21 @@ func unknownTable(all []catalog.SeedTable, names []string) *problem.Problem {
 	for _, name := range names {
 		parts, _ := filter.Parts(name)
 		if i := slices.Index(known, problem.Nearest(strings.Join(parts, "."), known)); i >= 0 {
-			near = append(near, "--table "+problem.Word(tableName(all[i/2])))
+			near = append(near, filter.Written(all[i/2].Schema, all[i/2].Name))
 		}
 	}
 	if len(near) > 0 {
-		p.Remedy, p.Advice = strings.Join(near, " "), "if that was meant; of a partitioned table name the partitions"
+		p.Remedy, p.Advice = tableFlags(near), "of a partitioned table name the partitions; "+problem.DidYouMean(near...)
 	}
 	return p
 }
 
-var unquoted = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
-
-// tableName is a table's name as choose reads it, in double quotes where it needs them.
-func tableName(t catalog.SeedTable) string {
-	parts := []string{t.Schema, t.Name}
-	for i, part := range parts {
-		if !unquoted.MatchString(part) {
-			parts[i] = postgres.QuoteIdent(part)
-		}
+func tableFlags(names []string) string {
+	flags := make([]string, len(names))
+	for i, n := range names {
+		flags[i] = "--table " + problem.Word(n)
 	}
-	return strings.Join(parts, ".")
+	return strings.Join(flags, " ")
 }
 
 func tables(names []string) string {

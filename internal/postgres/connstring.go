@@ -105,7 +105,7 @@ func checkKeywords(connString string) error {
 		}
 		why := "one of its keywords is unknown"
 		if near := problem.Nearest(key, keywords); near != "" {
-			why += "; did you mean " + near + "?"
+			why += "; " + problem.DidYouMean(near)
 		}
 		return unreadable(why + " The keywords are " + strings.Join(keywords, ", ") + "; a setting of the server's is written options='-c NAME=VALUE'")
 	}

@@ -1,10 +1,20 @@
 package problem
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/agnivade/levenshtein"
 )
+
+// DidYouMean asks for names that were most likely meant; "" where there are none.
+func DidYouMean(near ...string) string {
+	near = slices.DeleteFunc(slices.Clone(near), func(n string) bool { return n == "" })
+	if len(near) == 0 {
+		return ""
+	}
+	return "did you mean " + strings.Join(near, " or ") + "?"
+}
 
 // Nearest is the known name that was most likely meant by one that is not known, or "".
 // How letters are written counts only between names that are equally near.

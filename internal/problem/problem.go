@@ -83,7 +83,7 @@ func (p *Problem) Meant(near string) *Problem {
 	if near == "" {
 		return p
 	}
-	return p.Advise(Word(near) + " may be meant")
+	return p.Advise(DidYouMean(Word(near)))
 }
 
 // At returns a copy of p that is mended in another place.

@@ -44,7 +44,7 @@ func TestError(t *testing.T) {
 	if want := "it is off: refused (remedy: on the primary: SET a = on; / SET b = on; then restart)"; p.Because(errors.New("refused")).Error() != want {
 		t.Errorf("%s, want %s", p.Because(errors.New("refused")), want)
 	}
-	if q := New("x", "", "it is off", ""); q.Meant("").Advice != "" || q.Meant("My shop").Advice != "'My shop' may be meant" {
+	if q := New("x", "", "it is off", ""); q.Meant("").Advice != "" || q.Meant("My shop").Advice != "did you mean 'My shop'?" {
 		t.Errorf("what may be meant is told as %q and %q", q.Meant("").Advice, q.Meant("My shop").Advice)
 	}
 	if want := "it is off (remedy: wait)"; New("x", "", "it is off", "").Advise("wait").Error() != want {
