@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -153,6 +154,33 @@ func settingsOf(connString string) map[string]string {
 	}
 	maps.Copy(all, own)
 	return all
+}
+
+// passwordFile is the one that the connection string or the environment names.
+func (s *Server) passwordFile() string {
+	name := s.settings["passfile"]
+	if home, err := os.UserHomeDir(); name == "" && err == nil {
+		name = filepath.Join(home, ".pgpass")
+	}
+	return name
+}
+
+// readByOthers is true of a file with secrets that is to be passed over: libpq's rule, by
+// which pg_dump goes, too.
+func readByOthers(file string) bool {
+	info, err := os.Stat(file)
+	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0
+}
+
+// givesPassword tells that no password file is asked.
+func givesPassword(connString string, settings map[string]string) bool {
+	if settings["password"] != "" || os.Getenv("PGPASSWORD") != "" {
+		return true
+	}
+	rest, isURL := cutScheme(connString)
+	authority, _, _ := strings.Cut(rest, "/")
+	at := strings.LastIndex(authority, "@")
+	return isURL && at >= 0 && strings.Contains(authority[:at], ":")
 }
 
 func defaultServiceFile() string {

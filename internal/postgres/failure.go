@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -138,7 +137,7 @@ func (r *refusal) problem() *problem.Problem {
 
 // noPassword tells a password that the server does not take from one that nothing gave.
 func (r *refusal) noPassword(object, role string) *problem.Problem {
-	file, fault := r.server.passwordFile()
+	file := r.server.passwordFile()
 	if r.config.Password != "" {
 		where := "in the connection string or in password file " + file
 		if os.Getenv("PGPASSWORD") == r.config.Password {
@@ -148,27 +147,26 @@ func (r *refusal) noPassword(object, role string) *problem.Problem {
 			"it refused the password of role "+role+"; where there is no such role it says the same",
 			"ALTER ROLE "+role+" LOGIN PASSWORD '…';").Advise("and the same password " + where)
 	}
+	missing := "it asks for the password of role " + role + ", and there is none: "
+	if readByOthers(file) {
+		return problem.New("password-missing", object, missing+"password file "+file+" can be read by other users, and is passed over as libpq does", "chmod 600 "+problem.Word(file))
+	}
 	first := r.server.nodes()[0]
 	line := fmt.Sprintf("%s:%s:*:%s:PASSWORD", passwordField(first.host), first.port, passwordField(r.config.User))
-	return problem.New("password-missing", object, "it asks for the password of role "+role+", and there is none: "+fault, line).
+	return problem.New("password-missing", object, missing+faultOf(file), line).
 		Advise("put this line into password file " + file + ", which only the agent's user may read; passfile=FILE in the connection string names another one")
 }
 
-// passwordFile is the one that the connection string or the environment names, and why it
-// gave no password.
-func (s *Server) passwordFile() (name, fault string) {
-	name = s.settings["passfile"]
-	if home, err := os.UserHomeDir(); name == "" && err == nil {
-		name = filepath.Join(home, ".pgpass")
-	}
-	_, err := os.ReadFile(name)
+// faultOf is why a password file gave no password.
+func faultOf(file string) string {
+	_, err := os.ReadFile(file)
 	switch path := (*fs.PathError)(nil); {
 	case errors.Is(err, fs.ErrNotExist):
-		return name, "password file " + name + " does not exist"
+		return "password file " + file + " does not exist"
 	case errors.As(err, &path):
-		return name, "password file " + name + " can't be read: " + path.Err.Error()
+		return "password file " + file + " can't be read: " + path.Err.Error()
 	}
-	return name, "password file " + name + " has no line for it"
+	return "password file " + file + " has no line for it"
 }
 
 // passwordField is a field of a password file's line.

@@ -73,6 +73,9 @@ func Open(connString string) (*Server, error) {
 
 // complete adds what every connection needs.
 func (s *Server) complete(config *pgx.ConnConfig) {
+	if file := s.passwordFile(); readByOthers(file) && !givesPassword(s.text, s.settings) {
+		config.Password = ""
+	}
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
 	}
@@ -95,10 +98,10 @@ func (s *Server) fresh() *pgx.ConnConfig {
 	if err != nil {
 		return s.config.Copy()
 	}
+	s.complete(config)
 	if config.Password == "" {
 		config.Password = s.config.Password
 	}
-	s.complete(config)
 	return config
 }
 
