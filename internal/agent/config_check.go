@@ -1,9 +1,7 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/user"
@@ -13,10 +11,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/link"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -50,8 +47,13 @@ func (c Config) checkName() problem.Findings {
 
 func (c Config) checkAddresses() problem.Findings {
 	var f problem.Findings
-	if !isListenAddress(c.Endpoint.Listen) {
-		f = append(f, invalid("endpoint.listen", fmt.Sprintf("%q is not host:port.", c.Endpoint.Listen), "endpoint: {listen: ':5022'}"))
+	_, port, err := net.SplitHostPort(c.Endpoint.Listen)
+	cause := api.CheckPort(port)
+	if err != nil {
+		cause = fmt.Sprintf("%q is not host:port.", c.Endpoint.Listen)
+	}
+	if cause != "" && port != "0" { // which is any that is free
+		f = append(f, invalid("endpoint.listen", cause, "endpoint: {listen: ':5022'}"))
 	}
 	switch {
 	case strings.Contains(c.Socket, "://"):
@@ -66,15 +68,6 @@ func (c Config) checkAddresses() problem.Findings {
 		f = append(f, invalid("api.listen", p.Cause, p.Remedy).Advise(p.Advice))
 	}
 	return f
-}
-
-func isListenAddress(s string) bool {
-	_, port, err := net.SplitHostPort(s)
-	if err != nil {
-		return false
-	}
-	_, err = strconv.ParseUint(port, 10, 16)
-	return err == nil
 }
 
 func (c PostgresConfig) check() problem.Findings {
@@ -93,22 +86,18 @@ func (c PostgresConfig) check() problem.Findings {
 // check never repeats what it read: a string that can't be read may hold a
 // password anywhere.
 func (c ConnString) check() problem.Findings {
-	_, err := pgconn.ParseConfig(string(c))
+	_, err := postgres.Open(string(c))
 	if err == nil {
 		return nil
 	}
-	p := invalid("postgres.connection", "It is neither a connection string nor a URL.", "postgres: {connection: 'host=db1 port=5432 user=hawser dbname=postgres'}").Advise("or a postgresql:// URL")
-	if file := (*fs.PathError)(nil); errors.As(err, &file) {
-		p = invalid("postgres.connection", "A file that it names can't be read", "").Advise("correct the path, or let the agent's user read the file").Because(file)
-	}
-	return problem.Findings{p}
+	p := problem.Of(err, "invalid-config")
+	return problem.Findings{invalid("postgres.connection", p.Cause, p.Remedy).Advise(p.Advice)}
 }
 
 func (c *ManagedConfig) check() problem.Findings {
 	var f problem.Findings
-	const highest = 1<<16 - 1
-	if c.Port < 1 || c.Port > highest {
-		f = append(f, invalid("postgres.managed.port", fmt.Sprintf("%d is not a port.", c.Port), "postgres: {managed: {port: 5432}}"))
+	if cause := api.CheckPort(strconv.Itoa(c.Port)); cause != "" {
+		f = append(f, invalid("postgres.managed.port", cause, "postgres: {managed: {port: 5432}}"))
 	}
 	if c.BinDir != "" {
 		if _, err := os.Stat(filepath.Join(c.BinDir, "postgres")); err != nil {

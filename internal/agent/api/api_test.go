@@ -515,6 +515,11 @@ func TestCompleteAddress(t *testing.T) {
 			t.Errorf("%q gave %q, %v; want %q", in, got, err, want)
 		}
 	}
+	for in, want := range map[string]string{"west:70000": `"70000" is not a port`, "west:0": "from 1 to 65535", "west:": `"" is not a port`, "a/b:1": "not host or host:port", ":1": "not host or host:port"} {
+		if _, err := completeAddress(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", in, err)
+		}
+	}
 }
 
 // TestWireNames: the rule of the contract for names, units and numbers that

@@ -83,10 +83,21 @@ func completeAddress(address string) (string, error) {
 	if err != nil {
 		host, port = strings.Trim(address, "[]"), strconv.Itoa(DefaultPort)
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	bareIPv6 := net.ParseIP(host) != nil
-	if host == "" || err != nil || n == 0 || strings.ContainsAny(host, "/ @?#") || strings.Contains(host, ":") && !bareIPv6 {
-		return "", problem.New("invalid-address", "address "+strconv.Quote(address), "It is not host or host:port.", "--address mi-west.example.com:5022")
+	invalid := problem.New("invalid-address", "address "+strconv.Quote(address), "It is not host or host:port.", "--address mi-west.example.com:5022")
+	if bareIPv6 := net.ParseIP(host) != nil; host == "" || strings.ContainsAny(host, "/ @?#") || strings.Contains(host, ":") && !bareIPv6 {
+		return "", invalid
+	}
+	if cause := CheckPort(port); cause != "" {
+		invalid.Cause = cause
+		return "", invalid
 	}
 	return net.JoinHostPort(host, port), nil
+}
+
+// CheckPort says why text is not a TCP port that can be dialled; "" where it is one.
+func CheckPort(text string) string {
+	if n, err := strconv.ParseUint(text, 10, 16); err != nil || n == 0 {
+		return strconv.Quote(text) + " is not a port: ports are whole numbers from 1 to 65535."
+	}
+	return ""
 }

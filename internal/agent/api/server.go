@@ -64,7 +64,10 @@ func Listen(config Config) (*Server, error) {
 // CheckListen refuses an address for the API that is not on loopback: the
 // token would cross the network in the clear.
 func CheckListen(address string) error {
-	host, _, err := net.SplitHostPort(address)
+	host, port, err := net.SplitHostPort(address)
+	if cause := CheckPort(port); err == nil && port != "0" && cause != "" { // 0 is any that is free
+		return problem.New("invalid-setting", "setting api.listen", cause, "api: {listen: '127.0.0.1:5023'}")
+	}
 	if err != nil {
 		return problem.New("invalid-setting", "setting api.listen", fmt.Sprintf("%q is not host:port.", address), "api: {listen: '127.0.0.1:5023'}")
 	}
