@@ -2,10 +2,12 @@ package agent_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/testpg"
 )
 
@@ -72,6 +74,15 @@ func TestRowIndexes(t *testing.T) {
 	b.Exec(t, "shop", `UPDATE kept SET b = 'new' WHERE a = 2`, `CREATE INDEX half ON kept (b); CREATE INDEX half1 ON split1 ((1 / a)); INSERT INTO whole VALUES (1)`)
 	same(t, b, a, "shop")
 	proven(t, b, "shop")
+	// One that a person is making on the secondary is not of a former primary.
+	within(t, a.Connect(t, "shop"), postgres.ByHand, `CREATE INDEX by_hand ON whole (a)`, `UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'by_hand'::regclass`)
+	if err := errors.Join(a.PauseLink(ctx, "shop"), a.ResumeLink(ctx, "shop")); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	if got := testpg.Rows(t, a.Connect(t, "shop"), `SELECT FROM pg_class WHERE relname = 'by_hand'`); len(got) == 0 {
+		t.Error("an index that a person is making on the secondary was dropped when it connected again")
+	}
 
 	indexRows(t, a, `CREATE INDEX hawser_row_kept ON kept (hawser.row_hash(ROW(a, b)))`)
 	if _, err := b.DropLink(ctx, "shop", api.DropOptions{}); err != nil {

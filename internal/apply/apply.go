@@ -270,14 +270,18 @@ func takeOrigin(ctx context.Context, conn *pgx.Conn, name string) error {
 }
 
 // BeginAt creates the origin of a new term with the position from which to
-// follow. One that exists keeps its position: it may have moved on.
-func BeginAt(ctx context.Context, conn *pgx.Conn, origin string, from frame.LSN) error {
+// follow, and does in the same transaction what comes first in a term. One that
+// exists keeps its position: it may have moved on.
+func BeginAt(ctx context.Context, conn *pgx.Conn, origin string, from frame.LSN, first func(context.Context, pgx.Tx) error) error {
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		var exists bool
 		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1)`, origin).Scan(&exists); err != nil {
 			return err
 		}
 		if !exists {
+			if err := first(ctx, tx); err != nil {
+				return err
+			}
 			if _, err := tx.Exec(ctx, `SELECT pg_replication_origin_create($1)`, origin); err != nil {
 				return err
 			}

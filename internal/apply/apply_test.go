@@ -62,7 +62,7 @@ func newReplica(t *testing.T, c *testpg.Cluster, sql ...string) *replica {
 	if err := catalog.Join(context.Background(), conn, testID, "l"); err != nil {
 		t.Fatal(err)
 	}
-	if err := BeginAt(context.Background(), conn, r.origin, 100); err != nil {
+	if err := BeginAt(context.Background(), conn, r.origin, 100, func(context.Context, pgx.Tx) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = DropOrigins(context.Background(), c.Connect(t, r.db), testID, "") })

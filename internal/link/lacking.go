@@ -7,7 +7,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
@@ -174,7 +173,7 @@ func (l *link) recollect(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	if side, _ := l.now(); side.Role == role.Secondary {
-		if err := apply.BeginAt(ctx, conn, apply.Origin(l.rec.ID, side.Term), side.From); err != nil {
+		if err := l.beginTerm(ctx, conn, side); err != nil {
 			return err
 		}
 	}

@@ -261,28 +261,29 @@ func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.St
 	if err := l.noteUntold(ctx, conn, side.Term); err != nil {
 		return err
 	}
-	origin := apply.Origin(l.rec.ID, side.Term)
-	if err := apply.BeginAt(ctx, conn, origin, side.From); err != nil {
+	if err := l.beginTerm(ctx, conn, side); err != nil {
 		return err
 	}
+	origin := apply.Origin(l.rec.ID, side.Term)
 	if err := apply.DropOrigins(ctx, conn, l.rec.ID, origin); err != nil {
 		return err
 	}
 	if err := catalog.ForgetPositions(ctx, conn, apply.OriginPrefix(l.rec.ID), origin); err != nil {
 		return err
 	}
-	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if err := fence.Quiet(ctx, tx); err != nil {
-			return err
-		}
-		return schema.DropInvalidIndexes(ctx, tx)
-	}); err != nil {
-		return err
-	}
 	if handing {
 		return nil
 	}
 	return errors.Join(capture.DropSlot(ctx, conn, l.rec.ID), l.discardHeirs(ctx))
+}
+
+// beginTerm has this side follow from where the term began. What it left unfinished as the
+// primary goes once: what is unfinished later, somebody is making here.
+func (l *link) beginTerm(ctx context.Context, conn *pgx.Conn, side role.State) error {
+	if err := fence.Quiet(ctx, conn); err != nil {
+		return err
+	}
+	return apply.BeginAt(ctx, conn, apply.Origin(l.rec.ID, side.Term), side.From, schema.DropInvalidIndexes)
 }
 
 // noteUntold names what sessions of other databases, which no fence keeps out, changed
