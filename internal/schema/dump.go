@@ -87,7 +87,7 @@ func TakeDump(ctx context.Context, src *postgres.Server, database string, o Dump
 	if d.Entries, err = assemble(toc, f); err != nil {
 		return nil, err
 	}
-	if d.Roles, err = namedRoles(toc, f.roles); err != nil {
+	if d.Roles, err = namedRoles(toc, f); err != nil {
 		return nil, err
 	}
 	return d, nil

@@ -128,7 +128,7 @@ func (a *assembly) add(t *tocEntry) error {
 	}
 	n := &node{toc: t, Entry: Entry{Kind: t.kind, Schema: t.schema, Name: t.name, Owner: t.owner, OID: t.oid, SQL: sql}}
 	a.byTOC[t.id] = n
-	n.left = !carried(t.kind) || t.schema == "hawser" || a.facts.ours[object{t.class, t.oid}]
+	n.left = !carried(t.kind) || a.facts.own(t)
 	n.Table = a.facts.owners[object{t.class, t.oid}]
 	if t.class == 0 {
 		n.Table = a.tableOf(t)

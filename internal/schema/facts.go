@@ -158,6 +158,11 @@ func (f *facts) readOurs(ctx context.Context, tx pgx.Tx) error {
 		})
 }
 
+// own tells that an entry of the archive is Hawser's.
+func (f *facts) own(t *tocEntry) bool {
+	return t.schema == "hawser" || f.ours[object{t.class, t.oid}]
+}
+
 // readsMatviews yields for every materialized view those that it reads, by
 // itself or through views.
 const readsMatviews = `

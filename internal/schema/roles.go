@@ -97,9 +97,13 @@ func indexRole(roles []Role, name string) int {
 
 // namedRoles returns those roles whose names occur in the SQL of the dump, and their
 // members. An object of the same name is taken for the role: one role too many does no harm.
-func namedRoles(toc []tocEntry, roles []Role) ([]Role, error) {
+func namedRoles(toc []tocEntry, f *facts) ([]Role, error) {
+	roles := f.roles
 	named := make(map[string]bool, len(roles))
 	for i := range toc {
+		if f.own(&toc[i]) { // of the agent's role
+			continue
+		}
 		s := scanner{src: toc[i].sql}
 		for {
 			t, ok, err := s.next()
