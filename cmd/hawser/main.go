@@ -48,6 +48,10 @@ type signalled struct{ signal syscall.Signal }
 
 func (s signalled) Error() string { return "ended by " + s.signal.String() }
 
+// Is has it known for a context's end where whoever ran under that tells its cause, as
+// package link does.
+func (s signalled) Is(target error) bool { return target == context.Canceled }
+
 // untilSignal returns a context that the first SIGINT or SIGTERM ends. A second
 // one ends the process at once.
 func untilSignal(parent context.Context) (context.Context, func()) {

@@ -486,6 +486,7 @@ func TestAgentCommand(t *testing.T) {
 		"json to no":  {t.Context(), "-o json --log-format text --config " + file, nil, 0, func(c agent.Config) bool { return c.Log.Format == agent.LogText }},
 		"failed":      {t.Context(), "--config " + file, failed, 1, nil},
 		"ended":       {stop, "--config " + file, context.Canceled, 0, nil},
+		"signalled":   {stop, "--config " + file, fmt.Errorf("dial: %w", context.Cause(stop)), 0, nil},
 		"ended badly": {stop, "--config " + file, failed, 1, nil},
 	}
 	for name, test := range tests {

@@ -591,7 +591,7 @@ func (l *link) mayFollow(ctx context.Context, side role.State, primary string) e
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHandoff, outcomeRequest{side.By, side.Term}, &reply)
 	if err == nil && reply.Outcome != handoffTaken {
 		return problem.New("primary-not-moved", object, "instance "+l.rec.Peer+" leads its database, or may still",
-			"hawser link list").Advise("see which instance leads; hawser link failover, of the link between instance " + l.rec.Peer + " and instance " + primary + ", makes the other one lead").Because(err)
+			"hawser link list").Advise("see which instance leads; where instance " + l.rec.Peer + " was forced out, hawser link rejoin there first; else hawser link failover, of the link between instance " + l.rec.Peer + " and instance " + primary + ", makes the other one lead").Because(err)
 	}
 	return nil
 }
