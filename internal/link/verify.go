@@ -79,8 +79,10 @@ func (l *link) verifyHere(ctx context.Context) (VerifyReport, error) {
 	if err := l.follower(); err != nil {
 		return VerifyReport{}, err
 	}
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callSweep, struct{}{}, nil); err != nil {
-		return VerifyReport{}, err
+	if l.following() != nil { // else compareOnce says why not
+		if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callSweep, struct{}{}, nil); err != nil {
+			return VerifyReport{}, err
+		}
 	}
 	report, err := l.compareFollowing(ctx, verify.RunOptions{})
 	if err == nil && report.Equal {
