@@ -254,6 +254,9 @@ var linkCalls = map[string]linkCall{
 	callSequences: onLink(swaps, (*link).unfitSequences),
 }
 
+// codeUnknownCall is the answer of an agent that is older than the call.
+const codeUnknownCall = "unknown-call"
+
 // Call answers the other agents. It is peer.Handler's.
 func (m *Manager) Call(ctx context.Context, from, name, method string, payload []byte) ([]byte, error) {
 	if call, ok := databaseCalls[method]; ok {
@@ -265,7 +268,7 @@ func (m *Manager) Call(ctx context.Context, from, name, method string, payload [
 	}
 	call, ok := linkCalls[method]
 	if !ok {
-		return nil, problem.New("unknown-call", "call "+method, "this version of Hawser does not know it", "").Advise("run the same version on both sides")
+		return nil, problem.New(codeUnknownCall, "call "+method, "this version of Hawser does not know it", "").Advise("run the same version on both sides")
 	}
 	if err := l.permits(call.need); err != nil {
 		return nil, err
