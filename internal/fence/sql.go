@@ -28,10 +28,12 @@ const (
 	// one a superuser.
 	agents = `(current_setting('session_replication_role') = 'replica' AND current_setting('` + postgres.AgentSetting + `', true) = 'on')`
 
-	// filling is true of an agent's session that fills a materialized view, and of the
-	// command that does it.
-	filling = `(current_setting('session_replication_role') = 'replica' AND current_setting('` + postgres.AgentSetting + `', true) = '` + postgres.AgentFills + `'
-		AND TG_TAG IN ('CREATE MATERIALIZED VIEW', 'REFRESH MATERIALIZED VIEW'))`
+	// filling is true of an agent's session that fills a materialized view.
+	filling = `(current_setting('session_replication_role') = 'replica' AND current_setting('` + postgres.AgentSetting + `', true) = '` + postgres.AgentFills + `')`
+
+	// merging matches where REFRESH CONCURRENTLY makes its own temporary table and drops it. No
+	// user's function can do that inside a materialized view's query.
+	merging = `(CREATE TEMP|ALTER|DROP) TABLE pg_temp_[0-9]+\.pg_temp_[0-9]+`
 
 	// form is what Close writes into the memo: a fence that an older agent closed is
 	// closed again.
@@ -70,16 +72,25 @@ func closedTable(s Sign, h home) string {
 END`, h.elsewhere(), s.message(), s.hint())
 }
 
-// closedDDL lets REINDEX pass, which read-only transactions may do too.
+// closedDDL lets REINDEX pass, which read-only transactions may do too. Of a session that
+// fills a materialized view it lets pass what does that, and nothing that the query does.
 func closedDDL(s Sign, h home) string {
-	return fmt.Sprintf(`BEGIN
-	IF %s IS TRUE OR %s IS TRUE OR TG_TAG = 'REINDEX' OR %s THEN
+	return fmt.Sprintf(`DECLARE
+	stack text;
+BEGIN
+	IF %s IS TRUE OR TG_TAG = 'REINDEX' OR %s THEN
 		RETURN;
+	END IF;
+	IF %s IS TRUE THEN
+		GET DIAGNOSTICS stack = PG_CONTEXT;
+		IF TG_TAG IN ('CREATE MATERIALIZED VIEW', 'REFRESH MATERIALIZED VIEW') OR split_part(stack, E'\n', 2) ~ '%s' THEN
+			RETURN;
+		END IF;
 	END IF;
 	RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = %s,
 		DETAIL = format('%%s was refused. On this side the link alone writes.', TG_TAG),
 		HINT = %s;
-END`, agents, filling, h.elsewhere(), s.message(), s.hint())
+END`, agents, h.elsewhere(), filling, merging, s.message(), s.hint())
 }
 
 func (s Sign) message() string {

@@ -56,7 +56,7 @@ func (r *replay) fill(ctx context.Context, st *ddlStatement, view string, run fu
 	case *pgq.Node_CreateTableAsStmt:
 		n.CreateTableAsStmt.Into.SkipData = true
 	case *pgq.Node_RefreshMatViewStmt:
-		n.RefreshMatViewStmt.SkipData = true
+		n.RefreshMatViewStmt.Concurrent, n.RefreshMatViewStmt.SkipData = false, true
 	default: // it was made empty
 		return nil
 	}
