@@ -51,6 +51,9 @@ func compareSchemas(p, s Inventory) []SchemaDifference {
 	if mixed {
 		p.Schema, s.Schema = unquoted(p.Schema), unquoted(s.Schema)
 	}
+	if hasDatabase(p.Schema) != hasDatabase(s.Schema) {
+		p.Schema, s.Schema = withoutDatabase(p.Schema), withoutDatabase(s.Schema)
+	}
 	theirs := map[name]Fact{}
 	for _, f := range s.Schema {
 		theirs[name{f.Kind, f.Object}] = f
@@ -73,6 +76,17 @@ func compareSchemas(p, s Inventory) []SchemaDifference {
 		return strings.Compare(a.Kind+"\x00"+a.Object, b.Kind+"\x00"+b.Object)
 	})
 	return out
+}
+
+// hasDatabase: an older agent says nothing of the database itself.
+func hasDatabase(facts []Fact) bool {
+	return slices.ContainsFunc(facts, func(f Fact) bool { return f.Kind == "database" })
+}
+
+func withoutDatabase(facts []Fact) []Fact {
+	return slices.DeleteFunc(slices.Clone(facts), func(f Fact) bool {
+		return f.Kind == "database" || f.Kind == "setting" || f.Kind == "grant" && strings.HasPrefix(f.Object, "database to ")
+	})
 }
 
 // needless are quotes that a name has for being a keyword, which not every version does.

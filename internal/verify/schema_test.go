@@ -117,3 +117,15 @@ func TestSchemasOfOtherVersions(t *testing.T) {
 		t.Error("an uncertain difference counts")
 	}
 }
+
+// An older agent says nothing of the database itself, which is no difference.
+func TestSchemaOfAnOlderAgent(t *testing.T) {
+	t.Parallel()
+	p := Inventory{Version: 150018, Schema: []Fact{{"database", "owner", "o", false}, {"setting", "work_mem", "5MB", false}, {"grant", "database to PUBLIC", "CONNECT", false}, {"column", "t.a", "integer", false}}}
+	s := Inventory{Version: 150018, Schema: []Fact{{"column", "t.a", "bigint", false}}}
+	for _, got := range [][]SchemaDifference{compareSchemas(p, s), compareSchemas(s, p)} {
+		if len(got) != 1 || got[0].Object != "t.a" {
+			t.Errorf("%+v", got)
+		}
+	}
+}
