@@ -109,6 +109,8 @@ type Applier struct {
 
 	dec       pgoutput.Decoder
 	relations map[uint32]*relation
+	ahead     []frame.Record // those behind the one at hand, in its frame
+	foreseen  map[asked]map[string]columnFound
 	scans     map[uint32]*scans // by the replica's oid
 	patience  int64             // bytes read by passes over a table beyond which it gets an index
 	types     map[uint32]pgoutput.Type
@@ -437,6 +439,7 @@ func (a *Applier) finish(ctx context.Context, ack func(frame.Ack)) (*Handoff, er
 // used any more.
 func (a *Applier) carryOut(ctx context.Context, c command) error {
 	err := a.out.idle()
+	a.foreseen = nil
 	if err == nil {
 		err = c.run(ctx)
 	}
@@ -484,7 +487,9 @@ func (a *Applier) ready() <-chan command {
 func (a *Applier) frame(ctx context.Context, f frame.Frame, more bool) error {
 	switch f := f.(type) {
 	case frame.Data:
+		defer func() { a.ahead, a.foreseen = nil, nil }()
 		for i, r := range f.Records {
+			a.ahead = f.Records[i+1:]
 			if err := a.record(ctx, r, more || i+1 < len(f.Records)); err != nil {
 				return err
 			}

@@ -79,9 +79,6 @@ func (a *Applier) targetMissing(ctx context.Context, msg pgoutput.Message) (bool
 	if r == nil || r.target != nil || r.def.Namespace == "hawser" {
 		return false, nil
 	}
-	if err := a.out.idle(); err != nil {
-		return false, err
-	}
 	found, err := a.lookUp(ctx, r)
 	return err == nil && len(found) == 0, err
 }

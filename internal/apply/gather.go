@@ -42,7 +42,7 @@ const (
 	// copyRows are held, where they are INSERTs alone, before they are written by COPY:
 	// it costs the server less for a row, and more to begin. Fewer than leastCopy are
 	// not worth one.
-	copyRows, leastCopy = leastRows, 256
+	copyRows, leastCopy = leastRows, 4
 	// heldBytes bounds what is held of all tables, unless the link has less. A row above
 	// wideRow is not held. A row and each of its values take a few bytes beside their own.
 	heldBytes  = 8 << 20

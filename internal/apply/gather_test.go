@@ -287,7 +287,7 @@ func TestManyAlike(t *testing.T) {
 func TestCopied(t *testing.T) {
 	special := []cell{text(""), nil, text(`\N`), text(`\.`), text("\\"), text("a\tb\nc\rd\\"), text("\b\f\v\x01"), text("ä\u2028\t漢"), text(`"',;`)}
 	s := &side{oid: tableNet, rows: map[[2]string][2]cell{}}
-	for i := range 3 * leastCopy {
+	for i := range 3 * setRows * fewRows {
 		n := len(special)
 		s.insert([2]string{strconv.Itoa(i), `\.`}, [2]cell{special[i%n], special[i/n%n]})
 	}

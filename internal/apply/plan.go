@@ -112,6 +112,7 @@ func (a *Applier) forgetStatements(t *target) {
 
 // forgetTargets is called after DDL.
 func (a *Applier) forgetTargets(context.Context) error {
+	a.foreseen = nil
 	for _, r := range a.relations {
 		a.forgetTarget(r)
 	}
@@ -131,48 +132,6 @@ func (w *writer) own(sql string) *statement {
 	return s
 }
 
-// sqlTarget looks a table up. Whether the primary sends whole old rows of it is no
-// parameter, and no domain is looked through where there is none: else the server would
-// plan the query anew for each table, and take five times as long for it.
-func sqlTarget(whole bool) string {
-	return strings.ReplaceAll(sqlTargetOf, "$whole", strconv.FormatBool(whole))
-}
-
-const sqlTargetOf = `
-SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0), coalesce(a.attgenerated <> '', false), coalesce(a.atttypid <> b.base, false), coalesce(a.attidentity = 'a', false),
-       CASE WHEN b.lenient THEN format_type(a.atttypid, NULL) ELSE '' END,
-       coalesce((SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname)
-                 FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
-                 JOIN pg_amop f ON f.amopfamily = o.opcfamily AND f.amopstrategy = 3 AND f.amoplefttype = o.opcintype AND f.amoprighttype = o.opcintype
-                 JOIN pg_operator p ON p.oid = f.amopopr JOIN pg_namespace s ON s.oid = p.oprnamespace
-                 WHERE o.opcdefault AND o.opcintype = CASE b.base WHEN 'varchar'::regtype THEN 'text'::regtype WHEN 'cidr'::regtype THEN 'inet'::regtype ELSE b.base END AND b.base <> 'oidvector'::regtype), ''), c.relkind,
-       coalesce(a.attnum = ANY (k.indkey::int2[]), false),
-       EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
-       (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)),
-       $whole AND EXISTS (` + sqlFinds + `), CASE WHEN $whole THEN coalesce(` + sqlHashed + `, '') ELSE '' END,
-       CASE WHEN $whole THEN coalesce((` + sqlRowIndex + `), '') ELSE '' END
-FROM pg_class c
-JOIN pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-LEFT JOIN pg_type ty ON ty.oid = a.atttypid
-LEFT JOIN LATERAL (
-	SELECT ty.oid AS base, false AS lenient WHERE ty.typtype <> 'd'
-	UNION ALL SELECT domain.* FROM (
-		WITH RECURSIVE d AS (
-			SELECT a.atttypid AS oid UNION ALL SELECT y.typbasetype FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype = 'd')
-		SELECT y.oid AS base, EXISTS (SELECT FROM d JOIN pg_constraint x ON x.contypid = d.oid AND NOT x.convalidated) AS lenient
-		FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd') AS domain WHERE ty.typtype = 'd'
-) b ON true
-LEFT JOIN LATERAL (
-	SELECT i.indkey FROM pg_index i
-	WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indisvalid
-	  AND i.indpred IS NULL AND i.indexprs IS NULL
-	  AND NOT EXISTS (SELECT FROM pg_attribute x
-	                  WHERE x.attrelid = c.oid AND x.attnum = ANY (i.indkey::int2[]) AND NOT x.attnotnull)
-	ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1
-) k ON true
-WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
-
 // resolve reads the replica's side of a relation. One whose rows are worth an index is
 // looked at anew before it gets one: by now an index of the user's may do.
 func (a *Applier) resolve(ctx context.Context, r *relation) error {
@@ -191,10 +150,10 @@ func (a *Applier) resolve(ctx context.Context, r *relation) error {
 // look is resolve without regard to what is known. A table that is not there yet may be
 // one whose rows come before its command.
 func (a *Applier) look(ctx context.Context, r *relation) error {
-	a.forgetTarget(r)
-	if err := a.out.idle(); err != nil {
-		return err
+	if r.target != nil {
+		a.foreseen = nil
 	}
+	a.forgetTarget(r)
 	found, err := a.lookUp(ctx, r)
 	if err != nil {
 		return err
@@ -221,42 +180,8 @@ func (a *Applier) provide(ctx context.Context, r *relation) error {
 	if err := a.out.idle(); err != nil {
 		return err
 	}
-	a.txn.ddl = true
+	a.txn.ddl, a.foreseen = true, nil
 	return a.cfg.Replayer.Provide(ctx, a.conn, a.txn.xid, r.def, a.types)
-}
-
-// columnFound is a column of the replica's table.
-type columnFound struct {
-	column
-	table  uint32 // the replica's oid
-	kind   string // 'r', or 'p' of a partitioned table
-	unique bool   // of the index that finds a row best
-	checks bool   // the table has CHECK constraints
-	alone  bool   // the table has one index that is unique or excludes
-	finds  bool   // it has an index of the user's that finds a row well enough
-	hashed string // how the column goes into a row's hash; "": it does not
-	index  string // what Hawser's index of the table is of; "": there is none
-}
-
-// lookUp finds a table's columns by their names, and one without a name where the
-// table has no column. None: there is no such table.
-func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFound, error) {
-	byName := map[string]columnFound{}
-	rows, err := a.conn.Query(ctx, sqlTarget(r.def.ReplicaIdentity == 'f'), r.def.Namespace, r.def.Name)
-	if err != nil {
-		return nil, fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
-	}
-	var name string
-	var f columnFound
-	_, err = pgx.ForEachRow(rows, []any{&f.table, &name, &f.attnum, &f.oid, &f.generated, &f.domain, &f.always, &f.lenient, &f.equal, &f.kind, &f.unique, &f.checks, &f.alone, &f.finds, &f.hashed, &f.index}, func() error {
-		f.name = postgres.QuoteIdent(name)
-		byName[name] = f
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
-	}
-	return byName, nil
 }
 
 // match brings the replica's columns into the order of the stream's, and chooses

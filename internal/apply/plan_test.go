@@ -76,7 +76,7 @@ func TestPinnedPlans(t *testing.T) {
 func setPlans(t *testing.T, conn *pgx.Conn, def *pgoutput.Relation) (plans []string) {
 	t.Helper()
 	ctx := context.Background()
-	a := &Applier{conn: conn}
+	a := &Applier{conn: conn, out: newWriter(conn.PgConn())}
 	r := &relation{def: def, quoted: "public." + def.Name}
 	found, err := a.lookUp(ctx, r)
 	if err == nil {
