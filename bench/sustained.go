@@ -111,7 +111,8 @@ func (b *bench) atRate(ctx context.Context, e *entry, rate float64) (sample, err
 		}
 		done <- written{tps, err}
 	}()
-	seen, err := latency(ctx, b, e, 10, step)
+	p := probe{rows: int(step / (100 * time.Millisecond)), every: 100 * time.Millisecond, rest: readSeldom}
+	seen, err := p.latency(ctx, b, e)
 	if err != nil {
 		cancel(err)
 		return nil, errors.Join(err, (<-done).err)
