@@ -55,6 +55,7 @@ type gather struct {
 	rel     *relation
 	prepare func(r *relation, sql string, oids []uint32, verb string) *statement
 
+	place int // among all that hold rows
 	rows  []heldRow
 	vals  values // of all rows, each with all columns
 	bytes int
@@ -253,6 +254,7 @@ func (w *writer) hold(g *gather, take func() bool) error {
 		take() // nothing is held that it could contradict
 	}
 	if rows == 0 {
+		g.place = len(w.gathered)
 		w.gathered = append(w.gathered, g)
 	}
 	w.held += g.bytes - size
@@ -273,24 +275,22 @@ func (w *writer) order(t *target, joins bool) error {
 	if w.late != nil {
 		return w.late
 	}
-	for i := 0; i < len(w.gathered); {
-		g := w.gathered[i]
-		own := g.rel.target == t
-		if own && joins || !own && !t.checks && !g.rel.target.checks {
-			i++
-			continue
-		}
-		if err := w.drop(g); err != nil {
-			return err
+	// A table with CHECK constraints is held alone, so one look is enough.
+	if len(w.gathered) > 0 {
+		if first := w.gathered[0].rel.target; first != t && (t.checks || first.checks) {
+			return w.settle()
 		}
 	}
-	return nil
+	if joins || t.held == nil || len(t.held.rows) == 0 {
+		return nil
+	}
+	return w.drop(t.held)
 }
 
 // settle writes all changes that are held.
 func (w *writer) settle() error {
 	for len(w.gathered) > 0 && w.late == nil {
-		if err := w.drop(w.gathered[0]); err != nil {
+		if err := w.drop(w.gathered[len(w.gathered)-1]); err != nil {
 			return err
 		}
 	}
@@ -309,7 +309,10 @@ func (w *writer) release(t *target) {
 
 // drop writes the changes of one table and empties its gather.
 func (w *writer) drop(g *gather) error {
-	w.gathered = slices.DeleteFunc(w.gathered, func(other *gather) bool { return other == g })
+	// In no time, however many there are: the last one takes its place.
+	last := len(w.gathered) - 1
+	w.gathered[g.place], w.gathered[last].place = w.gathered[last], g.place
+	w.gathered[last], w.gathered = nil, w.gathered[:last]
 	w.held -= g.bytes
 	rows, vals, mixed := g.rows, g.vals, g.byKey != nil
 	// Emptied first: where a statement is made, others may be forgotten, and what is
