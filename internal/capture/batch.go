@@ -15,6 +15,11 @@ const (
 	// fewer than a thousand transactions a second never waits.
 	pace  = time.Millisecond
 	burst = 20 * pace
+	// A secondary that lags by some time loses nothing by a lagParts of it, and both agents
+	// leave the more to whoever needs the processors. At mostPace a Unix socket's records
+	// are those of 8,000 transactions a second.
+	lagParts = 16
+	mostPace = 8 * pace
 	// linger is how long records wait for the end of their transaction, without which
 	// they are of no use to the secondary.
 	linger = 2 * time.Millisecond
@@ -39,7 +44,8 @@ type batch struct {
 	spare buffer
 	first time.Time // when fill's first record came
 	whole bool      // fill ends with a commit
-	paid  time.Time // pace for each batch that went
+	paid  time.Time // apart for each batch that went
+	slow  time.Duration
 
 	count   int       // records since counted
 	counted time.Time // when counting began
@@ -153,6 +159,16 @@ func (b *batch) keepalive(end frame.LSN) error {
 	return nil
 }
 
+// lags tells how far the secondary is behind.
+func (b *batch) lags(by time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.slow = min(by/lagParts, mostPace)
+}
+
+// apart is how far from one another batches are in a long run.
+func (b *batch) apart() time.Duration { return max(pace, b.slow) }
+
 // take waits for something to send. The records are valid until the next take.
 func (b *batch) take() ([]frame.Record, frame.LSN, error) {
 	b.mu.Lock()
@@ -176,8 +192,8 @@ func (b *batch) take() ([]frame.Record, frame.LSN, error) {
 	if b.paid.Before(now) {
 		b.paid = now
 	}
-	b.paid = b.paid.Add(pace)
-	if most := now.Add(burst + pace); b.paid.After(most) { // large batches pay no more
+	b.paid = b.paid.Add(b.apart())
+	if most := now.Add(burst + b.apart()); b.paid.After(most) { // large batches pay no more
 		b.paid = most
 	}
 	full, end := b.fill, b.end

@@ -100,3 +100,16 @@ func TestBatchKeepsOrder(t *testing.T) {
 		t.Errorf("%d records travelled in %d frames", n, frames)
 	}
 }
+
+// Behind a secondary that lags the batches are farther apart, and no farther than a
+// bound; when it has caught up they are not.
+func TestBatchYieldsToALag(t *testing.T) {
+	b := newBatch(t)
+	for _, c := range []struct{ lag, apart time.Duration }{
+		{0, pace}, {3 * lagParts * pace, 3 * pace}, {time.Hour, mostPace}, {pace, pace},
+	} {
+		if b.lags(c.lag); b.apart() != c.apart {
+			t.Errorf("with %s of lag batches are %s apart, not %s", c.lag, b.apart(), c.apart)
+		}
+	}
+}

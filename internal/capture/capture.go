@@ -255,6 +255,7 @@ func (r *run) copyData(data []byte) error {
 // one at once while it is idle.
 func (r *run) forward(ctx context.Context) error {
 	for {
+		r.batch.lags(time.Duration(r.lag.read(time.Now()).Seconds * float64(time.Second)))
 		records, end, err := r.batch.take()
 		if err != nil {
 			return err
