@@ -296,11 +296,14 @@ func TestLinks(t *testing.T) {
 		if null := testpg.Rows(t, conn, `SELECT suspended IS NULL, failover IS NULL FROM hawser.link WHERE name = $1`, name)[0]; null != "t|t" {
 			t.Errorf("suspended and failover are JSON's null, not SQL's: %s", null)
 		}
-		do(t, SetSide(ctx, conn, name, json.RawMessage(`{"role": "primary", "term": 7}`)))
+		// Whoever leads is neither paused, nor stopped by what stopped it before.
+		do(t, SetSuspended(ctx, conn, name, why))
+		do(t, SetLeading(ctx, conn, name, json.RawMessage(`{"role": "primary", "term": 7}`)))
+		do(t, SetPaused(ctx, conn, name, true))
 	}
 	want(t, "links", len(get[[]Link](t)(Links(ctx, conn))), len(strange))
 	want(t, "the view", testpg.Rows(t, conn, `SELECT role, term, progress, paused, suspended_because, database = name FROM hawser.links WHERE name = $1`, strange[1]),
-		[]string{"primary|7|running|t|NULL|t"})
+		[]string{"primary|7|running|f|NULL|t"})
 	if _, err := DeletePeer(ctx, conn, "mi"); err == nil {
 		t.Error("a peer that links need was removed")
 	}

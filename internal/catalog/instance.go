@@ -159,9 +159,16 @@ func SetSide(ctx context.Context, db DB, name string, side json.RawMessage) erro
 	return update(ctx, db, name, `UPDATE hawser.link SET side = $2 WHERE name = $1`, side)
 }
 
-// SetPaused stores whether a person paused the link.
+// SetLeading does so for a side that becomes the primary: with that ends, in one step, what
+// it stood for as a secondary.
+func SetLeading(ctx context.Context, db DB, name string, side json.RawMessage) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET side = $2, paused = false, suspended = NULL WHERE name = $1`, side)
+}
+
+// SetPaused stores whether a person paused the link, of a secondary alone, and that
+// nothing else stops it.
 func SetPaused(ctx context.Context, db DB, name string, paused bool) error {
-	return update(ctx, db, name, `UPDATE hawser.link SET paused = $2 WHERE name = $1`, paused)
+	return update(ctx, db, name, `UPDATE hawser.link SET paused = $2 AND side->>'role' = 'secondary', suspended = NULL WHERE name = $1`, paused)
 }
 
 // SetSuspended stores why the link stands, or nil when it goes on.

@@ -597,7 +597,47 @@ func (l *link) prepareToLead(ctx context.Context, r prepareRequest) (prepareRepl
 	if err := l.awaitFit(ctx, r.Patience); err != nil {
 		return prepareReply{}, err
 	}
-	side, _ := l.now()
+	ctx, cancel := l.unlessForced(ctx)
+	defer cancel()
+	release, err := l.readying.take(ctx)
+	if err != nil {
+		return prepareReply{}, err
+	}
+	defer release()
+	reply, err := l.makeReady(ctx, r)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return reply, err
+}
+
+// unlessForced ends a context when this side is opened by force, or rests for a resync.
+func (l *link) unlessForced(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for ctx.Err() == nil {
+			l.mu.Lock()
+			forcing, changed := l.forcing, l.changed
+			l.mu.Unlock()
+			if forcing {
+				cancel(problem.New("failover-not-now", "link "+l.rec.Name, "the secondary is being opened by force, or compared, just now", "hawser link show "+l.rec.Name))
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// makeReady is prepareToLead's part that nothing else may come between.
+func (l *link) makeReady(ctx context.Context, r prepareRequest) (prepareReply, error) {
+	side, err := l.stillSecondary(ctx)
+	if err != nil {
+		return prepareReply{}, err
+	}
 	r.Term = max(r.Term, side.Following()) // one that is spent here would be refused
 	// With some of the time left this side can still say what it waited for.
 	if r.Patience > 0 {
@@ -677,9 +717,13 @@ func (l *link) fitToLead(ctx context.Context) (passing bool, err error) {
 }
 
 func (l *link) unprepareToLead(ctx context.Context) error {
-	side, _ := l.now()
-	if side.Role != role.Secondary {
-		return nil
+	release, err := l.readying.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if side, err := l.ask(ctx, nil); err != nil || side.Role != role.Secondary {
+		return err
 	}
 	defer l.swaps.end()
 	return l.inSwap(ctx, func(conn *pgx.Conn) error {

@@ -29,28 +29,59 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 		return FailoverResult{}, err
 	}
 	defer l.update(func() { l.running = nil })
-	side, _ := l.now()
-	if side.Phase == role.Expelled || side.Phase == role.Diverged {
-		return FailoverResult{}, problem.New("diverged", "link "+l.rec.Name,
-			"instance "+l.rec.Peer+" took over by force, and this side has transactions that the other one never received: it is no copy that could be opened",
-			"hawser link rejoin "+l.rec.Name).Advise("when instance " + l.rec.Peer + " can be reached; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is")
-	}
-	if side.Role != role.Secondary {
-		return FailoverResult{}, problem.New("not-secondary", "link "+l.rec.Name,
-			"this side is the primary; it is the secondary that can be opened without the other side", "hawser link failover "+l.rec.Name+" --force").At("instance " + l.rec.Peer)
+	if err := l.mayForce(); err != nil {
+		return FailoverResult{}, err
 	}
 	if err := l.needless(ctx); err != nil {
 		return FailoverResult{}, err
 	}
-	l.update(func() { l.forcing = true })
-	defer l.update(func() { l.forcing = false })
-	select {
-	case l.turn <- struct{}{}: // the applier has ended
-		defer func() { <-l.turn }()
-	case <-ctx.Done():
-		return FailoverResult{}, ctx.Err()
+	last, side, err := l.decideAlone(ctx)
+	if err != nil {
+		return FailoverResult{}, err
 	}
-	var last catalog.Applied
+	// It has happened now, whether or not whoever asked still listens.
+	if err := l.awaitOpen(l.ctx); err != nil {
+		return FailoverResult{}, err
+	}
+	r := FailoverResult{
+		Link: l.rec.Name, Forced: true, OldPrimary: l.rec.Peer, NewPrimary: l.m.cfg.Instance, Term: side.Term, At: time.Now(),
+		Phases: run.phases, Total: time.Since(run.started).Seconds(), LastApplied: lastOf(last),
+	}
+	l.remember(r)
+	return r, nil
+}
+
+// mayForce refuses to open by force what is no secondary.
+func (l *link) mayForce() error {
+	side, _ := l.now()
+	if side.Phase == role.Expelled || side.Phase == role.Diverged {
+		return problem.New("diverged", "link "+l.rec.Name,
+			"instance "+l.rec.Peer+" took over by force, and this side has transactions that the other one never received: it is no copy that could be opened",
+			"hawser link rejoin "+l.rec.Name).Advise("when instance " + l.rec.Peer + " can be reached; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is")
+	}
+	if side.Role != role.Secondary {
+		return problem.New("not-secondary", "link "+l.rec.Name,
+			"this side is the primary; it is the secondary that can be opened without the other side", "hawser link failover "+l.rec.Name+" --force").At("instance " + l.rec.Peer)
+	}
+	return nil
+}
+
+// decideAlone makes this side the primary of a later term, ready to open, and returns the
+// last transaction that it has of the old one.
+func (l *link) decideAlone(ctx context.Context) (last catalog.Applied, side role.State, err error) {
+	resume, err := l.rest(ctx)
+	if err != nil {
+		return last, side, err
+	}
+	defer resume()
+	release, err := l.readying.take(ctx)
+	if err != nil {
+		return last, side, err
+	}
+	defer release()
+	if side, err = l.stillSecondary(ctx); err != nil {
+		return last, side, err
+	}
 	var asked role.ForceAsked
 	err = l.inSwap(ctx, func(conn *pgx.Conn) (err error) { // which is kept, to open with
 		if err = l.fitToForce(ctx, conn); err != nil {
@@ -63,28 +94,37 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 		return err
 	})
 	if err != nil {
-		return FailoverResult{}, err
+		return last, side, err
 	}
-	if side, err = l.ask(ctx, asked); err != nil {
-		return FailoverResult{}, err
+	if side, err = l.ask(ctx, asked); err == nil && !side.Forced {
+		err = l.rolesChanged(side)
 	}
-	if !side.Forced {
-		return FailoverResult{}, problem.New("failover-not-now", "link "+l.rec.Name, "the roles changed meanwhile: this side is "+string(side.Role), "hawser link show "+l.rec.Name)
+	return last, side, err
+}
+
+// rest ends the applier and keeps it from beginning anew until resume is called.
+func (l *link) rest(ctx context.Context) (resume func(), err error) {
+	l.update(func() { l.forcing = true })
+	release, err := l.turn.take(ctx)
+	if err != nil {
+		l.update(func() { l.forcing = false })
+		return nil, err
 	}
-	if err := l.awaitOpen(ctx); err != nil {
-		return FailoverResult{}, err
+	return func() { release(); l.update(func() { l.forcing = false }) }, nil
+}
+
+// stillSecondary returns the role that this side has when all that happened to it so far is
+// stored, a handoff that it applied just now too; it refuses to go on if that is another one.
+func (l *link) stillSecondary(ctx context.Context) (role.State, error) {
+	side, err := l.ask(ctx, nil)
+	if err == nil && side.Role != role.Secondary {
+		err = l.rolesChanged(side)
 	}
-	// What this side stood for, as a secondary, is over: as the primary it streams.
-	if !l.persist("that it is not paused", func(ctx context.Context, conn *pgx.Conn) error { return l.storePaused(ctx, conn, false) }) {
-		return FailoverResult{}, errHalted
-	}
-	l.update(func() { l.paused, l.suspended = false, nil })
-	r := FailoverResult{
-		Link: l.rec.Name, Forced: true, OldPrimary: l.rec.Peer, NewPrimary: l.m.cfg.Instance, Term: side.Term, At: time.Now(),
-		Phases: run.phases, Total: time.Since(run.started).Seconds(), LastApplied: lastOf(last),
-	}
-	l.remember(r)
-	return r, nil
+	return side, err
+}
+
+func (l *link) rolesChanged(side role.State) error {
+	return problem.New("failover-not-now", "link "+l.rec.Name, "the roles changed meanwhile: this side is "+string(side.Role), "hawser link show "+l.rec.Name)
 }
 
 // needless refuses to leave behind a primary that could hand over: it answers, with its

@@ -40,10 +40,13 @@ type link struct {
 	rec catalog.Link // what never changes: Name, ID, Peer, Database, CreatedAt
 
 	events chan happened
-	turn   chan struct{}   // held by whoever applies, or must be sure that nobody does
-	ctx    context.Context // ends with the link
-	stop   context.CancelFunc
-	done   sync.WaitGroup
+	turn   turns // held by whoever applies, or must be sure that nobody does
+	// readying is held while the slots by which others would follow this side, a secondary,
+	// are made or dropped, and while it is opened by force on the strength of one.
+	readying turns
+	ctx      context.Context // ends with the link
+	stop     context.CancelFunc
+	done     sync.WaitGroup
 
 	renewing sync.Mutex // guards renewed
 	renewed  bool       // what a predecessor put into the database is of this version
@@ -123,7 +126,8 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 		m: m, rec: rec, side: side,
 		log:      m.cfg.Log.With("link", rec.Name),
 		events:   make(chan happened, 16),
-		turn:     make(chan struct{}, 1),
+		turn:     make(turns, 1),
+		readying: make(turns, 1),
 		changed:  make(chan struct{}),
 		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
 		last: rec.Failover, ownsDB: rec.OwnsDatabase, maxWAL: rec.MaxWAL, holes: rec.Holes, renewal: rec.Renewed,
@@ -192,6 +196,18 @@ func (l *link) ask(ctx context.Context, e role.Event) (role.State, error) {
 		return role.State{}, errHalted
 	case <-ctx.Done():
 		return role.State{}, ctx.Err()
+	}
+}
+
+// turns is a lock for which one need not wait for ever.
+type turns chan struct{}
+
+func (t turns) take(ctx context.Context) (release func(), err error) {
+	select {
+	case t <- struct{}{}:
+		return func() { <-t }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -269,15 +285,20 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 		l.log.Error("the role can't be encoded", "error", err)
 		return nil
 	}
-	stored := l.persist("role", func(ctx context.Context, conn *pgx.Conn) error {
-		return catalog.SetSide(ctx, conn, l.rec.Name, data)
-	})
+	old, _ := l.now()
+	set := catalog.SetSide
+	if becomesPrimary(old, next) {
+		set = catalog.SetLeading
+	}
+	stored := l.persist("role", func(ctx context.Context, conn *pgx.Conn) error { return set(ctx, conn, l.rec.Name, data) })
 	if !stored {
 		return nil
 	}
-	old, _ := l.now()
 	l.update(func() {
 		l.side = next
+		if becomesPrimary(old, next) {
+			l.paused, l.suspended = false, nil
+		}
 		if old.Role != next.Role || old.Phase != next.Phase {
 			l.turned = time.Now()
 		}
@@ -289,6 +310,11 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 		l.log.Info("role", "role", next.Role, "term", next.Term, "phase", next.Phase)
 	}
 	return actions[1:]
+}
+
+// becomesPrimary tells of the step with which all ends that a secondary stood for.
+func becomesPrimary(old, next role.State) bool {
+	return old.Role == role.Secondary && next.Role == role.Primary
 }
 
 // persist writes to the instance's catalog until that succeeds or the link ends.
@@ -519,23 +545,14 @@ func (l *link) pause(ctx context.Context, paused bool) error {
 	return l.setPaused(ctx, paused)
 }
 
-// setPaused stores whether a person paused the link, on the secondary alone: a primary
-// that kept it would stand when it is the secondary.
+// setPaused stores whether a person paused the link, and that nothing else stops it. A
+// primary is not paused: it would stand when it is the secondary.
 func (l *link) setPaused(ctx context.Context, paused bool) error {
-	side, _ := l.now()
-	paused = paused && side.Role == role.Secondary
-	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return l.storePaused(ctx, conn, paused) })
+	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetPaused(ctx, conn, l.rec.Name, paused) })
 	if err == nil {
-		l.update(func() { l.paused, l.suspended = paused, nil })
+		l.update(func() { l.paused, l.suspended = paused && l.side.Role == role.Secondary, nil })
 	}
 	return err
-}
-
-func (l *link) storePaused(ctx context.Context, conn *pgx.Conn, paused bool) error {
-	if err := catalog.SetPaused(ctx, conn, l.rec.Name, paused); err != nil {
-		return err
-	}
-	return catalog.SetSuspended(ctx, conn, l.rec.Name, nil)
 }
 
 // suspend stops the link until a person resumes it.

@@ -60,8 +60,8 @@ type Manager struct {
 
 	mu    sync.Mutex
 	links map[string]*link
-	busy  map[string]bool          // names that are being created or dropped
-	gates map[string]chan struct{} // by database
+	busy  map[string]bool  // names that are being created or dropped
+	gates map[string]turns // by database
 
 	granting sync.RWMutex // guards grants; nothing else is taken under it
 	grants   map[string]grant.Grant
@@ -73,7 +73,7 @@ type Manager struct {
 // NewManager returns a manager that has touched nothing yet.
 func NewManager(cfg Config) *Manager {
 	return &Manager{cfg: cfg, store: cfg.Store, watch: capture.NewWatch(cfg.Server), ready: make(chan struct{}),
-		links: map[string]*link{}, busy: map[string]bool{}, gates: map[string]chan struct{}{}}
+		links: map[string]*link{}, busy: map[string]bool{}, gates: map[string]turns{}}
 }
 
 // share is how many bytes of changes each link may gather, and as many again may be on

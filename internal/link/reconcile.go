@@ -120,13 +120,13 @@ func (l *link) reseed(ctx context.Context, conn *pgx.Conn, tables []catalog.Seed
 // still does something on the secondary while nothing is applied. The link goes on
 // afterwards, also when it was suspended.
 func (l *link) still(ctx context.Context, do func(conn *pgx.Conn) error) error {
-	l.update(func() { l.forcing = true })
-	defer l.update(func() { l.forcing = false })
-	select {
-	case l.turn <- struct{}{}:
-		defer func() { <-l.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
+	resume, err := l.rest(ctx)
+	if err != nil {
+		return err
+	}
+	defer resume()
+	if _, err := l.stillSecondary(ctx); err != nil {
+		return err
 	}
 	conn, err := l.connect(ctx, "resync")
 	if err != nil {

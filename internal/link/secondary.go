@@ -617,6 +617,11 @@ func (l *link) takeOver(ctx context.Context, over *apply.Handoff, key []byte) er
 	if len(unfit) > 0 {
 		return l.refuseHandoff(ctx, h.Term, unfit[0])
 	}
+	release, err := l.readying.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	_, err = l.ask(ctx, role.HandoffApplied{Term: h.Term, Position: position})
 	return err
 }

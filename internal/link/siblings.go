@@ -64,16 +64,11 @@ func (m *Manager) gate(ctx context.Context, database string) (release func(), er
 	m.mu.Lock()
 	g := m.gates[database]
 	if g == nil {
-		g = make(chan struct{}, 1)
+		g = make(turns, 1)
 		m.gates[database] = g
 	}
 	m.mu.Unlock()
-	select {
-	case g <- struct{}{}:
-		return func() { <-g }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return g.take(ctx)
 }
 
 // elsewhere returns why the link can't change its roles now: another link of the

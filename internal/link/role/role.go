@@ -346,6 +346,9 @@ func timedOut(cause error) error {
 	return p
 }
 
+var errForcedOut = problem.New("forced-out", "", "the other side was opened by force meanwhile: it is the primary, and this side was closed",
+	"").Advise("look with hawser link show; this side follows when it has rejoined")
+
 // goOver makes a secondary follow who took up its primary's place after its own term.
 // That one may be Moved itself by now: it still streams what this side lacks.
 func goOver(s, p State, may bool) (State, []Action) {
@@ -438,8 +441,12 @@ func peerSeen(s State, p State) (State, []Action) {
 		return next, []Action{Persist{}, Follow{}, Report{nil}}
 	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Phase != Expelled && s.Phase != Diverged:
 		// It took over without this side, which may hold what it never received.
+		actions := []Action{Persist{}, Close{}}
+		if s.Next > 0 { // somebody waits for a failover
+			actions = []Action{Persist{}, Report{errForcedOut}, Close{}}
+		}
 		s.Phase, s.Next, s.Since = Expelled, 0, p.Since
-		return s, []Action{Persist{}, Close{}}
+		return s, actions
 	case closed(s) && s.Role == Primary && p.Role == Secondary && p.Floor >= s.Next && s.Next > 0:
 		return Step(s, Refused{s.Next})
 	case s.Role == Secondary && p.Role == Primary && p.Term > s.Term:

@@ -1,0 +1,101 @@
+package agent_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// Commands that are given on both sides at the same moment.
+
+// asked runs a failover beside the test.
+func asked(i *instance, o api.FailoverOptions) <-chan error {
+	ended := make(chan error, 1)
+	go func() {
+		_, err := i.FailoverLink(context.Background(), "shop", o)
+		ended <- err
+	}()
+	return ended
+}
+
+// awaitPhase waits until an instance has stored how far its link is in a failover.
+func (i *instance) awaitPhase(t *testing.T, link, phase string) {
+	t.Helper()
+	testpg.Eventually(t, 30*time.Second, i.name+" is "+phase, func() (bool, error) {
+		got := testpg.Rows(t, i.Connect(t, "postgres"), `SELECT side->>'phase' FROM hawser.link WHERE name = '`+link+`'`)
+		return len(got) == 1 && got[0] == phase, nil
+	})
+}
+
+// awaitSession waits until a session of the agent's does something.
+func (i *instance) awaitSession(t *testing.T, what, where string) {
+	t.Helper()
+	conn := i.Connect(t, "postgres")
+	testpg.Eventually(t, 30*time.Second, i.name+" "+what, func() (bool, error) {
+		return len(testpg.Rows(t, conn, `SELECT FROM pg_stat_activity WHERE `+where)) > 0, nil
+	})
+}
+
+// TestForceBesideAPlannedFailover: while alpha hands over, beta is told to open by force.
+// Whichever comes first counts, the other command says what became of it, and what was
+// written is on both sides in the end.
+func TestForceBesideAPlannedFailover(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+
+	// Beta, held up by a lock, has not applied the handoff.
+	release := hold(t, b, "shop", "t")
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'held up')`)
+	planned := asked(a, api.FailoverOptions{Timeout: 3 * time.Minute})
+	a.awaitPhase(t, "shop", "handing")
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	select {
+	case err := <-planned:
+		if p, ok := problem.As(err); !ok || p.Code != "forced-out" || p.Advice == "" {
+			t.Errorf("planned failover: %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("whoever asked for the planned failover is not told that beta opened by force")
+	}
+	b.Exec(t, "shop", `INSERT INTO t VALUES (2, 'beta leads')`)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	failover(t, b, "shop")
+	b.awaitState(t, "shop", api.StateSynchronized)
+
+	// Beta has decided to take over, and can't store that yet.
+	release = hold(t, b, "postgres", "hawser.link")
+	planned = asked(a, api.FailoverOptions{Timeout: 3 * time.Minute})
+	b.awaitSession(t, "wants to store that it is primary", `wait_event_type = 'Lock' AND query LIKE 'UPDATE hawser.link%'`)
+	writer := b.Connect(t, "postgres")
+	within(t, writer, `BEGIN`, `SELECT pg_current_xact_id()`) // no slot is made before it ends
+	forced := asked(b, api.FailoverOptions{Force: true})
+	testpg.Eventually(t, 30*time.Second, "beta's applier has ended", func() (bool, error) {
+		return len(testpg.Rows(t, writer, `SELECT FROM pg_stat_activity WHERE application_name = 'hawser:shop:apply'`)) == 0, nil
+	})
+	release()
+	testpg.Eventually(t, 30*time.Second, "beta takes writes", func() (bool, error) {
+		err := try(t, b, `INSERT INTO t VALUES (3, 'beta leads again')`)
+		return err == nil, err
+	})
+	within(t, writer, `ROLLBACK`)
+	if err := <-planned; err != nil {
+		t.Errorf("planned failover: %v", err)
+	}
+	turnedDown(t, "force", <-forced, "failover-not-now", "primary")
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	proven(t, a, "shop")
+}
