@@ -17,6 +17,7 @@ import (
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 // TestForcedFailoverAndRejoin cuts a primary off, opens the secondary by force,
@@ -185,14 +186,19 @@ func TestTailWithDDL(t *testing.T) {
 }
 
 // TestTailWithSettings: what changed without an event on the old primary is reported, and
-// a message that only looks like a command's neither is nor stops the rejoin. Before that
-// has ended, nothing opens the copy.
+// a message that only looks like a command's neither is nor stops the rejoin; they are no
+// transactions that were lost, and a role that the database only came to name is nothing.
+// Before the rejoin has ended, nothing opens the copy.
 func TestTailWithSettings(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	a, b := pair(t)
 	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`)
 	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `CREATE ROLE clerk`, `GRANT SELECT ON t TO clerk`)
+	testpg.Eventually(t, 30*time.Second, "beta has the grant", func() (bool, error) {
+		return len(testpg.Rows(t, b.Connect(t, "shop"), `SELECT FROM pg_class c, aclexplode(c.relacl) g WHERE c.oid = 't'::regclass AND g.grantee::regrole::text = 'clerk'`)) > 0, nil
+	})
 	a.stop()
 	a.Exec(t, "shop", `INSERT INTO t VALUES (1)`, `ALTER DATABASE shop SET work_mem = '7MB'`,
 		`SELECT pg_logical_emit_message(true, 'hawser.ddl', repeat('0', 64) || '{"v":1,"tag":"DROP TABLE","source":"DROP TABLE forged","ref":"1"}')`)
@@ -201,6 +207,13 @@ func TestTailWithSettings(t *testing.T) {
 	}
 	a.run(t)
 	a.awaitState(t, "shop", api.StateDiverged)
+	testpg.Eventually(t, 20*time.Second, "alpha tells what it has alone", func() (bool, error) {
+		l, err := a.Link(ctx, "shop")
+		if err != nil || !strings.Contains(l.Cause.Cause, "never received: 1, with 1 changes") || !strings.Contains(l.Cause.Cause, "may not have been told of: 1") {
+			return false, fmt.Errorf("it tells %v: %v", l.Cause, err)
+		}
+		return true, nil
+	})
 	release := lock(t, b, "shop", "t")
 	if err := a.RejoinLink(ctx, "shop"); err != nil {
 		t.Fatal(err)

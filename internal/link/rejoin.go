@@ -108,7 +108,7 @@ func (l *link) noteStates(states []string) {
 		return
 	}
 	p := problem.Warn("tail-has-settings", "database "+l.rec.Database,
-		"owners, settings or privileges that only this side had changed are as it left them: "+strings.Join(states[:min(len(states), maxStates)], "; "),
+		"owners, settings or privileges that changed here, of which the new primary may not have been told, are as this side left them: "+strings.Join(states[:min(len(states), maxStates)], "; "),
 		"hawser link verify "+l.rec.Name).Advise("it names those that differ from the primary's")
 	l.update(func() { l.notes = append(l.notes, p) })
 }

@@ -267,14 +267,9 @@ func (l *link) account(ctx context.Context) error {
 	w := bufio.NewWriter(f)
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	var last uint32
-	transactions, changes := 0, 0
+	var sum tailSum
 	err = l.readTail(ctx, side.Since, func(c tailChange) error {
-		if c.xid != last || transactions == 0 {
-			last = c.xid
-			transactions++
-		}
-		changes++
+		sum.add(c)
 		return enc.Encode(c.line())
 	})
 	if errors.Is(err, errTailLost) {
@@ -293,11 +288,36 @@ func (l *link) account(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
-	l.log.Warn("this side was forced out", "transactions", transactions, "changes", changes, "report", path)
-	l.update(func() {
-		l.tail = fmt.Sprintf("transactions that the other side never received: %d, with %d changes, in %s", transactions, changes, path)
-	})
+	l.log.Warn("this side was forced out", "transactions", sum.transactions, "changes", sum.changes, "states", sum.states, "report", path)
+	l.update(func() { l.tail = sum.words(path) })
 	return nil
+}
+
+// tailSum is how much is in the report. A state is told by the agent's look, in a
+// transaction of its own, and may have been told before.
+type tailSum struct {
+	last                          uint32
+	transactions, changes, states int
+}
+
+func (s *tailSum) add(c tailChange) {
+	if c.state {
+		s.states++
+		return
+	}
+	if c.xid != s.last || s.transactions == 0 {
+		s.last = c.xid
+		s.transactions++
+	}
+	s.changes++
+}
+
+func (s *tailSum) words(path string) string {
+	out := fmt.Sprintf("transactions that the other side never received: %d, with %d changes", s.transactions, s.changes)
+	if s.states > 0 {
+		out += fmt.Sprintf("; owners, settings or privileges that it may not have been told of: %d", s.states)
+	}
+	return out + ", in " + path
 }
 
 func (l *link) reportPath(term frame.Term) string {

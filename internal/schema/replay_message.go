@@ -217,7 +217,7 @@ func (t Texts) Read(content, key []byte) []Told {
 	}
 	var out []Told
 	for _, c := range m.Changes {
-		if strings.HasPrefix(c.Identity, "hawser.") { // what an agent made
+		if strings.HasPrefix(c.Identity, "hawser.") || c.onlyNamed() { // what an agent made, or nothing of its own
 			continue
 		}
 		out = append(out, Told{Tag: c.Kind, Text: c.words(), State: true})

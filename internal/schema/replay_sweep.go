@@ -283,6 +283,13 @@ func (r *replay) databasePrivileges(ctx context.Context, database string, value 
 	return statements, nil
 }
 
+// onlyNamed tells of a role that the database came to name, and that is a member of none: by
+// what it came to that, such as a GRANT, is told as well.
+func (c ddlChange) onlyNamed() bool {
+	var now Role
+	return c.Kind == "role" && c.Was == nil && c.Value != nil && json.Unmarshal([]byte(*c.Value), &now) == nil && len(now.MemberOf) == 0
+}
+
 // roleChange makes a role that the database names and this side lacks, and follows its
 // memberships in others.
 func (r *replay) roleChange(ctx context.Context, c ddlChange) error {
