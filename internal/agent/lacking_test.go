@@ -177,10 +177,23 @@ func TestSettingCommittedAsTheFenceCloses(t *testing.T) {
 	if err := <-failed; err != nil {
 		t.Fatal(err)
 	}
+	a.stop() // before it follows, and again when it does
+	a.run(t)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	a.run(t)
 	if got := testpg.Rows(t, b.Connect(t, "shop"), `SHOW work_mem`); !slices.Equal(got, []string{"7MB"}) {
 		t.Errorf("work_mem of the new primary is %v", got)
 	}
 	if p := finding(t, a, "shop", "changed-behind-handoff", "database shop"); !strings.HasSuffix(p.Cause, ": setting maintenance_work_mem: 9MB") {
 		t.Errorf("the side that handed over tells %v", p)
+	}
+	failover(t, b, "shop") // which makes that the primary's own
+	b.awaitState(t, "shop", api.StateSynchronized)
+	for _, i := range []*instance{a, b} {
+		l, err := i.Link(context.Background(), "shop")
+		if err != nil || slices.Contains(codes(l.Findings), "changed-behind-handoff") {
+			t.Errorf("%s, after the way back, tells %v, %v", i.name, l.Findings, err)
+		}
 	}
 }

@@ -162,7 +162,8 @@ func UnfiredMark(ctx context.Context, conn *pgx.Conn) (mark string, err error) {
 }
 
 // Untold names what SweepDDL would find of what sessions of other databases can change
-// too: settings, the database itself, memberships of roles.
+// too: settings, the database itself, memberships of roles. After a crash of PostgreSQL's
+// nobody knows what was seen, and it names nothing.
 func Untold(ctx context.Context, conn *pgx.Conn) (changes []string, err error) {
 	err = quietly(ctx, conn, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `
@@ -170,7 +171,7 @@ func Untold(ctx context.Context, conn *pgx.Conn) (changes []string, err error) {
 			seen AS (SELECT * FROM hawser.ddl_seen WHERE kind IN ('setting', 'database', 'role'))
 			SELECT coalesce(array_agg(concat_ws(' ', kind, nullif(name, ''), 'of role ' || r.rolname) || ': ' || coalesce(n.value, 'none') ORDER BY kind, name, r.rolname), '{}')
 			FROM now n FULL JOIN seen s USING (kind, class, id, name) LEFT JOIN pg_roles r ON r.oid = id
-			WHERE n.value IS DISTINCT FROM s.value`).Scan(&changes)
+			WHERE n.value IS DISTINCT FROM s.value AND EXISTS (SELECT FROM hawser.ddl_seen WHERE kind = 'owner')`).Scan(&changes)
 	})
 	return changes, ddlProblem("look for changes that nobody was told of", err)
 }

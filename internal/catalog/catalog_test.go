@@ -298,7 +298,7 @@ func TestLinks(t *testing.T) {
 		}
 		// Whoever leads is neither paused, nor stopped by what stopped it before.
 		do(t, SetSuspended(ctx, conn, name, why))
-		do(t, SetLeading(ctx, conn, name, json.RawMessage(`{"role": "primary", "term": 7}`)))
+		do(t, SetLeading(ctx, conn, name, json.RawMessage(`{"role": "primary", "term": 7}`), nil))
 		do(t, SetPaused(ctx, conn, name, true))
 	}
 	want(t, "links", len(get[[]Link](t)(Links(ctx, conn))), len(strange))

@@ -160,9 +160,9 @@ func SetSide(ctx context.Context, db DB, name string, side json.RawMessage) erro
 }
 
 // SetLeading does so for a side that becomes the primary: with that ends, in one step, what
-// it stood for as a secondary.
-func SetLeading(ctx context.Context, db DB, name string, side json.RawMessage) error {
-	return update(ctx, db, name, `UPDATE hawser.link SET side = $2, paused = false, suspended = NULL WHERE name = $1`, side)
+// it stood for as a secondary. holes are those that are left.
+func SetLeading(ctx context.Context, db DB, name string, side json.RawMessage, holes problem.Findings) error {
+	return update(ctx, db, name, `UPDATE hawser.link SET side = $2, paused = false, suspended = NULL, holes = $3 WHERE name = $1`, side, holes)
 }
 
 // SetPaused stores whether a person paused the link, of a secondary alone, and that
@@ -201,8 +201,8 @@ func SetOwnsDatabase(ctx context.Context, db DB, name string, owns bool) error {
 	return update(ctx, db, name, `UPDATE hawser.link SET owns_db = $2 WHERE name = $1`, owns)
 }
 
-func update(ctx context.Context, db DB, name, sql string, value any) error {
-	tag, err := db.Exec(ctx, sql, name, value)
+func update(ctx context.Context, db DB, name, sql string, values ...any) error {
+	tag, err := db.Exec(ctx, sql, append([]any{name}, values...)...)
 	if err != nil {
 		return fmt.Errorf("store link %s: %w", name, err)
 	}

@@ -800,7 +800,6 @@ func (l *link) writeHandoff(ctx context.Context, conn *pgx.Conn, term frame.Term
 	if err != nil {
 		return fmt.Errorf("write the handoff: %w", err)
 	}
-	l.update(func() { l.handed = term })
 	return nil
 }
 

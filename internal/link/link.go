@@ -94,20 +94,19 @@ type link struct {
 	ownsDB      bool
 	notes       problem.Findings
 	passable    problem.Findings // what could pass the fence of this side
-	holes       problem.Findings // that it had, and that are closed
+	holes       problem.Findings // that it had, and that are closed; and what noteUntold found
 	comparisons map[string]*comparison
-	forcing     bool       // a forced failover or a resync is under way: nothing may be applied
-	rejoining   bool       // a rejoin is under way
-	tail        string     // what this side alone has, in words
-	held        int64      // bytes of WAL that the slot keeps
-	maxWAL      *int64     // that it may keep; nil: the agent's limit
-	repairing   bool       // rows that differ are still to be fetched
-	followed    bool       // the secondary followed this side in this term
-	swept       string     // the mark of what a failover's sweep has seen, before the fence
-	handed      frame.Term // that this agent handed over to
-	accepted    []string   // ids of the links that the other side takes up with this one
-	incomplete  bool       // tables were to be copied where another link handed over
-	lastState   State      // as last told, and since when
+	forcing     bool     // a forced failover or a resync is under way: nothing may be applied
+	rejoining   bool     // a rejoin is under way
+	tail        string   // what this side alone has, in words
+	held        int64    // bytes of WAL that the slot keeps
+	maxWAL      *int64   // that it may keep; nil: the agent's limit
+	repairing   bool     // rows that differ are still to be fetched
+	followed    bool     // the secondary followed this side in this term
+	swept       string   // the mark of what a failover's sweep has seen, before the fence
+	accepted    []string // ids of the links that the other side takes up with this one
+	incomplete  bool     // tables were to be copied where another link handed over
+	lastState   State    // as last told, and since when
 	since       time.Time
 	troubles    Troubles  // guards itself
 	turned      time.Time // when this side began, or its role or phase changed
@@ -286,11 +285,12 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 		return nil
 	}
 	old, _ := l.now()
-	set := catalog.SetSide
-	if becomesPrimary(old, next) {
-		set = catalog.SetLeading
-	}
-	stored := l.persist("role", func(ctx context.Context, conn *pgx.Conn) error { return set(ctx, conn, l.rec.Name, data) })
+	stored := l.persist("role", func(ctx context.Context, conn *pgx.Conn) error {
+		if becomesPrimary(old, next) {
+			return catalog.SetLeading(ctx, conn, l.rec.Name, data, l.holesBut(isUntold))
+		}
+		return catalog.SetSide(ctx, conn, l.rec.Name, data)
+	})
 	if !stored {
 		return nil
 	}
@@ -298,6 +298,7 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 		l.side = next
 		if becomesPrimary(old, next) {
 			l.paused, l.suspended = false, nil
+			l.holes = slices.DeleteFunc(slices.Clone(l.holes), isUntold)
 		}
 		if old.Role != next.Role || old.Phase != next.Phase {
 			l.turned = time.Now()

@@ -258,7 +258,7 @@ func (l *link) backInTime(ours, theirs role.State) error {
 // side followed us is gone, so that it holds no WAL. While the other side is about to
 // hand over, the slot is the one by which it will follow.
 func (l *link) settleSecondary(ctx context.Context, conn *pgx.Conn, side role.State, handing bool) error {
-	if err := l.noteUntold(ctx, conn, side.Term); err != nil {
+	if err := l.noteUntold(ctx, conn, side); err != nil {
 		return err
 	}
 	if err := l.beginTerm(ctx, conn, side); err != nil {
@@ -286,26 +286,31 @@ func (l *link) beginTerm(ctx context.Context, conn *pgx.Conn, side role.State) e
 	return apply.BeginAt(ctx, conn, apply.Origin(l.rec.ID, side.Term), side.From, schema.DropInvalidIndexes)
 }
 
+// codeUntold is of what changed as this side handed over, and is told to nobody.
+const codeUntold = "changed-behind-handoff"
+
+func isUntold(p *problem.Problem) bool { return p.Code == codeUntold }
+
 // noteUntold names what sessions of other databases, which no fence keeps out, changed
-// behind the handoff to this term. It looks once, before anything of the new primary comes.
-func (l *link) noteUntold(ctx context.Context, conn *pgx.Conn, term frame.Term) error {
-	l.mu.Lock()
-	handed := l.handed
-	l.mu.Unlock()
-	if handed != term {
+// behind the handoff. It looks once, before anything of the new primary comes, and stores
+// what it found until this side leads again: no comparison tells of it.
+func (l *link) noteUntold(ctx context.Context, conn *pgx.Conn, side role.State) error {
+	if !side.Handed {
 		return nil
 	}
-	changes, err := capture.Untold(ctx, conn)
-	if err != nil {
+	_, followed, err := catalog.Position(ctx, conn, apply.Origin(l.rec.ID, side.Term))
+	if err != nil || followed {
 		return err
 	}
-	l.update(func() { l.handed = 0 })
-	if len(changes) > 0 {
-		l.note(schema.Result{Notes: problem.Findings{problem.Warn("changed-behind-handoff", "database "+l.rec.Database,
-			"these changed as it was handed over, in sessions of other databases, and the new primary was not told of them: "+strings.Join(changes[:min(len(changes), maxStates)], "; "),
-			"").Advise("set them there as they are to be, and they are carried").At("instance " + l.rec.Peer)}})
+	changes, err := capture.Untold(ctx, conn)
+	if err != nil || len(changes) == 0 {
+		return err
 	}
-	return nil
+	p := problem.Warn(codeUntold, "database "+l.rec.Database,
+		"these changed as it was handed over, in sessions of other databases, and the new primary was not told of them: "+strings.Join(changes[:min(len(changes), maxStates)], "; "),
+		"").Advise("set them there as they are to be, and they are carried").At("instance " + l.rec.Peer)
+	l.log.Warn("note", "note", p.Error())
+	return l.setHoles(ctx, append(l.holesBut(isUntold), p))
 }
 
 // restoreSchema makes the objects that rows need, and records what is left to

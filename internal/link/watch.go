@@ -134,13 +134,17 @@ func (l *link) noteHoles(ctx context.Context, holes problem.Findings) error {
 }
 
 func (l *link) forgetHoles(ctx context.Context) error {
-	l.mu.Lock()
-	none := len(l.holes) == 0
-	l.mu.Unlock()
-	if none {
+	if len(l.holesBut(isUntold)) == 0 {
 		return nil
 	}
-	return l.setHoles(ctx, nil)
+	return l.setHoles(ctx, l.holesBut(func(p *problem.Problem) bool { return !isUntold(p) }))
+}
+
+// holesBut returns what is said of this side but for those.
+func (l *link) holesBut(those func(*problem.Problem) bool) problem.Findings {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(l.holes), those)
 }
 
 // setHoles also stores them: the next run of the agent has to know.

@@ -99,6 +99,8 @@ type State struct {
 	// On a diverged side it is where the transactions begin that only it has.
 	Forced bool      `json:"forced,omitempty"`
 	Since  frame.LSN `json:"since,omitempty"`
+	// Handed tells that this secondary was the primary until it handed over.
+	Handed bool `json:"handed,omitempty"`
 	// Rejoined tells that this secondary was a primary that was forced out.
 	Rejoined bool `json:"rejoined,omitempty"`
 
@@ -437,7 +439,7 @@ func peerSeen(s State, p State) (State, []Action) {
 		// Whoever leads this link now, this database has its own primary.
 		return s, nil
 	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Next == p.Term && closed(s) && !p.Forced:
-		next := State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position}
+		next := State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position, Handed: true}
 		return next, []Action{Persist{}, Follow{}, Report{nil}}
 	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Phase != Expelled && s.Phase != Diverged:
 		// It took over without this side, which may hold what it never received.
