@@ -2,6 +2,8 @@ package agent_test
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,6 +98,70 @@ func TestForceBesideAPlannedFailover(t *testing.T) {
 	}
 	turnedDown(t, "force", <-forced, "failover-not-now", "primary")
 	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	proven(t, a, "shop")
+}
+
+// TestTwoForcedSiblings: alpha is cut off, and both of its secondaries are opened by force.
+// Each stands for itself; what alpha alone has is reported for each of them, and the
+// commands that the errors name lead back to one primary.
+func TestTwoForcedSiblings(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b, c := family(t)
+	know(t, b, c)
+	a.stop() // clients still reach its PostgreSQL
+	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha, cut off')`)
+	first, second := make(chan error, 1), make(chan error, 1)
+	for i, ended := range map[*instance]chan error{b: first, c: second} {
+		go func() {
+			_, err := i.FailoverLink(ctx, map[*instance]string{b: "shop", c: "other"}[i], api.FailoverOptions{Force: true})
+			ended <- err
+		}()
+	}
+	if err := errors.Join(<-first, <-second); err != nil {
+		t.Fatal(err)
+	}
+	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta')`)
+	c.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('gamma')`)
+	a.run(t)
+	for _, link := range []string{"shop", "other"} {
+		a.awaitState(t, link, api.StateDiverged)
+		testpg.Eventually(t, 30*time.Second, "alpha tells what it has alone", func() (bool, error) {
+			l, err := a.Link(ctx, link)
+			return err == nil && strings.Contains(l.Cause.Cause, "never received: 1, with 1 changes"), err
+		})
+	}
+	if try(t, a, `INSERT INTO audit (what) VALUES ('x')`) == nil {
+		t.Error("alpha took a write")
+	}
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta again')`)
+	equal(t, a, b, "shop")
+
+	// Gamma's link still closes alpha: nothing may hand over to it, or open it.
+	turnedDown(t, "rejoin", a.RejoinLink(ctx, "other"), "already-secondary", "beta")
+	_, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second})
+	turnedDown(t, "failover", err, "closed-elsewhere", "link other")
+	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta leads on')`)
+	_, err = a.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
+	turnedDown(t, "force", err, "closed-elsewhere", "link other")
+	a.stop()
+	a.run(t) // what came from beta is nothing that alpha alone has
+	a.awaitState(t, "other", api.StateDiverged)
+	if lines := report(t, a, "other-term1.jsonl"); len(lines) != 1 {
+		t.Errorf("alpha reports for gamma %v", lines)
+	}
+	if _, err := a.DropLink(ctx, "other", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	failover(t, b, "shop")
+	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads again')`)
 	equal(t, a, b, "shop")
 	proven(t, a, "shop")
 }

@@ -785,7 +785,7 @@ func (l *link) cleanSchema(ctx context.Context, conn *pgx.Conn) error {
 			return err
 		}
 	}
-	if err := l.unfence(ctx, conn); err != nil || others > 0 {
+	if _, err := l.unfence(ctx, conn); err != nil || others > 0 {
 		return err
 	}
 	if err := fence.Remove(ctx, conn); err != nil {
@@ -798,20 +798,20 @@ func (l *link) cleanSchema(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // unfence opens a database that stays, unless another of its links closes it.
-func (l *link) unfence(ctx context.Context, conn *pgx.Conn) error {
+func (l *link) unfence(ctx context.Context, conn *pgx.Conn) (opened bool, err error) {
 	release, err := l.m.gate(ctx, l.rec.Database)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer release()
 	if other := l.m.closes(l); other != nil {
 		l.log.Warn("the database stays read-only, since another link closes it", "other", other.rec.Name)
-		return nil
+		return false, nil
 	}
 	if err := fence.Resume(ctx, conn); err != nil {
-		return err
+		return false, err
 	}
-	return fence.Open(ctx, conn)
+	return true, fence.Open(ctx, conn)
 }
 
 func dropOrigins(ctx context.Context, conn *pgx.Conn, l *link) error {

@@ -634,7 +634,7 @@ func (l *link) unlessForced(ctx context.Context) (context.Context, context.Cance
 
 // makeReady is prepareToLead's part that nothing else may come between.
 func (l *link) makeReady(ctx context.Context, r prepareRequest) (prepareReply, error) {
-	side, err := l.stillSecondary(ctx)
+	side, err := l.mayLead(ctx)
 	if err != nil {
 		return prepareReply{}, err
 	}

@@ -79,7 +79,7 @@ func (l *link) decideAlone(ctx context.Context) (last catalog.Applied, side role
 		return last, side, err
 	}
 	defer release()
-	if side, err = l.stillSecondary(ctx); err != nil {
+	if side, err = l.mayLead(ctx); err != nil {
 		return last, side, err
 	}
 	var asked role.ForceAsked
@@ -119,6 +119,15 @@ func (l *link) stillSecondary(ctx context.Context) (role.State, error) {
 	side, err := l.ask(ctx, nil)
 	if err == nil && side.Role != role.Secondary {
 		err = l.rolesChanged(side)
+	}
+	return side, err
+}
+
+// mayLead refuses to make a database the primary that would stay closed.
+func (l *link) mayLead(ctx context.Context) (role.State, error) {
+	side, err := l.stillSecondary(ctx)
+	if err == nil {
+		err = l.closedElsewhere()
 	}
 	return side, err
 }

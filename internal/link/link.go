@@ -447,7 +447,13 @@ func (l *link) agentBackends(ctx context.Context, conn *pgx.Conn) []uint32 {
 func (l *link) openFence(ctx context.Context) error {
 	defer l.swaps.end()
 	return l.insist(ctx, "open the fence", func(ctx context.Context) error {
-		return l.inSwap(ctx, func(conn *pgx.Conn) error { return l.unfence(ctx, conn) })
+		return l.inSwap(ctx, func(conn *pgx.Conn) error {
+			opened, err := l.unfence(ctx, conn)
+			if side, _ := l.now(); err == nil && !opened && side.Phase == role.Promoting {
+				err = l.closedElsewhere() // it is no primary before it is open
+			}
+			return err
+		})
 	})
 }
 

@@ -58,6 +58,19 @@ func (m *Manager) closes(l *link) *link {
 	return nil
 }
 
+// closedElsewhere says by which other link the database is closed, and would stay so if this
+// one made it the primary; nil if by none.
+func (l *link) closedElsewhere() error {
+	other := l.m.closes(l)
+	if other == nil {
+		return nil
+	}
+	side, _ := other.now()
+	return problem.New("closed-elsewhere", "database "+l.rec.Database,
+		fmt.Sprintf("link %s of the same database is %s and %s here, and keeps it closed: it can't become the primary by link %s", other.rec.Name, side.Role, side.Phase, l.rec.Name),
+		"hawser link drop "+other.rec.Name).Advise("instance " + other.rec.Peer + " keeps what it has, as a database of its own").At("instance " + l.m.cfg.Instance)
+}
+
 // gate is taken while a database's fence is opened or closed: a link that opens it has
 // seen that no other closes it.
 func (m *Manager) gate(ctx context.Context, database string) (release func(), err error) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -86,7 +87,7 @@ type tailReader struct {
 	dec       pgoutput.Decoder
 	relations map[uint32]*pgoutput.Relation
 	begin     pgoutput.Begin
-	own       bool         // this transaction is a rejoin's
+	own       bool         // this transaction is a rejoin's, or came by another link of the database
 	texts     schema.Texts // of this transaction's DDL
 }
 
@@ -98,6 +99,8 @@ func (r *tailReader) take(data []byte) error {
 	switch m := msg.(type) {
 	case *pgoutput.Begin:
 		r.begin, r.own, r.texts = *m, false, schema.Texts{}
+	case *pgoutput.Origin:
+		r.own = r.own || strings.HasPrefix(m.Name, capture.Object(""))
 	case *pgoutput.Relation:
 		r.relations[m.ID] = m
 	case *pgoutput.Insert:
