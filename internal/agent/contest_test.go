@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -125,13 +126,18 @@ func TestTwoForcedSiblings(t *testing.T) {
 	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta')`)
 	c.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('gamma')`)
 	a.run(t)
-	for _, link := range []string{"shop", "other"} {
+	alone := func(link string) {
 		a.awaitState(t, link, api.StateDiverged)
 		testpg.Eventually(t, 30*time.Second, "alpha tells what it has alone", func() (bool, error) {
 			l, err := a.Link(ctx, link)
-			return err == nil && strings.Contains(l.Cause.Cause, "never received: 1, with 1 changes"), err
+			if err != nil || !strings.Contains(l.Cause.Cause, "never received: 1, with 1 changes") {
+				return false, fmt.Errorf("it tells %v: %v", l.Cause, err)
+			}
+			return true, nil
 		})
 	}
+	alone("shop")
+	alone("other")
 	if try(t, a, `INSERT INTO audit (what) VALUES ('x')`) == nil {
 		t.Error("alpha took a write")
 	}
@@ -152,10 +158,7 @@ func TestTwoForcedSiblings(t *testing.T) {
 	turnedDown(t, "force", err, "closed-elsewhere", "link other")
 	a.stop()
 	a.run(t) // what came from beta is nothing that alpha alone has
-	a.awaitState(t, "other", api.StateDiverged)
-	if lines := report(t, a, "other-term1.jsonl"); len(lines) != 1 {
-		t.Errorf("alpha reports for gamma %v", lines)
-	}
+	alone("other")
 	if _, err := a.DropLink(ctx, "other", api.DropOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -164,4 +167,69 @@ func TestTwoForcedSiblings(t *testing.T) {
 	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads again')`)
 	equal(t, a, b, "shop")
 	proven(t, a, "shop")
+}
+
+// TestTimeLimitInEachPhase: a failover meets what holds it up until its time limit is over.
+// The old primary takes writes again, or the other side has taken over and opens when it
+// can; no command is needed for either.
+func TestTimeLimitInEachPhase(t *testing.T) {
+	t.Parallel()
+	a, b := small(t)
+	const settings = `ALTER DATABASE shop SET work_mem = '7MB'` // holds what a fence changes
+	open := func(i *instance, sql ...string) (release func()) {
+		conn := i.Connect(t, "postgres")
+		within(t, conn, append([]string{`BEGIN`}, sql...)...)
+		return func() { within(t, conn, `ROLLBACK`) }
+	}
+	n := 10
+	writes := func(i *instance) {
+		t.Helper()
+		n++
+		testpg.Eventually(t, 30*time.Second, i.name+" takes writes", func() (bool, error) {
+			err := try(t, i, fmt.Sprintf(`INSERT INTO t VALUES (%d, 'x')`, n))
+			return err == nil, err
+		})
+	}
+	for phase, hold := range map[string]func() (release func()){
+		"prepare": func() func() { return open(b, `SELECT pg_current_xact_id()`) }, // no slot is made before it ends
+		"catch up": func() func() {
+			release := hold(t, b, "shop", "t")
+			a.Exec(t, "shop", `INSERT INTO t SELECT i, repeat(md5(i::text), 400) FROM generate_series(1000, 1999) i`)
+			return release
+		},
+		"fence": func() func() { return open(a, settings) },
+	} {
+		release := hold()
+		_, err := a.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 2 * time.Second})
+		if p, ok := problem.As(err); !ok || p.Code != "failover-timeout" {
+			t.Errorf("%s: %v", phase, err)
+		}
+		writes(a)
+		release()
+		b.awaitState(t, "shop", api.StateSynchronized)
+		if try(t, b, `INSERT INTO t VALUES (1, 'x')`) == nil {
+			t.Errorf("%s: beta takes writes", phase)
+		}
+		a.Exec(t, "shop", `DELETE FROM t WHERE id >= 1000`)
+	}
+	late := hold(t, b, "shop", "t")
+	a.Exec(t, "shop", `INSERT INTO t VALUES (2, 'held up')`)
+	planned := asked(a, api.FailoverOptions{Timeout: 10 * time.Second})
+	a.awaitPhase(t, "shop", "handing")
+	release := open(b, settings)
+	late()
+	b.awaitPhase(t, "shop", "promoting")
+	if err := <-planned; err != nil {
+		t.Errorf("beta has taken over: %v", err)
+	}
+	if try(t, a, `INSERT INTO t VALUES (1, 'x')`) == nil {
+		t.Error("alpha takes writes")
+	}
+	release()
+	writes(b)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	failover(t, b, "shop")
+	writes(a)
+	equal(t, a, b, "shop")
 }

@@ -433,6 +433,8 @@ func TestSiblingOfAForcedFailover(t *testing.T) {
 	if err := try(t, a, `INSERT INTO audit (what) VALUES ('x')`); err == nil {
 		t.Error("alpha took a write")
 	}
+	turnedDown(t, "resume", a.ResumeLink(ctx, "other"), "primary-moved", "can't follow it by itself")
+	a.awaitState(t, "other", api.StateSuspended)
 	// A person has it compared, under load. What only gamma had is gone with it.
 	n, stop := write(t, anywhere(a, b, c), "f")
 	more(t, n)

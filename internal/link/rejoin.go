@@ -47,6 +47,9 @@ func (l *link) rejoin(ctx context.Context) error {
 		if s, _ := other.now(); s.Role == role.Secondary {
 			return problem.New("already-secondary", "database "+l.rec.Database, "it follows instance "+other.rec.Peer+" by link "+other.rec.Name+"; it can't follow two",
 				"hawser link drop "+l.rec.Name)
+		} else if s.Swapping() {
+			// Its secondary may yet have to go on from the rows that a rejoin takes away.
+			return changesBy(other.rec, s)
 		}
 	}
 	if p := l.m.granted(l.rec.Peer, l.rec.Database, grant.FromPeer); p != nil {

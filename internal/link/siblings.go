@@ -93,11 +93,15 @@ func (m *Manager) elsewhere(l *link) *problem.Problem {
 		if side.Role == role.Primary && (side.Phase == role.Steady || side.Phase == role.Moved) {
 			continue
 		}
-		return problem.New("failover-elsewhere", "database "+l.rec.Database,
-			fmt.Sprintf("link %s of the same database is %s and %s here; one database changes its primary by one link at a time", s.rec.Name, side.Role, side.Phase),
-			"hawser link show "+s.rec.Name).Advise("run it again when that link is steady")
+		return changesBy(s.rec, side)
 	}
 	return nil
+}
+
+func changesBy(rec catalog.Link, side role.State) *problem.Problem {
+	return problem.New("failover-elsewhere", "database "+rec.Database,
+		fmt.Sprintf("link %s of the same database is %s and %s here; one database changes its primary by one link at a time", rec.Name, side.Role, side.Phase),
+		"hawser link show "+rec.Name).Advise("run it again when that link is steady")
 }
 
 // primaryMoved is called when a link made its database a secondary, and again when

@@ -58,7 +58,7 @@ func (l *link) readTail(ctx context.Context, since frame.LSN, visit func(tailCha
 	if err != nil {
 		return tailProblem(err)
 	}
-	r := tailReader{link: l.rec.ID, since: since, key: key, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
+	r := tailReader{since: since, key: key, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
 	var data []byte
 	_, err = pgx.ForEachRow(rows, []any{&data}, func() error { return r.take(data) })
 	return tailProblem(err)
@@ -80,7 +80,6 @@ func tailProblem(err error) error {
 }
 
 type tailReader struct {
-	link      string // its id
 	since     frame.LSN
 	key       []byte // that signs the primary's messages
 	visit     func(tailChange) error
@@ -121,7 +120,7 @@ func (r *tailReader) take(data []byte) error {
 			return r.ddl(m.Content)
 		case m.Transactional && m.Prefix == ownPrefix:
 			body, signed := unsign(m.Content, r.key)
-			r.own = r.own || signed && string(body) == ownMark(r.link, r.begin.XID)
+			r.own = r.own || signed && strings.HasSuffix(string(body), ownMark("", r.begin.XID)) // of any link of the database
 		}
 	}
 	return nil

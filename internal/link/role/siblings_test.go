@@ -1,0 +1,560 @@
+package role_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
+)
+
+// household is one database on several instances: the first is the primary of a link to
+// each of the others. It does what the agents would (package link, siblings.go). Its WAL
+// and rows tell whether a side that follows has what it should.
+type household struct {
+	rooms  []*room
+	writes int
+	forced bool // somebody opened a side by force
+}
+
+// room is an instance.
+type room struct {
+	name  string
+	open  bool
+	wal   []record
+	rows  []int         // writes that it has, in order
+	began map[int][]int // rows where a time as primary began, by its position
+	sides map[string]*member
+	heirs map[string]heir // by link
+}
+
+// record is a write, or a handoff.
+type record struct {
+	write int
+	by    role.Handoff
+	to    *room
+	heirs []string // links that the handoff's taker takes up
+}
+
+type heir struct {
+	by          role.Handoff
+	after, next frame.Term
+	peer        *room
+}
+
+// member is one side of one link.
+type member struct {
+	in, peer  *room
+	link      string
+	stored    role.State
+	state     role.State
+	applied   int // of the peer's WAL
+	accepted  []string
+	followed  bool // the other side followed this one in this term
+	suspended bool // a person has to look
+	todo      []role.Action
+	events    []queued
+}
+
+func newHousehold(n int) *household {
+	h := &household{}
+	for i := range n {
+		h.rooms = append(h.rooms, &room{name: string(rune('A' + i)), began: map[int][]int{1: nil}, sides: map[string]*member{}, heirs: map[string]heir{}, wal: make([]record, 1)})
+	}
+	a := h.rooms[0]
+	a.open = true
+	for _, b := range h.rooms[1:] {
+		id := "a" + b.name
+		a.sides[id] = &member{in: a, peer: b, link: id, state: role.Initial(role.Primary, 0)}
+		b.sides[id] = &member{in: b, peer: a, link: id, state: role.Initial(role.Secondary, 1), applied: 1}
+		a.sides[id].stored, b.sides[id].stored = a.sides[id].state, b.sides[id].state
+	}
+	return h
+}
+
+// members are all sides of all links, in an order that rapid can repeat.
+func (h *household) members() (out []*member) {
+	for _, r := range h.rooms {
+		out = append(out, r.members()...)
+	}
+	return out
+}
+
+func (r *room) members() (out []*member) {
+	for _, m := range r.sides {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b *member) int { return compare(a.link, b.link) })
+	return out
+}
+
+func compare(a, b string) int {
+	if a < b {
+		return -1
+	}
+	return 1
+}
+
+// other is the other side of the link, if that instance has it with this one.
+func (m *member) other() *member {
+	if o := m.peer.sides[m.link]; o != nil && o.peer == m.in {
+		return o
+	}
+	return nil
+}
+
+func (m *member) siblings() []*member {
+	return slices.DeleteFunc(m.in.members(), func(s *member) bool { return s == m })
+}
+
+// closed tells that another link closes the database.
+func (m *member) closed() bool {
+	return slices.ContainsFunc(m.siblings(), func(s *member) bool {
+		switch s.state.Phase {
+		case role.Fencing, role.Handing, role.Aborting, role.Expelled, role.Diverged:
+			return true
+		}
+		return s.state.Role == role.Secondary
+	})
+}
+
+func (m *member) tell(e role.Event) {
+	was := m.state
+	next, actions := role.Step(m.state, e)
+	m.state = next
+	if len(actions) == 0 {
+		return
+	}
+	m.todo = actions
+	m.events = slices.DeleteFunc(m.events, func(q queued) bool { return q.answer })
+	if _, ok := actions[0].(role.Persist); !ok {
+		return
+	}
+	m.stored, m.todo = next, actions[1:]
+	if next.Term != was.Term {
+		m.followed = false
+	}
+	switch {
+	case was.Role == role.Secondary && next.Role == role.Primary:
+		m.suspended = false
+	case next.Role == role.Secondary && (was.Role == role.Primary || was.Term != next.Term):
+		m.applied = int(next.From)
+	}
+	if was.Role == role.Primary && next.Role == role.Secondary {
+		m.moved()
+	}
+}
+
+// moved tells the database's other links that it is no primary any more.
+func (m *member) moved() {
+	for _, s := range m.siblings() {
+		if s.state.Role != role.Primary || s.state.Phase != role.Steady {
+			continue
+		}
+		if m.state.Rejoined {
+			s.suspended = true
+		} else {
+			s.events = append(s.events, queued{role.PrimaryMoved{Heir: m.peer.name}, false})
+		}
+	}
+}
+
+func (m *member) answer(e role.Event) { m.events = append(m.events, queued{e, true}) }
+
+func (h *household) act(m *member, lose bool) {
+	a := m.todo[0]
+	m.todo = m.todo[1:]
+	o := m.other()
+	switch a := a.(type) {
+	case role.Prepare:
+		if lose || o == nil || o.state.Role != role.Secondary || o.state.Phase != role.Steady || o.closed() {
+			m.answer(role.Failed{Cause: errors.New("not ready")})
+			return
+		}
+		m.answer(role.Prepared{Term: h.prepare(m, o)})
+	case role.Unprepare:
+		if !lose && o != nil && o.state.Role == role.Secondary {
+			o.discard()
+		}
+	case role.Close:
+		m.in.open = false
+		m.answer(role.Fenced{})
+	case role.Hand:
+		m.in.wal = append(m.in.wal, record{by: role.Handoff{Link: m.link, Term: a.Term}, to: m.peer, heirs: m.accepted})
+	case role.Open:
+		switch {
+		case !m.closed():
+			m.in.open = true
+			m.answer(role.Opened{})
+		case m.state.Phase == role.Promoting:
+			m.todo = append([]role.Action{a}, m.todo...)
+		default:
+			m.answer(role.Opened{})
+		}
+	case role.AskRefusal:
+		if lose || o == nil {
+			m.todo = append([]role.Action{a}, m.todo...)
+			return
+		}
+		o.tell(role.RefusalAsked(a))
+		m.answer(role.PeerSeen{Peer: o.state})
+	case role.Tell:
+		if !lose && o != nil {
+			o.events = append(o.events, queued{role.PeerSeen{Peer: m.state}, false})
+			m.answer(role.PeerSeen{Peer: o.state})
+		}
+	case role.Serve:
+		h.inherit(m)
+	}
+}
+
+// prepare has the secondary get ready for the other links of the database.
+func (h *household) prepare(m, o *member) frame.Term {
+	o.discard()
+	term := max(m.state.Next, o.state.Following())
+	m.accepted = nil
+	for _, s := range m.siblings() {
+		if s.suspended || s.state.Role != role.Primary || s.state.Phase != role.Steady || s.peer == o.in || o.in.sides[s.link] != nil {
+			continue
+		}
+		o.in.heirs[s.link] = heir{role.Handoff{Link: m.link, Term: term}, s.state.Term, s.state.Following(), s.peer}
+		m.accepted = append(m.accepted, s.link)
+	}
+	return term
+}
+
+func (m *member) discard() {
+	for id, h := range m.in.heirs {
+		if h.by.Link == m.link {
+			delete(m.in.heirs, id)
+		}
+	}
+}
+
+// inherit takes the other links up.
+func (h *household) inherit(m *member) {
+	if m.state.Role != role.Primary || m.state.Phase == role.Promoting {
+		return
+	}
+	for id, e := range m.in.heirs {
+		if e.by.Link != m.link {
+			continue
+		}
+		delete(m.in.heirs, id)
+		if m.state.Forced || e.by.Term != m.state.Term || m.in.sides[id] != nil {
+			continue
+		}
+		s := &member{in: m.in, peer: e.peer, link: id, state: role.Inherited(e.by, e.after, e.next, m.state.Position)}
+		s.stored = s.state
+		m.in.sides[id] = s
+	}
+}
+
+// serves tells that a side streams.
+func (m *member) serves() bool {
+	return m.state.Role == role.Primary && !m.suspended && m.state.Phase != role.Promoting && m.state.Phase != role.Expelled && m.state.Phase != role.Diverged
+}
+
+// receive lets a secondary take in the next record, or do what one does that waits.
+func (h *household) receive(m *member) {
+	if m.state.Role != role.Secondary || m.suspended {
+		return
+	}
+	if m.state.Phase == role.Waiting {
+		h.await(m)
+		return
+	}
+	o := m.other()
+	if o == nil || !o.serves() || o.state.Term != m.state.Term {
+		return
+	}
+	o.followed = true
+	if m.applied >= len(m.peer.wal) {
+		return
+	}
+	r := m.peer.wal[m.applied]
+	switch {
+	case r.write > 0:
+		m.in.rows = append(m.in.rows, r.write)
+		m.in.wal = append(m.in.wal, r)
+	case r.by.Link == m.link && r.by.Term > m.state.Term && r.by.Term > m.state.Floor:
+		m.in.began[len(m.in.wal)] = slices.Clone(m.in.rows)
+		m.tell(role.HandoffApplied{Term: r.by.Term, Position: frame.LSN(len(m.in.wal))})
+		return
+	case r.to != nil && r.by.Link != m.link && r.by != m.state.Passed:
+		m.tell(role.ElsewhereHanded{By: r.by, Heir: r.to.name, Stranded: !slices.Contains(r.heirs, m.link)})
+		return
+	}
+	m.applied++
+}
+
+func (h *household) await(m *member) {
+	to := h.rooms[m.state.Heir[0]-'A']
+	if s := to.sides[m.link]; s != nil && s.peer == m.in && !m.state.Stranded {
+		if next, _ := role.Step(m.state, role.HeirSeen{Heir: s.state}); next.Phase == role.Steady {
+			m.peer = to
+			m.tell(role.HeirSeen{Heir: s.state})
+			return
+		}
+	}
+	if o := m.other(); o != nil && o.refused(m) {
+		m.tell(role.ElsewhereRefused{By: m.state.By})
+	}
+}
+
+// refused answers whether the handoff at which a sibling's secondary stands was taken back.
+func (m *member) refused(of *member) bool {
+	for _, s := range m.siblings() {
+		if s.state.Role == role.Secondary || s.state.Phase == role.Expelled || s.state.Phase == role.Diverged ||
+			s.link == of.state.By.Link && s.state.Floor < of.state.By.Term {
+			return false
+		}
+	}
+	return m.state.Role == role.Primary && m.state.Phase != role.Moved && m.state.Term == of.state.Term
+}
+
+// seeOff forgets a link whose secondary follows the heir.
+func (h *household) seeOff(m *member) {
+	if m.state.Phase != role.Moved {
+		return
+	}
+	second := m.peer.sides[m.link]
+	gone := second == nil || second.state.Term > m.state.Term
+	if to := h.rooms[m.state.Heir[0]-'A'].sides[m.link]; to != nil {
+		gone = gone || to.state.Role == role.Primary && to.state.Term > m.state.Term && to.followed
+	}
+	if gone {
+		delete(m.in.sides, m.link)
+	}
+}
+
+func (h *household) ask(m *member) {
+	for _, s := range m.siblings() {
+		if s.state.Role != role.Primary || s.state.Phase != role.Steady && s.state.Phase != role.Moved {
+			return
+		}
+	}
+	if !m.suspended {
+		m.tell(role.FailoverAsked{})
+	}
+}
+
+func (h *household) force(m *member) {
+	if m.state.Role != role.Secondary || m.closed() {
+		return
+	}
+	h.forced = true
+	m.in.began[len(m.in.wal)] = slices.Clone(m.in.rows)
+	m.tell(role.ForceAsked{Position: frame.LSN(len(m.in.wal)), Since: frame.LSN(m.applied)})
+}
+
+// rejoin is a person's; it makes the rows those with which the other side began.
+func (h *household) rejoin(m *member) {
+	o := m.other()
+	if m.state.Phase != role.Diverged || o == nil {
+		return
+	}
+	for _, s := range m.siblings() {
+		if s.state.Role == role.Secondary || s.state.Swapping() {
+			return
+		}
+	}
+	m.tell(role.RejoinAsked{Peer: o.state})
+	if m.state.Role == role.Secondary {
+		m.in.rows = slices.Clone(m.peer.began[m.applied])
+	}
+}
+
+func (h *household) exchange(m *member) {
+	if o := m.other(); o != nil {
+		ours, theirs := m.state, o.state
+		m.tell(role.PeerSeen{Peer: theirs})
+		o.tell(role.PeerSeen{Peer: ours})
+	}
+}
+
+func (h *household) write(r *room) {
+	if r.open {
+		h.writes++
+		r.wal, r.rows = append(r.wal, record{write: h.writes}), append(r.rows, h.writes)
+	}
+}
+
+func (r *room) crash() {
+	for _, m := range r.members() {
+		m.state, m.todo, m.events = m.stored, nil, nil
+	}
+	for _, m := range r.members() {
+		m.tell(role.Restarted{})
+	}
+	for _, m := range r.members() {
+		if m.state.Role == role.Secondary {
+			m.moved()
+		}
+	}
+}
+
+// check: of each link one side at most is open in its highest term, but for one that was
+// opened by force where it could not know that an heir has the link; without force one
+// instance at most is open at all; and whoever follows has what the other side had.
+func (h *household) check(t *rapid.T) {
+	open := 0
+	highest := map[string]frame.Term{}
+	leads := map[string]string{}
+	for _, r := range h.rooms {
+		if r.open {
+			open++
+		}
+		for _, m := range r.members() {
+			highest[m.link] = max(highest[m.link], m.state.Term)
+		}
+	}
+	for _, m := range h.members() {
+		torn := m.state.Forced && (m.other() == nil || h.inherited(m))
+		if m.in.open && m.state.Role == role.Primary && m.state.Term == highest[m.link] && !torn {
+			if leads[m.link] != "" {
+				t.Fatalf("%s and %s both lead link %s in term %d\n%s", leads[m.link], m.in.name, m.link, m.state.Term, h)
+			}
+			leads[m.link] = m.in.name
+		}
+		o := m.other()
+		if m.state.Role != role.Secondary || m.suspended || o == nil || !o.serves() || o.state.Term != m.state.Term {
+			continue
+		}
+		if n := len(m.in.rows); n > len(m.peer.rows) || !slices.Equal(m.in.rows, m.peer.rows[:n]) {
+			t.Fatalf("%s follows %s by link %s and has %v, that has %v\n%s", m.in.name, m.peer.name, m.link, m.in.rows, m.peer.rows, h)
+		}
+	}
+	if open > 1 && !h.forced {
+		t.Fatalf("%d instances are open\n%s", open, h)
+	}
+}
+
+// inherited tells that a third instance has taken the link up.
+func (h *household) inherited(m *member) bool {
+	return slices.ContainsFunc(h.rooms, func(r *room) bool {
+		s := r.sides[m.link]
+		return s != nil && r != m.in && r != m.peer && s.peer == m.in
+	})
+}
+
+func (h *household) String() (out string) {
+	for _, r := range h.rooms {
+		out += fmt.Sprintf("%s open %v rows %v wal %d heirs %d\n", r.name, r.open, r.rows, len(r.wal), len(r.heirs))
+		for _, m := range r.members() {
+			out += fmt.Sprintf("  %s with %s at %d suspended %v: %+v todo %T\n", m.link, m.peer.name, m.applied, m.suspended, m.state, m.todo)
+		}
+	}
+	return out
+}
+
+// settle lets everything end that is under way, without further faults.
+func (h *household) settle(t *rapid.T) {
+	for range 400 {
+		before := fmt.Sprint(h)
+		for _, m := range h.members() {
+			for n := 0; (len(m.todo) > 0 || len(m.events) > 0) && n < 20; n++ {
+				h.turn(m, false)
+				h.check(t)
+			}
+			h.receive(m)
+			h.exchange(m)
+			h.seeOff(m)
+			h.inherit(m)
+			h.check(t)
+		}
+		if fmt.Sprint(h) == before {
+			return
+		}
+	}
+	t.Fatalf("it never comes to rest\n%s", h)
+}
+
+// turn carries out the next action, or takes the next event.
+func (h *household) turn(m *member, lose bool) {
+	if len(m.todo) > 0 {
+		h.act(m, lose)
+	} else if len(m.events) > 0 {
+		e := m.events[0]
+		m.events = m.events[1:]
+		m.tell(e.event)
+	}
+}
+
+// TestSiblings plays failovers of one database by any of its links, with crashes, lost
+// messages, time-outs and, in half of the runs, sides that are opened by force.
+func TestSiblings(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHousehold(rapid.IntRange(2, 4).Draw(t, "instances"))
+		what := []string{"turn", "turn", "turn", "turn", "receive", "receive", "receive", "write", "ask", "crash", "timeout", "exchange", "fail", "see off", "inherit"}
+		if rapid.Bool().Draw(t, "force") {
+			what = append(what, "force", "rejoin")
+		}
+		for range rapid.IntRange(1, 120).Draw(t, "steps") {
+			h.step(t, rapid.SampledFrom(what).Draw(t, "what"), rapid.SampledFrom(h.members()).Draw(t, "side"))
+			h.check(t)
+		}
+		h.settle(t)
+		if !h.forced {
+			h.rested(t)
+		}
+	})
+}
+
+func (h *household) step(t *rapid.T, what string, m *member) {
+	switch what {
+	case "turn":
+		h.turn(m, rapid.Bool().Draw(t, "lost"))
+	case "receive":
+		h.receive(m)
+	case "write":
+		h.write(m.in)
+	case "ask":
+		h.ask(m)
+	case "crash":
+		m.in.crash()
+	case "timeout":
+		m.tell(role.TimedOut{})
+	case "fail":
+		m.tell(role.Failed{Cause: errors.New("injected")})
+	case "exchange":
+		h.exchange(m)
+	case "see off":
+		h.seeOff(m)
+	case "inherit":
+		h.inherit(m)
+	case "force":
+		h.force(m)
+	case "rejoin":
+		h.rejoin(m)
+	}
+}
+
+// rested: one instance is open and has every write, and each of the others follows it, has
+// all as well, or stands where a person has to look.
+func (h *household) rested(t *rapid.T) {
+	i := slices.IndexFunc(h.rooms, func(r *room) bool { return r.open })
+	if i < 0 {
+		t.Fatalf("nobody is open\n%s", h)
+	}
+	lead := h.rooms[i]
+	if len(lead.rows) != h.writes {
+		t.Fatalf("%s has %d of %d writes\n%s", lead.name, len(lead.rows), h.writes, h)
+	}
+	for _, r := range h.rooms {
+		if r == lead {
+			continue
+		}
+		follows := slices.ContainsFunc(r.members(), func(m *member) bool {
+			return m.state.Role == role.Secondary && (m.state.Phase == role.Waiting || m.peer == lead && slices.Equal(r.rows, lead.rows))
+		})
+		if !follows {
+			t.Fatalf("%s does not follow %s\n%s", r.name, lead.name, h)
+		}
+	}
+}
