@@ -56,6 +56,12 @@ func TestForceBesideAPlannedFailover(t *testing.T) {
 	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'held up')`)
 	planned := asked(a, api.FailoverOptions{Timeout: 3 * time.Minute})
 	a.awaitPhase(t, "shop", "handing")
+	for _, i := range []*instance{a, b} {
+		_, err := i.FailoverLink(ctx, "shop", api.FailoverOptions{})
+		turnedDown(t, "failover on "+i.name, err, "failover-running", "under way")
+		_, err = i.DropLink(ctx, "shop", api.DropOptions{})
+		turnedDown(t, "drop on "+i.name, err, "failover-running", "under way")
+	}
 	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +106,47 @@ func TestForceBesideAPlannedFailover(t *testing.T) {
 	turnedDown(t, "force", <-forced, "failover-not-now", "primary")
 	a.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, a, b, "shop")
+	proven(t, a, "shop")
+}
+
+// TestStoppedBesideAPlannedFailover: while alpha hands over, beta is told to pause, or to copy
+// a table again. The failover is taken back or completed, and can be run again.
+func TestStoppedBesideAPlannedFailover(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	from, to := a, b
+	for n, command := range []func() error{
+		func() error { return to.PauseLink(ctx, "shop") },
+		func() error { return from.PauseLink(ctx, "shop") },
+		func() error { return to.ResyncLink(ctx, "shop", []string{"t"}) },
+		func() error {
+			_, err := from.VerifyLink(ctx, "shop", api.VerifyOptions{Timeout: time.Second})
+			return err
+		},
+	} {
+		release := hold(t, to, "shop", "t")
+		from.Exec(t, "shop", fmt.Sprintf(`INSERT INTO t VALUES (%d, 'held up')`, n))
+		planned := asked(from, api.FailoverOptions{Timeout: 4 * time.Second})
+		from.awaitPhase(t, "shop", "handing")
+		stopped := make(chan error, 1)
+		go func() { stopped <- command() }()
+		release()
+		err := <-planned
+		t.Logf("%d: command %v, failover %v", n, <-stopped, err)
+		if err == nil {
+			from, to = to, from
+		}
+		_ = to.ResumeLink(ctx, "shop")
+		to.awaitState(t, "shop", api.StateSynchronized)
+		from.Exec(t, "shop", fmt.Sprintf(`INSERT INTO t VALUES (%d, 'x')`, 100+n))
+		if try(t, to, `INSERT INTO t VALUES (-1, 'x')`) == nil {
+			t.Errorf("both take writes")
+		}
+		equal(t, a, b, "shop")
+	}
+	failover(t, from, "shop")
+	from.awaitState(t, "shop", api.StateSynchronized)
 	proven(t, a, "shop")
 }
 

@@ -529,7 +529,7 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) (problem
 	p, ok := problem.As(err)
 	switch {
 	case err == nil || ok && p.Code == "link-not-found":
-	case ok && p.Code == codeIncomplete:
+	case ok && (p.Code == codeIncomplete || p.Code == codeSwapping && !o.Force): // it was told, and refuses
 		return nil, err
 	case !o.Force:
 		return nil, problem.New("peer-not-told", "link "+name, "the other side could not be told, and would keep its half of the link",
@@ -574,9 +574,12 @@ func (l *link) dropAsked(ctx context.Context, r dropRequest) (reply dropReply, e
 	return dropReply{append(found, left...)}, err
 }
 
+// codeSwapping is of what can't be done while a failover is under way.
+const codeSwapping = "failover-running"
+
 // swapping refuses to end a link while it is not known which side has all: both would open.
 func (l *link) swapping() *problem.Problem {
-	return problem.New("failover-running", "link "+l.rec.Name, "a failover is under way, and both sides could be left writable",
+	return problem.New(codeSwapping, "link "+l.rec.Name, "a failover is under way, and both sides could be left writable",
 		"hawser link show "+l.rec.Name).Advise("wait for it; if the other side is gone for good: hawser link drop " + l.rec.Name + " --force")
 }
 

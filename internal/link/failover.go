@@ -246,7 +246,7 @@ func (l *link) begin() (*failoverRun, error) {
 	var err error
 	l.update(func() {
 		if l.running != nil {
-			err = problem.New("failover-running", "link "+l.rec.Name, "a failover is under way", "hawser link show "+l.rec.Name).Advise("wait for it")
+			err = problem.New(codeSwapping, "link "+l.rec.Name, "a failover is under way", "hawser link show "+l.rec.Name).Advise("wait for it")
 			return
 		}
 		l.running = run
