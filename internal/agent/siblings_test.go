@@ -368,6 +368,34 @@ func TestSiblingAway(t *testing.T) {
 	a.run(t)
 	a.awaitForgotten(t, "other", idOf(t, c, "other"))
 	equal(t, b, a, "shop")
+
+	// Away once more, it is opened by force where it can't know that alpha has taken it up.
+	a.awaitState(t, "shop", api.StateSynchronized)
+	c.stop()
+	failover(t, b, "shop")
+	a.stop()
+	b.stop()
+	c.run(t)
+	if _, err := c.FailoverLink(ctx, "other", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.run(t)
+	b.run(t)
+	testpg.Eventually(t, 60*time.Second, "alpha says that gamma left it", func() (bool, error) {
+		l, err := a.Link(ctx, "other")
+		if err != nil || l.Cause == nil || l.Cause.Code != "secondary-elsewhere" || l.Cause.Remedy != "hawser link drop other" {
+			return false, fmt.Errorf("it is %s: %v, %v", l.State, l.Cause, err)
+		}
+		return true, nil
+	})
+	for _, i := range []*instance{a, c} {
+		if _, err := i.DropLink(ctx, "other", api.DropOptions{}); err != nil {
+			t.Errorf("%s: %v", i.name, err)
+		}
+		if err := try(t, i, `INSERT INTO audit (what) VALUES ('x')`); err != nil {
+			t.Errorf("%s: %v", i.name, err)
+		}
+	}
 }
 
 // TestSiblingPassesARefusedHandoff: the handoff stands in the stream, but beta, held up

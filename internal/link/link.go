@@ -527,7 +527,7 @@ func (l *link) meetPeer(ctx context.Context) {
 			break
 		}
 		l.log.Debug("can't tell the peer", "error", err)
-		if p, ok := problem.As(err); ok && p.Code == "peer-not-found" { // a link that was taken up
+		if p := l.unknownThere(err); p != nil {
 			l.update(func() { l.cause = p })
 		}
 		if !wait.Sleep(ctx) {
@@ -539,6 +539,23 @@ func (l *link) meetPeer(ctx context.Context) {
 	case <-ctx.Done():
 	}
 }
+
+// unknownThere says why the secondary of a link that was taken up does not follow; nil where
+// that is not known. It may only be about to.
+func (l *link) unknownThere(err error) *problem.Problem {
+	p, ok := problem.As(err)
+	switch {
+	case ok && p.Code == "peer-not-found":
+		return p
+	case ok && p.Code == "link-not-found":
+		return problem.New(codeElsewhere, "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it with this one: it has not gone over to this primary yet, or was opened by force meanwhile",
+			"hawser link drop "+l.rec.Name).Advise("if it stays so, and then hawser link create makes it anew").Retry()
+	}
+	return nil
+}
+
+// codeElsewhere is of a link that this side took up, and the secondary does not have with it.
+const codeElsewhere = "secondary-elsewhere"
 
 // beyondResume are the causes of a suspension that a link would meet again at once.
 var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", "primary-moved", codeForgotten, capture.CodeBroken}

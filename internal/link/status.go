@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -210,7 +211,7 @@ const openWithin = 10 * time.Second
 // opening tells that this side could not have a stream yet: it has only just begun, or
 // changed its role, and nothing but the other side's turn is in its way. The caller holds mu.
 func (l *link) opening() bool {
-	return time.Since(l.turned) < openWithin && (l.cause == nil || l.cause.Code == "not-primary" || l.cause.Code == "term-differs")
+	return time.Since(l.turned) < openWithin && (l.cause == nil || slices.Contains([]string{"not-primary", "term-differs", codeElsewhere}, l.cause.Code))
 }
 
 // forcedOut tells that this side is the primary by force, and the old one has not
