@@ -39,7 +39,6 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	if err != nil {
 		return FailoverResult{}, err
 	}
-	// It has happened now, whether or not whoever asked still listens.
 	if err := l.awaitOpen(l.ctx); err != nil {
 		return FailoverResult{}, err
 	}
@@ -93,10 +92,14 @@ func (l *link) decideAlone(ctx context.Context) (last catalog.Applied, side role
 		asked, err = l.getReady(ctx, conn, last.End)
 		return err
 	})
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return last, side, err
 	}
-	if side, err = l.ask(ctx, asked); err == nil && !side.Forced {
+	// From here on it happens, whether or not whoever asked still listens.
+	if side, err = l.ask(l.ctx, asked); err == nil && !side.Forced {
 		err = l.rolesChanged(side)
 	}
 	return last, side, err
