@@ -117,7 +117,7 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	l.update(func() { run.within = o.Timeout })
 	l.swapWithin(o.Timeout)
 	if err := l.enter(ctx, o.Timeout); err != nil {
-		l.update(func() { l.running = nil })
+		l.ended(run)
 		l.swaps.end()
 		return FailoverResult{}, err
 	}
@@ -125,7 +125,7 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	ended := make(chan failoverEnd, 1)
 	l.done.Go(func() {
 		result, err := l.see(run, time.Until(run.started.Add(o.Timeout)), ended)
-		l.update(func() { l.running = nil })
+		l.ended(run)
 		tellOnce(ended, failoverEnd{result, err})
 	})
 	select {
@@ -214,6 +214,7 @@ func (l *link) see(run *failoverRun, timeout time.Duration, late chan<- failover
 	for over := false; ; over = true {
 		select {
 		case err := <-run.done:
+			l.ended(run) // what is still to be told keeps nobody from another one
 			if err != nil {
 				return FailoverResult{}, err
 			}
@@ -252,6 +253,15 @@ func (l *link) begin() (*failoverRun, error) {
 		l.running = run
 	})
 	return run, err
+}
+
+// ended lets another failover begin.
+func (l *link) ended(run *failoverRun) {
+	l.update(func() {
+		if l.running == run {
+			l.running = nil
+		}
+	})
 }
 
 func (l *link) succeeded(ctx context.Context, run *failoverRun) FailoverResult {

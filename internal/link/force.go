@@ -28,7 +28,7 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	if err != nil {
 		return FailoverResult{}, err
 	}
-	defer l.update(func() { l.running = nil })
+	defer l.ended(run)
 	if err := l.mayForce(); err != nil {
 		return FailoverResult{}, err
 	}
