@@ -87,7 +87,7 @@ func TestForceBesideAPlannedFailover(t *testing.T) {
 	// Beta has decided to take over, and can't store that yet.
 	release = hold(t, b, "postgres", "hawser.link")
 	planned = asked(a, api.FailoverOptions{Timeout: 3 * time.Minute})
-	b.awaitSession(t, "wants to store that it is primary", `wait_event_type = 'Lock' AND query LIKE 'UPDATE hawser.link%'`)
+	b.awaitSession(t, "wants to store that it is primary", `wait_event_type = 'Lock' AND query LIKE 'UPDATE hawser.link SET side%'`)
 	writer := b.Connect(t, "postgres")
 	within(t, writer, `BEGIN`, `SELECT pg_current_xact_id()`) // no slot is made before it ends
 	forced := asked(b, api.FailoverOptions{Force: true})
