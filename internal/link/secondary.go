@@ -293,7 +293,7 @@ func isUntold(p *problem.Problem) bool { return p.Code == codeUntold }
 
 // noteUntold names what sessions of other databases, which no fence keeps out, changed
 // behind the handoff. It looks once, before anything of the new primary comes, and stores
-// what it found until this side leads again: no comparison tells of it.
+// what it found until a comparison finds both sides equal, or this side leads again.
 func (l *link) noteUntold(ctx context.Context, conn *pgx.Conn, side role.State) error {
 	if !side.Handed {
 		return nil

@@ -134,10 +134,13 @@ func (l *link) noteHoles(ctx context.Context, holes problem.Findings) error {
 }
 
 func (l *link) forgetHoles(ctx context.Context) error {
-	if len(l.holesBut(isUntold)) == 0 {
+	l.mu.Lock()
+	none := len(l.holes) == 0
+	l.mu.Unlock()
+	if none {
 		return nil
 	}
-	return l.setHoles(ctx, l.holesBut(func(p *problem.Problem) bool { return !isUntold(p) }))
+	return l.setHoles(ctx, nil)
 }
 
 // holesBut returns what is said of this side but for those.
