@@ -92,6 +92,11 @@ func TestForceBesideAPlannedFailover(t *testing.T) {
 	within(t, writer, `BEGIN`, `SELECT pg_current_xact_id()`) // no slot is made before it ends
 	forced := asked(b, api.FailoverOptions{Force: true})
 	testpg.Eventually(t, 30*time.Second, "beta's applier has ended", func() (bool, error) {
+		select {
+		case err := <-forced:
+			t.Fatalf("force: %v", err)
+		default:
+		}
 		return len(testpg.Rows(t, writer, `SELECT FROM pg_stat_activity WHERE application_name = 'hawser:shop:apply'`)) == 0, nil
 	})
 	release()
@@ -204,8 +209,14 @@ func TestTwoForcedSiblings(t *testing.T) {
 	_, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second})
 	turnedDown(t, "failover", err, "closed-elsewhere", "link other")
 	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta leads on')`)
+	if err := a.PauseLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
 	_, err = a.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
 	turnedDown(t, "force", err, "closed-elsewhere", "link other")
+	if err := a.ResumeLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
 	a.stop()
 	a.run(t) // what came from beta is nothing that alpha alone has
 	alone("other")
@@ -251,7 +262,7 @@ func TestTimeLimitInEachPhase(t *testing.T) {
 	} {
 		release := hold()
 		_, err := a.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 2 * time.Second})
-		if p, ok := problem.As(err); !ok || p.Code != "failover-timeout" {
+		if p, ok := problem.As(err); !ok || p.Help() == "" {
 			t.Errorf("%s: %v", phase, err)
 		}
 		writes(a)
