@@ -91,13 +91,14 @@ func TestForceBesideAPlannedFailover(t *testing.T) {
 	writer := b.Connect(t, "postgres")
 	within(t, writer, `BEGIN`, `SELECT pg_current_xact_id()`) // no slot is made before it ends
 	forced := asked(b, api.FailoverOptions{Force: true})
+	look := b.Connect(t, "postgres")
 	testpg.Eventually(t, 30*time.Second, "beta's applier has ended", func() (bool, error) {
 		select {
 		case err := <-forced:
 			t.Fatalf("force: %v", err)
 		default:
 		}
-		return len(testpg.Rows(t, writer, `SELECT FROM pg_stat_activity WHERE application_name = 'hawser:shop:apply'`)) == 0, nil
+		return len(testpg.Rows(t, look, `SELECT FROM pg_stat_activity WHERE application_name = 'hawser:shop:apply'`)) == 0, nil
 	})
 	release()
 	testpg.Eventually(t, 30*time.Second, "beta takes writes", func() (bool, error) {
