@@ -209,7 +209,10 @@ func viewsThatWrite(t *testing.T, a, b *instance, path string) {
 		}
 	}
 	equal()
-	a.Exec(t, "shop", `REFRESH MATERIALIZED VIEW CONCURRENTLY reads`, `REFRESH MATERIALIZED VIEW CONCURRENTLY "First"; CREATE MATERIALIZED VIEW second AS SELECT write('created')`, `BEGIN; CREATE MATERIALIZED VIEW makes AS SELECT make() WITH NO DATA; REFRESH MATERIALIZED VIEW makes; COMMIT`,
+	a.Exec(t, "shop", `CREATE ROLE reader; GRANT ALL ON SCHEMA public TO reader; ALTER MATERIALIZED VIEW reads OWNER TO reader; GRANT SELECT ON wrote TO reader;
+		CREATE ROLE keeper; DO $$ BEGIN EXECUTE format('GRANT %I TO keeper', coalesce((SELECT rolname FROM pg_roles WHERE rolname = 'pg_maintain'), 'reader')); END $$`,
+		`SET ROLE keeper; REFRESH MATERIALIZED VIEW reads; RESET ROLE`)
+	a.Exec(t, "shop", `REFRESH MATERIALIZED VIEW CONCURRENTLY reads`, `SET ROLE reader; REFRESH MATERIALIZED VIEW reads; REFRESH MATERIALIZED VIEW CONCURRENTLY reads; RESET ROLE`, `REFRESH MATERIALIZED VIEW CONCURRENTLY "First"; CREATE MATERIALIZED VIEW second AS SELECT write('created')`, `BEGIN; CREATE MATERIALIZED VIEW makes AS SELECT make() WITH NO DATA; REFRESH MATERIALIZED VIEW makes; COMMIT`,
 		`CREATE MATERIALIZED VIEW makes_too AS SELECT make(); REFRESH MATERIALIZED VIEW CONCURRENTLY reads`, `EXPLAIN ANALYZE CREATE MATERIALIZED VIEW told AS SELECT make(); INSERT INTO wrote VALUES (1000, 'last')`)
 	equal()
 	if _, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {

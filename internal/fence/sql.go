@@ -73,7 +73,8 @@ END`, h.elsewhere(), s.message(), s.hint())
 }
 
 // closedDDL lets REINDEX pass, which read-only transactions may do too. Of a session that
-// fills a materialized view it lets pass what does that, and nothing that the query does.
+// fills a materialized view it lets pass what the agent commands and what that needs, and
+// nothing that the query does.
 func closedDDL(s Sign, h home) string {
 	return fmt.Sprintf(`DECLARE
 	stack text;
@@ -82,8 +83,9 @@ BEGIN
 		RETURN;
 	END IF;
 	IF %s IS TRUE THEN
-		GET DIAGNOSTICS stack = PG_CONTEXT;
-		IF TG_TAG IN ('CREATE MATERIALIZED VIEW', 'REFRESH MATERIALIZED VIEW') OR split_part(stack, E'\n', 2) ~ '%s' THEN
+		GET DIAGNOSTICS stack = PG_CONTEXT; -- the first line is this function's
+		stack := split_part(stack, E'\n', 2);
+		IF stack = '' OR TG_TAG IN ('CREATE MATERIALIZED VIEW', 'REFRESH MATERIALIZED VIEW') OR stack ~ '%s' THEN
 			RETURN;
 		END IF;
 	END IF;

@@ -246,6 +246,13 @@ func (r *replay) runAs(ctx context.Context, as role, o order) error {
 
 // runAsMember runs what this side refused to a role, which may be in fewer groups here.
 func (r *replay) runAsMember(ctx context.Context, name string, node *pgq.Node, sql string, refused error) error {
+	if node.GetRefreshMatViewStmt() != nil { // the query runs as the owner, whoever gives the command
+		owner, found, err := r.owner(ctx)
+		if err != nil || !found {
+			return errors.Join(refused, err)
+		}
+		return r.execDefiner(ctx, owner, sql)
+	}
 	groups, err := r.lacking(ctx, name)
 	if err != nil {
 		return err
