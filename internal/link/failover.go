@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -123,11 +124,14 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 	}
 	// Whoever asked may go away; the failover and its time limit go on to the end.
 	ended := make(chan failoverEnd, 1)
-	l.done.Go(func() {
+	seen := l.done.Go(func() {
 		result, err := l.see(run, time.Until(run.started.Add(o.Timeout)), ended)
 		l.ended(run)
 		tellOnce(ended, failoverEnd{result, err})
 	})
+	if !seen {
+		return FailoverResult{}, errHalted
+	}
 	select {
 	case end := <-ended:
 		return end.result, end.err
@@ -624,7 +628,8 @@ func (l *link) prepareToLead(ctx context.Context, r prepareRequest) (prepareRepl
 // unlessForced ends a context when this side is opened by force, or rests for a resync.
 func (l *link) unlessForced(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	go func() {
+	var watch sync.WaitGroup
+	watch.Go(func() {
 		for ctx.Err() == nil {
 			l.mu.Lock()
 			forcing, changed := l.forcing, l.changed
@@ -638,8 +643,8 @@ func (l *link) unlessForced(ctx context.Context) (context.Context, context.Cance
 			case <-ctx.Done():
 			}
 		}
-	}()
-	return ctx, func() { cancel(nil) }
+	})
+	return ctx, func() { cancel(nil); watch.Wait() }
 }
 
 // makeReady is prepareToLead's part that nothing else may come between.

@@ -46,7 +46,7 @@ type link struct {
 	readying turns
 	ctx      context.Context // ends with the link
 	stop     context.CancelFunc
-	done     sync.WaitGroup
+	done     crew
 
 	renewing sync.Mutex // guards renewed
 	renewed  bool       // what a predecessor put into the database is of this version
@@ -144,10 +144,9 @@ func (l *link) peer() string { return l.rec.Peer }
 // start begins the link's goroutines; they end with the manager or with halt, after
 // which a new link has to take this one's place.
 func (l *link) start() {
-	l.done.Add(3)
-	go func() { defer l.done.Done(); l.guard() }()
-	go func() { defer l.done.Done(); l.steward() }()
-	go func() { defer l.done.Done(); l.follow() }()
+	l.done.Go(l.guard)
+	l.done.Go(l.steward)
+	l.done.Go(l.follow)
 	if l.rec.Progress == catalog.Running {
 		l.tell(role.Restarted{})
 	}

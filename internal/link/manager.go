@@ -66,8 +66,8 @@ type Manager struct {
 	granting sync.RWMutex // guards grants; nothing else is taken under it
 	grants   map[string]grant.Grant
 
-	swap sync.Mutex     // held while a failover of any link begins
-	work sync.WaitGroup // what replaces or ends a link on its own account
+	swap sync.Mutex // held while a failover of any link begins
+	work crew       // what replaces or ends a link on its own account
 }
 
 // NewManager returns a manager that has touched nothing yet.

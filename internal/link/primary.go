@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 
@@ -27,9 +28,11 @@ func (m *Manager) Stream(ctx context.Context, from, name, kind string, s peer.St
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
 	defer cancel(nil)
 	defer context.AfterFunc(l.ctx, func() { cancel(agentStopped(m.cfg.Instance)) })()
-	go l.endWhenNotServing(ctx, cancel)
+	watch.Go(func() { l.endWhenNotServing(ctx, cancel) })
 	switch kind {
 	case streamChanges:
 		return l.serveChanges(ctx, s)
