@@ -4,16 +4,23 @@ import (
 	"context"
 	"net"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // aheadConn takes what is written into memory and hands it to the server as that reads
 // it: the writer goes on with its work while the server is busy with earlier requests,
 // far beyond what a socket's buffer holds. An error shows up with a later write, or with
 // the read that waits for the answer.
+//
+// While nothing waits the writer hands over by itself what the socket takes at once: to
+// wake up another thread for that costs an idle stream more than the system call does.
 type aheadConn struct {
 	net.Conn
-	most int // bytes; a writer waits beyond
+	raw  syscall.RawConn // nil: it has no socket
+	most int             // bytes; a writer waits beyond
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -28,6 +35,9 @@ type aheadConn struct {
 func ahead(conn net.Conn, most int) net.Conn {
 	c := &aheadConn{Conn: conn, most: most, ended: make(chan struct{})}
 	c.changed = sync.NewCond(&c.mu)
+	if s, ok := conn.(syscall.Conn); ok {
+		c.raw, _ = s.SyscallConn()
+	}
 	go c.run()
 	return c
 }
@@ -58,9 +68,31 @@ func (c *aheadConn) Write(p []byte) (int, error) {
 	case c.closed:
 		return 0, net.ErrClosed
 	}
-	c.queue(p)
-	c.changed.Broadcast()
+	n := 0
+	if c.size == 0 {
+		n = c.atOnce(p)
+	}
+	if n < len(p) {
+		c.queue(p[n:])
+		c.changed.Broadcast()
+	}
 	return len(p), nil
+}
+
+// atOnce writes what the socket takes without waiting, and tells how much that was. What
+// is wrong with the socket is left for run to find.
+func (c *aheadConn) atOnce(p []byte) (n int) {
+	if c.raw == nil {
+		return 0
+	}
+	err := c.raw.Write(func(fd uintptr) bool {
+		n, _ = unix.Write(int(fd), p)
+		return true
+	})
+	if err != nil {
+		return 0
+	}
+	return max(0, n)
 }
 
 // queue copies p to the end of what waits.

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestAhead: what is written before the peer reads arrives whole and in its order, also
@@ -15,6 +18,32 @@ import (
 func TestAhead(t *testing.T) {
 	t.Parallel()
 	near, far := net.Pipe() // holds nothing by itself
+	testAhead(t, near, far)
+}
+
+// TestAheadOfSocket: the same of a socket, which takes a part at once.
+func TestAheadOfSocket(t *testing.T) {
+	t.Parallel()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		file := os.NewFile(uintptr(fd), "socket")
+		if ends[i], err = net.FileConn(file); err != nil {
+			t.Fatal(err)
+		}
+		_ = file.Close()
+	}
+	if err := ends[0].(*net.UnixConn).SetWriteBuffer(16 << 10); err != nil {
+		t.Fatal(err)
+	}
+	testAhead(t, ends[0], ends[1])
+}
+
+func testAhead(t *testing.T, near, far net.Conn) {
+	t.Helper()
 	conn := ahead(near, 1<<20)
 	var want bytes.Buffer
 	for i := range 1000 {
