@@ -28,7 +28,7 @@ const (
 	// busyRecords within two paces are a busy stream. Its reader rests for busyRest: a
 	// Unix socket takes some 270 records, and the server waits when it is full.
 	busyRecords = 40
-	busyRest    = pace / 4
+	busyRest    = pace / 2
 )
 
 // batch passes records from the goroutine that reads the server to the one that

@@ -204,9 +204,16 @@ func (r *run) receive(ctx context.Context) error {
 	// A context that pgx watches costs more than the message; so the end of ctx ends the
 	// connection's reads.
 	defer context.AfterFunc(ctx, func() { _ = r.conn.Conn().SetReadDeadline(time.Now()) })()
+	pause, err := newRester()
+	if err != nil {
+		return err
+	}
+	defer pause.close()
 	for {
 		if r.conn.Frontend().ReadBufferLen() == 0 {
-			time.Sleep(r.batch.rest()) // at most a pace
+			if err := pause.rest(r.batch.rest()); err != nil { // at most a few paces
+				return err
+			}
 		}
 		msg, err := r.conn.ReceiveMessage(context.Background())
 		if err != nil {
