@@ -86,14 +86,18 @@ func (b *batch) due(now time.Time) time.Duration {
 	return max(wait, 0)
 }
 
-// rest is how long the reader of the server may rest: while the stream is busy, or
-// what it would bring had to wait for its turn anyway. It then reads many records at
-// once, where each would wake it up, which costs more than all else that is done
-// with the record.
+// rest is asked by the reader of the server when it has nothing left, and is how long it
+// may rest: while the stream is busy, or what it would bring had to wait for its turn
+// anyway. It then reads many records at once, where each would wake it up, which costs
+// more than all else that is done with the record. Only here does the clock begin for a
+// transaction that came in part: most come whole, and need none.
 func (b *batch) rest() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
+	if len(b.fill.lsns) > 0 && !b.whole {
+		b.wake(now)
+	}
 	if now.Sub(b.counted) >= 2*pace {
 		b.busy = b.count >= busyRecords
 		b.count, b.counted = 0, now
@@ -118,8 +122,7 @@ func (b *batch) add(lsn frame.LSN, payload []byte) error {
 	if b.closed {
 		return errBatchClosed
 	}
-	first := len(b.fill.lsns) == 0
-	if first {
+	if len(b.fill.lsns) == 0 {
 		b.first = time.Now()
 	}
 	few := len(b.fill.bytes) < enoughBytes
@@ -130,7 +133,7 @@ func (b *batch) add(lsn frame.LSN, payload []byte) error {
 	b.end = 0 // a keepalive before this record says nothing more than the record does
 	b.whole = isCommit(payload)
 	// Waking take for each record would cost more than the record does.
-	if few && (first || b.whole || len(b.fill.bytes) >= enoughBytes) {
+	if few && (b.whole || len(b.fill.bytes) >= enoughBytes) {
 		b.wake(time.Now())
 	}
 	return nil

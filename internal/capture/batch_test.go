@@ -57,6 +57,22 @@ func TestBatchDoesNotWaitForeverForTheCommit(t *testing.T) {
 	}
 }
 
+// Nor while the sender waits already, and the reader has nothing more.
+func TestBatchWakesForHalfATransaction(t *testing.T) {
+	b := newBatch(t)
+	got := make(chan int)
+	go func() {
+		records, _, _ := b.take()
+		got <- len(records)
+	}()
+	put(t, b, 1, "B")
+	put(t, b, 2, "I")
+	b.rest()
+	if n := <-got; n != 2 {
+		t.Errorf("%d records, not 2", n)
+	}
+}
+
 // Many small transactions share frames; a large one does not wait.
 func TestBatchKeepsPace(t *testing.T) {
 	b := newBatch(t)
