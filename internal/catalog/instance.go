@@ -142,6 +142,13 @@ func InsertLink(ctx context.Context, db DB, l Link) error {
 // is a record that an earlier try stored without hearing of it.
 func StoreNewLink(ctx context.Context, conn *pgx.Conn, l Link) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		var known bool
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM hawser.peer WHERE name = $1)`, l.Peer).Scan(&known); err != nil {
+			return fmt.Errorf("look for peer %s: %w", l.Peer, err)
+		}
+		if !known { // it was removed while the link was being made
+			return problem.New("peer-not-found", "peer "+l.Peer, "this instance does not know it any more", "hawser peer add "+problem.Word(l.Peer+".pem"))
+		}
 		if err := DeleteLink(ctx, tx, l.Name); err != nil {
 			return err
 		}

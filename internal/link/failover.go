@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -876,7 +877,8 @@ func (l *link) askRefusal(ctx context.Context, term frame.Term) {
 
 // unanswered is why a side that handed over stays closed.
 func (l *link) unanswered(err error) *problem.Problem {
+	why := problem.Of(err, "")
 	return problem.New("outcome-unknown", "link "+l.rec.Name,
-		"instance "+l.rec.Peer+" has not answered whether it took over, so this side takes no writes: "+problem.Of(err, "").Cause,
-		"hawser link show "+l.rec.Name).Advise("bring instance " + l.rec.Peer + " back, and this side opens or follows by itself; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is").Because(err)
+		"instance "+l.rec.Peer+" has not answered whether it took over, so this side takes no writes: "+why.Cause,
+		cmp.Or(why.Remedy, "hawser link show "+l.rec.Name)).At(why.Place).Advise(joined(why.Advice, "bring instance "+l.rec.Peer+" back, and this side opens or follows by itself; if that is gone for good: hawser link drop "+l.rec.Name+" --force, which opens this database as it is")).Because(err)
 }

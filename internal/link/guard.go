@@ -47,9 +47,7 @@ func (l *link) guard() {
 			}
 		}
 		if l.makes() {
-			if err := l.seeMade(l.ctx); err != nil {
-				l.log.Debug("can't see whether the link is still being made", "error", err)
-			}
+			l.obstruct(l.seeMade(l.ctx))
 			continue
 		}
 		l.mu.Lock()
