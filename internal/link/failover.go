@@ -522,7 +522,8 @@ func (l *link) installFence(ctx context.Context) error {
 			return problem.New("prepared-transaction", "prepared transaction "+*gid,
 				"it is open and would be lost at the failover", "ROLLBACK PREPARED "+*gid+";").Advise("or COMMIT PREPARED, when it is to be kept")
 		}
-		return fence.Prepare(ctx, conn, nil)
+		// With some of the time left it can be said what holds a table.
+		return fence.Prepare(ctx, conn, &fence.PrepareOptions{Patience: l.patience()})
 	})
 }
 

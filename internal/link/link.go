@@ -393,12 +393,35 @@ func (l *link) answer(ctx context.Context, ok role.Event, err error) {
 // failover that can't is taken back; what is closed for another reason has to be.
 func (l *link) closeFence(ctx context.Context) error {
 	state, _ := l.now()
-	try := l.retry
 	if state.Phase != role.Fencing {
 		defer l.swaps.end() // no step follows
-		try = l.insist
+		return l.insist(ctx, "close the fence", l.fenceOnce(state))
 	}
-	return try(ctx, "close the fence", func(ctx context.Context) error {
+	if err := l.retry(ctx, "close the fence", l.fenceOnce(state)); err != nil {
+		return err
+	}
+	return l.followedStill()
+}
+
+// followedStill refuses to hand over to a side that is gone since: until it is back nobody
+// would know whether it took over, and nobody could write.
+func (l *link) followedStill() error {
+	away := l.unreached()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.streaming {
+		return nil
+	}
+	p := notFollowing(Status{Name: l.rec.Name}, "the secondary follows no more; nothing was handed over to it, and this side writes again", "hawser link show "+l.rec.Name)
+	if away != nil {
+		p.Cause, p.Remedy, p.Advice, p.Place = p.Cause+": "+away.Cause, away.Remedy, joined(away.Advice, "then run the failover again"), away.Place
+	}
+	return p
+}
+
+// fenceOnce is closeFence's try.
+func (l *link) fenceOnce(state role.State) func(context.Context) error {
+	return func(ctx context.Context) error {
 		return l.inSwap(ctx, func(conn *pgx.Conn) (err error) {
 			l.timed("fence", func() {
 				var release func()
@@ -416,7 +439,7 @@ func (l *link) closeFence(ctx context.Context) error {
 			})
 			return err
 		})
-	})
+	}
 }
 
 // drainGrace is how long transactions under way may take to end by themselves
