@@ -251,6 +251,10 @@ func (l *link) begin() (*failoverRun, error) {
 	run := &failoverRun{started: time.Now(), done: make(chan error, 1)}
 	var err error
 	l.update(func() {
+		if l.leaving > 0 {
+			err = busy(l.rec.Name)
+			return
+		}
 		if l.running != nil {
 			err = problem.New(codeSwapping, "link "+l.rec.Name, "a failover is under way", "hawser link show "+l.rec.Name).Advise("wait for it")
 			return

@@ -98,6 +98,7 @@ type link struct {
 	comparisons map[string]*comparison
 	forcing     bool     // a forced failover or a resync is under way: nothing may be applied
 	rejoining   bool     // a rejoin is under way
+	leaving     int      // drops of the link that were let through, see leave
 	tail        string   // what this side alone has, in words
 	held        int64    // bytes of WAL that the slot keeps
 	maxWAL      *int64   // that it may keep; nil: the agent's limit

@@ -98,11 +98,20 @@ func (l *link) rejoin(ctx context.Context) error {
 func (l *link) beginRejoin() (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.rejoining {
-		return nil, problem.New("rejoin-running", "link "+l.rec.Name, "a rejoin is under way", "hawser link show "+l.rec.Name).Advise("wait for it").Retry()
+	switch {
+	case l.leaving > 0:
+		return nil, busy(l.rec.Name)
+	case l.rejoining:
+		return nil, l.rejoinRuns()
 	}
 	l.rejoining = true
 	return func() { l.update(func() { l.rejoining = false }) }, nil
+}
+
+const codeRejoining = "rejoin-running"
+
+func (l *link) rejoinRuns() *problem.Problem {
+	return problem.New(codeRejoining, "link "+l.rec.Name, "a rejoin is under way", "hawser link show "+l.rec.Name).Advise("wait for it").Retry()
 }
 
 // noteStates says what a rejoin leaves as it is: rows are repaired, these are not.
