@@ -705,7 +705,10 @@ func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) (l
 	defer l.dropping.Unlock()
 	defer func() { l.obstruct(err) }()
 	if !m.has(l) { // somebody else was quicker, and there may be another one of the name
-		return nil, nil
+		if m.holds("", l.rec.ID) != nil { // it follows another primary, or began anew with this one
+			err = busy(l.rec.Name)
+		}
+		return nil, err
 	}
 	progress := catalog.Dropping
 	if removeReplica {

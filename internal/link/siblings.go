@@ -529,6 +529,11 @@ func (m *Manager) exchangePrimary(ctx context.Context, l *link, primary string, 
 		return nil, err // it is being dropped; else it is tried again
 	}
 	defer release()
+	l.dropping.Lock() // the other side may have it dropped, of which this claim knows nothing
+	defer l.dropping.Unlock()
+	if !l.stays() {
+		return nil, busy(l.rec.Name)
+	}
 	l.halt()
 	for wait := NewBackoff(); ; {
 		next, err := m.following(ctx, l, primary, e, why)
@@ -544,6 +549,13 @@ func (m *Manager) exchangePrimary(ctx context.Context, l *link, primary string, 
 			return nil, err
 		}
 	}
+}
+
+// stays tells that nobody has begun to remove the link.
+func (l *link) stays() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.progress == catalog.Running && l.ctx.Err() == nil
 }
 
 // following stores that a link that was ended follows another instance, unless its
