@@ -683,7 +683,7 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 		return side, nil
 	}
 	if !m.leads(r.Database) {
-		return role.State{}, problem.New("not-primary", "database "+r.Database, "instance "+m.cfg.Instance+" does not lead it", "hawser link list").At("instance " + m.cfg.Instance)
+		return role.State{}, m.leadsNot(r.Database)
 	}
 	state := role.Inherited(role.Handoff{}, r.After, r.Next, 0)
 	data, err := json.Marshal(state)
@@ -700,7 +700,7 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 	m.links[name] = l
 	m.mu.Unlock()
 	l.start()
-	if err = l.beginLeading(ctx, state); err != nil {
+	if err = l.beginLeading(ctx); err != nil {
 		_, undone := m.dropSide(context.WithoutCancel(ctx), l, false)
 		return role.State{}, errors.Join(err, undone)
 	}
@@ -708,20 +708,27 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 	return state, nil
 }
 
-func (l *link) beginLeading(ctx context.Context, state role.State) error {
+func (m *Manager) leadsNot(database string) error {
+	return problem.New("not-primary", "database "+database, "instance "+m.cfg.Instance+" does not lead it", "hawser link list").At("instance " + m.cfg.Instance)
+}
+
+// beginLeading makes the slot of a link that is taken up. One that came behind a handoff of
+// the database would not show it: whoever follows from there would follow a secondary.
+func (l *link) beginLeading(ctx context.Context) error {
 	reply, err := l.m.makePrimary(ctx, l)
 	if err != nil {
 		return err
 	}
-	state.Position = reply.From
-	data, err := json.Marshal(state)
+	if !l.m.leads(l.rec.Database) {
+		return l.m.leadsNot(l.rec.Database)
+	}
+	side, err := l.ask(ctx, role.LeadsFrom{Position: reply.From})
 	if err != nil {
 		return err
 	}
-	if err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetSide(ctx, conn, l.rec.Name, data) }); err != nil {
-		return err
+	if side.Position != reply.From { // it moved there and back
+		return l.m.leadsNot(l.rec.Database)
 	}
-	l.update(func() { l.side = state })
 	return l.startRunning(ctx)
 }
 
