@@ -172,10 +172,10 @@ func SetLeading(ctx context.Context, db DB, name string, side json.RawMessage, h
 	return update(ctx, db, name, `UPDATE hawser.link SET side = $2, paused = false, suspended = NULL, holes = $3 WHERE name = $1`, side, holes)
 }
 
-// SetPaused stores whether a person paused the link, of a secondary alone, and that
-// nothing else stops it.
+// SetPaused stores whether a person paused the link, of a secondary alone, or that nothing
+// stops it any more.
 func SetPaused(ctx context.Context, db DB, name string, paused bool) error {
-	return update(ctx, db, name, `UPDATE hawser.link SET paused = $2 AND side->>'role' = 'secondary', suspended = NULL WHERE name = $1`, paused)
+	return update(ctx, db, name, `UPDATE hawser.link SET paused = $2 AND side->>'role' = 'secondary', suspended = CASE WHEN $2 THEN suspended END WHERE name = $1`, paused)
 }
 
 // SetSuspended stores why the link stands, or nil when it goes on.

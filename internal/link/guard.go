@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -131,7 +132,7 @@ func (l *link) tend(ctx context.Context, side role.State) error {
 	case side.Phase == role.Steady && !l.left():
 		return l.inherit(ctx)
 	case side.Phase == role.Steady || side.Phase == role.Moved:
-		return l.seeOff(ctx, side)
+		return errors.Join(l.leadsAgain(ctx, side), l.seeOff(ctx, side))
 	}
 	return nil
 }

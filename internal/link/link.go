@@ -581,7 +581,7 @@ func (l *link) unknownThere(err error) *problem.Problem {
 const codeElsewhere = "secondary-elsewhere"
 
 // beyondResume are the causes of a suspension that a link would meet again at once.
-var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", "primary-moved", codeForgotten, capture.CodeBroken}
+var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", "primary-moved", codeNotCompared, codeForgotten, capture.CodeBroken}
 
 // pause does what a person asks. A link that can't go on from where it stands is not
 // resumed: what mends it is told.
@@ -592,12 +592,18 @@ func (l *link) pause(ctx context.Context, paused bool) error {
 	return l.setPaused(ctx, paused)
 }
 
-// setPaused stores whether a person paused the link, and that nothing else stops it. A
-// primary is not paused: it would stand when it is the secondary.
+// setPaused stores whether a person paused the link, or that nothing stops it any more. A
+// primary is not paused: it would stand when it is the secondary. What a paused link stands
+// for otherwise stays.
 func (l *link) setPaused(ctx context.Context, paused bool) error {
 	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetPaused(ctx, conn, l.rec.Name, paused) })
 	if err == nil {
-		l.update(func() { l.paused, l.suspended = paused && l.side.Role == role.Secondary, nil })
+		l.update(func() {
+			l.paused = paused && l.side.Role == role.Secondary
+			if !paused {
+				l.suspended = nil
+			}
+		})
 	}
 	return err
 }

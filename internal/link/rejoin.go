@@ -74,6 +74,11 @@ func (l *link) rejoin(ctx context.Context) error {
 		return err
 	}
 	plan, err := l.planRejoin(ctx, side)
+	if err == nil || errors.Is(err, errTailLost) {
+		if stood := l.standSiblings(ctx); stood != nil {
+			return stood
+		}
+	}
 	switch {
 	case errors.Is(err, errTailLost) || err == nil && (theirs.Position == 0 || !theirs.Forced):
 		// What the two sides do not share is not known: every table is compared. So it is

@@ -296,7 +296,8 @@ func (l *link) informed(ctx context.Context) Status {
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
 		return s
 	}
-	if s.State == Paused && theirs.State == Suspended {
+	again := s.State == Suspended && s.Cause.Code == "primary-moved" && theirs.Cause != nil && theirs.Cause.Code == codeNotCompared
+	if (s.State == Paused || again) && theirs.State == Suspended {
 		s.State, s.Cause = Suspended, theirs.Cause.On(s.Peer)
 	}
 	s.Behind = theirs.Behind
