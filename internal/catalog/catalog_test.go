@@ -304,6 +304,10 @@ func TestLinks(t *testing.T) {
 	want(t, "links", len(get[[]Link](t)(Links(ctx, conn))), len(strange))
 	want(t, "the view", testpg.Rows(t, conn, `SELECT role, term, progress, paused, suspended_because, database = name FROM hawser.links WHERE name = $1`, strange[1]),
 		[]string{"primary|7|running|f|NULL|t"})
+	err := StoreNewLink(ctx, conn, Link{Name: "late", ID: "00000000000000ff", Peer: "gone", Database: "d", Side: json.RawMessage(`{}`), Progress: Creating, Tables: []string{}, ExcludeTables: []string{}})
+	if p, ok := problem.As(err); !ok || p.Code != "peer-not-found" {
+		t.Errorf("a link with a peer that was removed meanwhile: %v", err)
+	}
 	if _, err := DeletePeer(ctx, conn, "mi"); err == nil {
 		t.Error("a peer that links need was removed")
 	}
@@ -312,7 +316,7 @@ func TestLinks(t *testing.T) {
 	if _, ok, err := FindLink(ctx, conn, strange[1]); ok || err != nil {
 		t.Errorf("a link that was removed: %v, %v", ok, err)
 	}
-	err := SetPaused(ctx, conn, strange[1], true)
+	err = SetPaused(ctx, conn, strange[1], true)
 	if p, ok := problem.As(err); !ok || p.Code != "link-not-found" || !strings.Contains(p.Object, strange[1]) {
 		t.Errorf("a write to a link that is not there: %v", err)
 	}

@@ -142,6 +142,13 @@ func InsertLink(ctx context.Context, db DB, l Link) error {
 // is a record that an earlier try stored without hearing of it.
 func StoreNewLink(ctx context.Context, conn *pgx.Conn, l Link) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		var known bool
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM hawser.peer WHERE name = $1)`, l.Peer).Scan(&known); err != nil {
+			return fmt.Errorf("look for peer %s: %w", l.Peer, err)
+		}
+		if !known { // it was removed while the link was being made
+			return problem.New("peer-not-found", "peer "+l.Peer, "this instance does not know it any more", "hawser peer add "+problem.Word(l.Peer+".pem"))
+		}
 		if err := DeleteLink(ctx, tx, l.Name); err != nil {
 			return err
 		}
@@ -165,10 +172,10 @@ func SetLeading(ctx context.Context, db DB, name string, side json.RawMessage, h
 	return update(ctx, db, name, `UPDATE hawser.link SET side = $2, paused = false, suspended = NULL, holes = $3 WHERE name = $1`, side, holes)
 }
 
-// SetPaused stores whether a person paused the link, of a secondary alone, and that
-// nothing else stops it.
+// SetPaused stores whether a person paused the link, of a secondary alone, or that nothing
+// stops it any more.
 func SetPaused(ctx context.Context, db DB, name string, paused bool) error {
-	return update(ctx, db, name, `UPDATE hawser.link SET paused = $2 AND side->>'role' = 'secondary', suspended = NULL WHERE name = $1`, paused)
+	return update(ctx, db, name, `UPDATE hawser.link SET paused = $2 AND side->>'role' = 'secondary', suspended = CASE WHEN $2 THEN suspended END WHERE name = $1`, paused)
 }
 
 // SetSuspended stores why the link stands, or nil when it goes on.

@@ -13,11 +13,13 @@ import (
 )
 
 const (
-	// endWithin bounds the end of a session after it was told to end, and the time
-	// that putting missing triggers on may take.
-	endWithin = 10 * time.Second
-	pollFirst = time.Millisecond
-	pollMost  = 20 * time.Millisecond
+	// endWithin bounds the end of a session after it was told to end. A failover that does
+	// not have longer has to name what remains.
+	endWithin = 2 * time.Second
+	// prepareWithin bounds the time that putting missing triggers on may take.
+	prepareWithin = 10 * time.Second
+	pollFirst     = time.Millisecond
+	pollMost      = 20 * time.Millisecond
 )
 
 // Drain ends whatever could still commit a change that began before Close: behind
@@ -42,7 +44,7 @@ func Drain(ctx context.Context, conn *pgx.Conn, grace time.Duration, spare []uin
 		return err
 	}
 	// Tables that were created after Prepare, or that nobody prepared.
-	return prepareTables(ctx, conn, &PrepareOptions{Idle: true, Patience: endWithin})
+	return prepareTables(ctx, conn, &PrepareOptions{Idle: true, Patience: prepareWithin})
 }
 
 type drain struct {

@@ -509,10 +509,12 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) (problem
 		return nil, err
 	}
 	defer release()
-	side, _ := l.now()
-	if side.Swapping() && !o.Force {
-		return nil, l.swapping()
+	stay, err := l.leave(ctx, o.Force)
+	if err != nil {
+		return nil, err
 	}
+	defer stay()
+	side, _ := l.now()
 	request := dropRequest{RemoveReplica: o.RemoveReplica, Force: o.Force}
 	found, err := l.leaves(ctx, request)
 	if err != nil {
@@ -529,7 +531,7 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) (problem
 	p, ok := problem.As(err)
 	switch {
 	case err == nil || ok && p.Code == "link-not-found":
-	case ok && (p.Code == codeIncomplete || p.Code == codeSwapping && !o.Force): // it was told, and refuses
+	case ok && (p.Code == codeIncomplete || slices.Contains([]string{codeSwapping, codeRejoining, codeBusy}, p.Code) && !o.Force): // it was told, and refuses
 		return nil, err
 	case !o.Force:
 		return nil, problem.New("peer-not-told", "link "+name, "the other side could not be told, and would keep its half of the link",
@@ -558,20 +560,58 @@ func (l *link) dropAsked(ctx context.Context, r dropRequest) (reply dropReply, e
 		}
 		defer release()
 	}
-	if side, _ := l.now(); side.Swapping() {
-		return reply, l.swapping()
-	}
 	if r.RemoveReplica && !creating {
 		if err := l.permits(flows); err != nil {
 			return reply, err
 		}
 	}
+	stay, err := l.leave(ctx, false)
+	if err != nil {
+		return reply, err
+	}
+	defer stay()
 	found, err := l.leaves(ctx, r)
 	if err != nil {
 		return reply, err
 	}
 	left, err := l.m.dropSide(ctx, l, r.RemoveReplica)
 	return dropReply{append(found, left...)}, err
+}
+
+// leave is the first step of a link's end: from then on no change of roles and no rejoin
+// begins on this side, and it is refused while one is under way. A failover that began
+// behind the look at it could leave both sides writable, and neither told; a rejoin takes
+// rows away that nobody would bring back. stay ends it where the link stays.
+func (l *link) leave(ctx context.Context, force bool) (stay func(), err error) {
+	within, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	side, err := l.ask(within, nil) // all that happened so far is stored
+	switch {
+	case errors.Is(err, errHalted):
+		side, _ = l.now()
+	case err != nil && ctx.Err() == nil:
+		return nil, l.unstored(err)
+	case err != nil:
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case (side.Swapping() || l.running != nil) && !force:
+		return nil, l.swapping()
+	case l.rejoining:
+		return nil, l.rejoinRuns()
+	}
+	l.leaving++
+	return func() { l.update(func() { l.leaving-- }) }, nil
+}
+
+// unstored is told where the role that this side has is not stored in time.
+func (l *link) unstored(err error) error {
+	if why := l.obstacle(); why != nil {
+		return why
+	}
+	return problem.New(codeBusy, "link "+l.rec.Name, "it is not known in time which role this side has", "hawser link show "+l.rec.Name).Advise("wait a moment").Retry().Because(err)
 }
 
 // codeSwapping is of what can't be done while a failover is under way.
@@ -665,7 +705,10 @@ func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) (l
 	defer l.dropping.Unlock()
 	defer func() { l.obstruct(err) }()
 	if !m.has(l) { // somebody else was quicker, and there may be another one of the name
-		return nil, nil
+		if m.holds("", l.rec.ID) != nil { // it follows another primary, or began anew with this one
+			err = busy(l.rec.Name)
+		}
+		return nil, err
 	}
 	progress := catalog.Dropping
 	if removeReplica {

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -250,6 +251,10 @@ func (l *link) begin() (*failoverRun, error) {
 	run := &failoverRun{started: time.Now(), done: make(chan error, 1)}
 	var err error
 	l.update(func() {
+		if l.leaving > 0 {
+			err = busy(l.rec.Name)
+			return
+		}
 		if l.running != nil {
 			err = problem.New(codeSwapping, "link "+l.rec.Name, "a failover is under way", "hawser link show "+l.rec.Name).Advise("wait for it")
 			return
@@ -521,7 +526,8 @@ func (l *link) installFence(ctx context.Context) error {
 			return problem.New("prepared-transaction", "prepared transaction "+*gid,
 				"it is open and would be lost at the failover", "ROLLBACK PREPARED "+*gid+";").Advise("or COMMIT PREPARED, when it is to be kept")
 		}
-		return fence.Prepare(ctx, conn, nil)
+		// With some of the time left it can be said what holds a table.
+		return fence.Prepare(ctx, conn, &fence.PrepareOptions{Patience: l.patience()})
 	})
 }
 
@@ -876,7 +882,8 @@ func (l *link) askRefusal(ctx context.Context, term frame.Term) {
 
 // unanswered is why a side that handed over stays closed.
 func (l *link) unanswered(err error) *problem.Problem {
+	why := problem.Of(err, "")
 	return problem.New("outcome-unknown", "link "+l.rec.Name,
-		"instance "+l.rec.Peer+" has not answered whether it took over, so this side takes no writes: "+problem.Of(err, "").Cause,
-		"hawser link show "+l.rec.Name).Advise("bring instance " + l.rec.Peer + " back, and this side opens or follows by itself; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is").Because(err)
+		"instance "+l.rec.Peer+" has not answered whether it took over, so this side takes no writes: "+why.Cause,
+		cmp.Or(why.Remedy, "hawser link show "+l.rec.Name)).At(why.Place).Advise(joined(why.Advice, "bring instance "+l.rec.Peer+" back, and this side opens or follows by itself; if that is gone for good: hawser link drop "+l.rec.Name+" --force, which opens this database as it is")).Because(err)
 }

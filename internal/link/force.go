@@ -107,7 +107,15 @@ func (l *link) decideAlone(ctx context.Context) (last catalog.Applied, side role
 
 // rest ends the applier and keeps it from beginning anew until resume is called.
 func (l *link) rest(ctx context.Context) (resume func(), err error) {
-	l.update(func() { l.forcing = true })
+	ends := false
+	l.update(func() {
+		if ends = l.leaving > 0; !ends {
+			l.forcing = true
+		}
+	})
+	if ends {
+		return nil, busy(l.rec.Name)
+	}
 	release, err := l.turn.take(ctx)
 	if err != nil {
 		l.update(func() { l.forcing = false })

@@ -140,6 +140,7 @@ func TestGrantsNarrowed(t *testing.T) {
 	if !refused(context.Cause(ctx)) {
 		t.Errorf("the stream ended for %v", context.Cause(ctx))
 	}
+	m.cfg.Peers = reach{}
 	if s := l.status(); s.State != Disconnected || s.Cause.Code != "peer-not-granted" || !s.Cause.Retryable {
 		t.Errorf("the link is %s: %v", s.State, s.Cause)
 	}

@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -47,9 +48,7 @@ func (l *link) guard() {
 			}
 		}
 		if l.makes() {
-			if err := l.seeMade(l.ctx); err != nil {
-				l.log.Debug("can't see whether the link is still being made", "error", err)
-			}
+			l.obstruct(l.seeMade(l.ctx))
 			continue
 		}
 		l.mu.Lock()
@@ -133,7 +132,7 @@ func (l *link) tend(ctx context.Context, side role.State) error {
 	case side.Phase == role.Steady && !l.left():
 		return l.inherit(ctx)
 	case side.Phase == role.Steady || side.Phase == role.Moved:
-		return l.seeOff(ctx, side)
+		return errors.Join(l.leadsAgain(ctx, side), l.seeOff(ctx, side))
 	}
 	return nil
 }
@@ -190,14 +189,9 @@ func (l *link) guardOnce(ctx context.Context) error {
 }
 
 // guardPrepared is a secondary's: it takes back what was got ready for a failover that
-// never ended, since the primary went away, before that fills this side's disk. A primary
-// that is there takes it back itself.
+// never ended, since the primary went away, or for one by force that did not take place,
+// before that fills this side's disk.
 func (l *link) guardPrepared(ctx context.Context) error {
-	select {
-	case <-l.m.cfg.Peers.Connected(l.rec.Peer):
-		return nil
-	default:
-	}
 	if l.m.cfg.MaxWAL <= 0 {
 		return nil
 	}
@@ -215,12 +209,21 @@ func (l *link) guardPrepared(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if held > l.m.cfg.MaxWAL {
+		if held > l.m.cfg.MaxWAL && !l.wantedThere(ctx) {
 			l.log.Warn("what was got ready for a failover that never ended held back WAL and is taken back", "held", bytesText(held))
 			return l.unprepareToLead(ctx)
 		}
 	}
 	return nil
+}
+
+// wantedThere tells that the primary hands over to this side just now: it takes back itself
+// what it asked for.
+func (l *link) wantedThere(ctx context.Context) bool {
+	ours, _ := l.now()
+	var theirs role.State
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs)
+	return err == nil && theirs.Swapping()
 }
 
 // walWarning warns from half of the bound on. The caller holds mu.

@@ -98,6 +98,7 @@ type link struct {
 	comparisons map[string]*comparison
 	forcing     bool     // a forced failover or a resync is under way: nothing may be applied
 	rejoining   bool     // a rejoin is under way
+	leaving     int      // drops of the link that were let through, see leave
 	tail        string   // what this side alone has, in words
 	held        int64    // bytes of WAL that the slot keeps
 	maxWAL      *int64   // that it may keep; nil: the agent's limit
@@ -393,12 +394,35 @@ func (l *link) answer(ctx context.Context, ok role.Event, err error) {
 // failover that can't is taken back; what is closed for another reason has to be.
 func (l *link) closeFence(ctx context.Context) error {
 	state, _ := l.now()
-	try := l.retry
 	if state.Phase != role.Fencing {
 		defer l.swaps.end() // no step follows
-		try = l.insist
+		return l.insist(ctx, "close the fence", l.fenceOnce(state))
 	}
-	return try(ctx, "close the fence", func(ctx context.Context) error {
+	if err := l.retry(ctx, "close the fence", l.fenceOnce(state)); err != nil {
+		return err
+	}
+	return l.followedStill()
+}
+
+// followedStill refuses to hand over to a side that is gone since: until it is back nobody
+// would know whether it took over, and nobody could write.
+func (l *link) followedStill() error {
+	away := l.unreached()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.streaming {
+		return nil
+	}
+	p := notFollowing(Status{Name: l.rec.Name}, "the secondary follows no more; nothing was handed over to it, and this side writes again", "hawser link show "+l.rec.Name)
+	if away != nil {
+		p.Cause, p.Remedy, p.Advice, p.Place = p.Cause+": "+away.Cause, away.Remedy, joined(away.Advice, "then run the failover again"), away.Place
+	}
+	return p
+}
+
+// fenceOnce is closeFence's try.
+func (l *link) fenceOnce(state role.State) func(context.Context) error {
+	return func(ctx context.Context) error {
 		return l.inSwap(ctx, func(conn *pgx.Conn) (err error) {
 			l.timed("fence", func() {
 				var release func()
@@ -416,7 +440,7 @@ func (l *link) closeFence(ctx context.Context) error {
 			})
 			return err
 		})
-	})
+	}
 }
 
 // drainGrace is how long transactions under way may take to end by themselves
@@ -557,7 +581,7 @@ func (l *link) unknownThere(err error) *problem.Problem {
 const codeElsewhere = "secondary-elsewhere"
 
 // beyondResume are the causes of a suspension that a link would meet again at once.
-var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", "primary-moved", codeForgotten, capture.CodeBroken}
+var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", "primary-moved", codeNotCompared, codeForgotten, capture.CodeBroken}
 
 // pause does what a person asks. A link that can't go on from where it stands is not
 // resumed: what mends it is told.
@@ -568,12 +592,18 @@ func (l *link) pause(ctx context.Context, paused bool) error {
 	return l.setPaused(ctx, paused)
 }
 
-// setPaused stores whether a person paused the link, and that nothing else stops it. A
-// primary is not paused: it would stand when it is the secondary.
+// setPaused stores whether a person paused the link, or that nothing stops it any more. A
+// primary is not paused: it would stand when it is the secondary. What a paused link stands
+// for otherwise stays.
 func (l *link) setPaused(ctx context.Context, paused bool) error {
 	err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetPaused(ctx, conn, l.rec.Name, paused) })
 	if err == nil {
-		l.update(func() { l.paused, l.suspended = paused && l.side.Role == role.Secondary, nil })
+		l.update(func() {
+			l.paused = paused && l.side.Role == role.Secondary
+			if !paused {
+				l.suspended = nil
+			}
+		})
 	}
 	return err
 }

@@ -312,8 +312,10 @@ func (m *Manager) UsesPeer(peer string) []string {
 	return out
 }
 
+const codeBusy = "link-busy"
+
 func busy(name string) error {
-	return problem.New("link-busy", "link "+name, "it is being created or dropped", "hawser link list").Advise("wait a moment").Retry()
+	return problem.New(codeBusy, "link "+name, "it is being created or dropped", "hawser link list").Advise("wait a moment").Retry()
 }
 
 func (m *Manager) claimed(name string) bool {

@@ -233,8 +233,14 @@ func (l *link) renewSlot(ctx context.Context, r slotRequest) (slotReply, error) 
 	if side.Role != role.Primary || side.Phase != role.Steady {
 		return slotReply{}, problem.New("not-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s", l.m.cfg.Instance, side.Role, side.Phase), "hawser link show "+l.rec.Name)
 	}
+	if err := l.leadsHere(); err != nil {
+		return slotReply{}, err
+	}
 	l.slots.Lock()
 	defer l.slots.Unlock()
+	if err := l.notCompared(ctx, side); err != nil {
+		return slotReply{}, err
+	}
 	conn, err := l.connect(ctx, "slot")
 	if err != nil {
 		return slotReply{}, err

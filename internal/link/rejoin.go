@@ -74,6 +74,11 @@ func (l *link) rejoin(ctx context.Context) error {
 		return err
 	}
 	plan, err := l.planRejoin(ctx, side)
+	if err == nil || errors.Is(err, errTailLost) {
+		if stood := l.standSiblings(ctx); stood != nil {
+			return stood
+		}
+	}
 	switch {
 	case errors.Is(err, errTailLost) || err == nil && (theirs.Position == 0 || !theirs.Forced):
 		// What the two sides do not share is not known: every table is compared. So it is
@@ -98,11 +103,20 @@ func (l *link) rejoin(ctx context.Context) error {
 func (l *link) beginRejoin() (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.rejoining {
-		return nil, problem.New("rejoin-running", "link "+l.rec.Name, "a rejoin is under way", "hawser link show "+l.rec.Name).Advise("wait for it").Retry()
+	switch {
+	case l.leaving > 0:
+		return nil, busy(l.rec.Name)
+	case l.rejoining:
+		return nil, l.rejoinRuns()
 	}
 	l.rejoining = true
 	return func() { l.update(func() { l.rejoining = false }) }, nil
+}
+
+const codeRejoining = "rejoin-running"
+
+func (l *link) rejoinRuns() *problem.Problem {
+	return problem.New(codeRejoining, "link "+l.rec.Name, "a rejoin is under way", "hawser link show "+l.rec.Name).Advise("wait for it").Retry()
 }
 
 // noteStates says what a rejoin leaves as it is: rows are repaired, these are not.

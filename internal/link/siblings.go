@@ -116,12 +116,88 @@ func (m *Manager) primaryMoved(l *link) {
 		}
 		s.done.Go(func() {
 			if side.Rejoined {
-				s.suspend(l.moved(s.rec.Name, "it was forced out by link "+l.rec.Name+": what this link's secondary received need not be what instance "+l.rec.Peer+" has"))
+				s.suspend(l.forcedMove(s.rec.Name))
 				return
 			}
 			s.tell(role.PrimaryMoved{Heir: l.rec.Peer})
 		})
 	}
+}
+
+// standSiblings has the database's other links stand before a rejoin takes rows away: what it
+// does until it is through is no state that a primary had, and may reach nobody.
+func (l *link) standSiblings(ctx context.Context) error {
+	for _, s := range l.m.siblings(l) {
+		if side, _ := s.now(); side.Role != role.Primary || side.Phase != role.Steady {
+			continue
+		}
+		if !s.left() {
+			s.suspend(l.forcedMove(s.rec.Name))
+		}
+		if err := s.awaitStreamEnd(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *link) awaitStreamEnd(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		streaming, changed := l.streaming, l.changed
+		l.mu.Unlock()
+		if !streaming {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-l.ctx.Done():
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// forcedMove is why a sibling stands on a side that was forced out.
+func (l *link) forcedMove(name string) *problem.Problem {
+	return l.moved(name, "it was forced out by link "+l.rec.Name+": what this link's secondary received need not be what instance "+l.rec.Peer+" has")
+}
+
+// leadsHere refuses to lead a secondary while another link of the database closes it: what
+// this side had to tell would be another primary's, and lack what that does not write here.
+func (l *link) leadsHere() error {
+	other := l.m.closes(l)
+	if other == nil {
+		return nil
+	}
+	side, _ := other.now()
+	if side.Role == role.Secondary || expelled(side) {
+		return other.forcedMove(l.rec.Name)
+	}
+	return changesBy(other.rec, side)
+}
+
+// leadsAgain has a link that stood since its database's primary was elsewhere say what it
+// takes now that it is here: what the secondary has was not followed meanwhile.
+func (l *link) leadsAgain(ctx context.Context, side role.State) error {
+	l.slots.Lock()
+	defer l.slots.Unlock()
+	return l.notCompared(ctx, side)
+}
+
+// notCompared is leadsAgain for who holds slots.
+func (l *link) notCompared(ctx context.Context, side role.State) error {
+	if side.Phase != role.Steady || !l.left() || l.m.closes(l) != nil {
+		return nil
+	}
+	// What its slot holds is of before, and of the time between, when DDL came from elsewhere.
+	if err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return capture.DropSlot(ctx, conn, l.rec.ID) }); err != nil {
+		return err
+	}
+	l.suspend(problem.New(codeNotCompared, "link "+l.rec.Name,
+		"this instance leads the database again, and had been forced out since the secondary followed it: the two need not be equal", "hawser link resync "+l.rec.Name))
+	return nil
 }
 
 // moved is the problem of a sibling that can't follow the new primary by itself.
@@ -529,6 +605,11 @@ func (m *Manager) exchangePrimary(ctx context.Context, l *link, primary string, 
 		return nil, err // it is being dropped; else it is tried again
 	}
 	defer release()
+	l.dropping.Lock() // the other side may have it dropped, of which this claim knows nothing
+	defer l.dropping.Unlock()
+	if !l.stays() {
+		return nil, busy(l.rec.Name)
+	}
 	l.halt()
 	for wait := NewBackoff(); ; {
 		next, err := m.following(ctx, l, primary, e, why)
@@ -544,6 +625,13 @@ func (m *Manager) exchangePrimary(ctx context.Context, l *link, primary string, 
 			return nil, err
 		}
 	}
+}
+
+// stays tells that nobody has begun to remove the link.
+func (l *link) stays() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.progress == catalog.Running && l.ctx.Err() == nil
 }
 
 // following stores that a link that was ended follows another instance, unless its
@@ -671,7 +759,7 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 		return side, nil
 	}
 	if !m.leads(r.Database) {
-		return role.State{}, problem.New("not-primary", "database "+r.Database, "instance "+m.cfg.Instance+" does not lead it", "hawser link list").At("instance " + m.cfg.Instance)
+		return role.State{}, m.leadsNot(r.Database)
 	}
 	state := role.Inherited(role.Handoff{}, r.After, r.Next, 0)
 	data, err := json.Marshal(state)
@@ -688,7 +776,7 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 	m.links[name] = l
 	m.mu.Unlock()
 	l.start()
-	if err = l.beginLeading(ctx, state); err != nil {
+	if err = l.beginLeading(ctx); err != nil {
 		_, undone := m.dropSide(context.WithoutCancel(ctx), l, false)
 		return role.State{}, errors.Join(err, undone)
 	}
@@ -696,20 +784,27 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 	return state, nil
 }
 
-func (l *link) beginLeading(ctx context.Context, state role.State) error {
+func (m *Manager) leadsNot(database string) error {
+	return problem.New("not-primary", "database "+database, "instance "+m.cfg.Instance+" does not lead it", "hawser link list").At("instance " + m.cfg.Instance)
+}
+
+// beginLeading makes the slot of a link that is taken up. One that came behind a handoff of
+// the database would not show it: whoever follows from there would follow a secondary.
+func (l *link) beginLeading(ctx context.Context) error {
 	reply, err := l.m.makePrimary(ctx, l)
 	if err != nil {
 		return err
 	}
-	state.Position = reply.From
-	data, err := json.Marshal(state)
+	if !l.m.leads(l.rec.Database) {
+		return l.m.leadsNot(l.rec.Database)
+	}
+	side, err := l.ask(ctx, role.LeadsFrom{Position: reply.From})
 	if err != nil {
 		return err
 	}
-	if err := l.m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.SetSide(ctx, conn, l.rec.Name, data) }); err != nil {
-		return err
+	if side.Position != reply.From { // it moved there and back
+		return l.m.leadsNot(l.rec.Database)
 	}
-	l.update(func() { l.side = state })
 	return l.startRunning(ctx)
 }
 

@@ -70,7 +70,7 @@ type Status struct {
 
 // status is what this side knows by itself.
 func (l *link) status() Status {
-	lag := l.capture.Lag()
+	lag, away := l.capture.Lag(), l.unreached()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := Status{
@@ -110,7 +110,7 @@ func (l *link) status() Status {
 			s.Seeding = &p
 		}
 	}
-	s.State, s.Cause = l.state(s)
+	s.State, s.Cause = l.state(s, away)
 	if s.State != l.lastState {
 		l.lastState, l.since = s.State, time.Now()
 	}
@@ -118,14 +118,32 @@ func (l *link) status() Status {
 	return s
 }
 
-// state names what the link is doing and why. The caller holds mu.
-func (l *link) state(s Status) (State, *problem.Problem) {
+// unreached is why there is no connection to the other side just now; nil: there is one.
+func (l *link) unreached() *problem.Problem {
+	select {
+	case <-l.m.cfg.Peers.Connected(l.rec.Peer):
+		return nil
+	default:
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	cancel() // nothing is asked of it, should it be there by now
+	_, err := l.m.cfg.Peers.Call(ctx, l.rec.Peer, l.rec.Name, callStatus, nil)
+	p, _ := problem.As(err)
+	return p
+}
+
+// state names what the link is doing and why; away is why the other side can't be reached.
+// The caller holds mu.
+func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) {
 	switch {
 	case (l.progress == catalog.Dropping || l.progress == catalog.Removing) && l.obstructed != nil:
 		return Dropped, problem.New("not-dropped", "link "+s.Name, "it is being dropped, and this is in the way: "+l.obstructed.Cause,
 			l.obstructed.Remedy).Advise(joined(l.obstructed.Advice, "then hawser link drop "+s.Name+", unless it is gone by itself"))
 	case l.progress == catalog.Dropping || l.progress == catalog.Removing:
 		return Dropped, problem.Noted("dropping", "link "+s.Name, "it is being dropped")
+	case l.progress == catalog.Creating && l.obstructed != nil:
+		return Seeding, problem.New("not-created", "link "+s.Name, "it is being created, and the other side can't be asked whether it still makes it: "+l.obstructed.Cause,
+			l.obstructed.Remedy).At(l.obstructed.Place).Advise(joined(l.obstructed.Advice, "or hawser link drop "+s.Name+" --force, which removes this half of it"))
 	case l.progress == catalog.Creating:
 		return Seeding, problem.Noted("creating", "link "+s.Name, "it is being created")
 	case l.obstructed != nil && l.side.Phase != role.Diverged:
@@ -171,6 +189,9 @@ func (l *link) state(s Status) (State, *problem.Problem) {
 	}
 	if !l.streaming {
 		cause := l.cause
+		if away != nil { // which is of now
+			cause = away.Retry()
+		}
 		if cause == nil {
 			cause = problem.New("disconnected", "link "+s.Name, "the two sides are not connected", "hawser peer test "+s.Peer).Retry()
 		}
@@ -275,7 +296,8 @@ func (l *link) informed(ctx context.Context) Status {
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
 		return s
 	}
-	if s.State == Paused && theirs.State == Suspended {
+	again := s.State == Suspended && s.Cause.Code == "primary-moved" && theirs.Cause != nil && theirs.Cause.Code == codeNotCompared
+	if (s.State == Paused || again) && theirs.State == Suspended {
 		s.State, s.Cause = Suspended, theirs.Cause.On(s.Peer)
 	}
 	s.Behind = theirs.Behind

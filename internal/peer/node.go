@@ -272,6 +272,11 @@ func (n *Node) live(name string) (*session, error) {
 	if r == nil {
 		return nil, notFound(name).Meant(problem.Nearest(name, slices.Sorted(maps.Keys(n.peers))))
 	}
+	if r.session == nil && r.last == nil && n.refused.claims(name) {
+		// Whoever it was: it is no word of the peer's.
+		return nil, disconnected(name, problem.New("peer-refused", "peer "+shown(name), "who calls itself so was refused here for its certificate", "hawser peer list").
+			Advise("it shows the certificate, which hawser peer add takes if it is that instance's").Retry())
+	}
 	if r.session == nil {
 		return nil, disconnected(name, r.last)
 	}

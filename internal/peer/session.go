@@ -209,7 +209,12 @@ func left(name, reason string, byUs bool) *problem.Problem {
 	case leaveStopping:
 		return problem.New("peer-stopped", "peer "+shown(name), "the agent of "+here+" was stopped", "").Advise("start it, if nothing else does").Retry()
 	case leaveRemoved:
-		return problem.New("peer-removed", "peer "+shown(name), here+" trusts the certificate of "+there+" no longer", "hawser peer list").Advise("on both sides")
+		p := problem.New("peer-removed", "peer "+shown(name), here+" trusts the certificate of "+there+" no longer", "hawser cert show").
+			Advise("it prints the certificate of this instance, which hawser peer add takes there, if it is to be trusted")
+		if byUs {
+			p.Remedy, p.Advice = "hawser peer add "+file(name), "it takes the certificate that hawser cert show prints there, if it is to be trusted"
+		}
+		return p
 	case leaveRenewed:
 		return problem.New("peer-renewed", "peer "+shown(name), here+" renewed its certificate", "").Advise("it is connected again with the new one by itself").Retry()
 	case leaveReplaced:

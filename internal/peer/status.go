@@ -123,6 +123,11 @@ func (l *refusals) add(r Refused) bool {
 	return true
 }
 
+// claims tells whether somebody was refused who called itself so.
+func (l *refusals) claims(name string) bool {
+	return slices.ContainsFunc(l.list, func(e *refusedBefore) bool { return e.Name == name })
+}
+
 // forget drops the refusals of a certificate that is let in now.
 func (l *refusals) forget(print string) {
 	l.list = slices.DeleteFunc(l.list, func(e *refusedBefore) bool { return e.Fingerprint == print })

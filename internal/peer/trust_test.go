@@ -161,6 +161,11 @@ func TestTrustComesAndGoes(t *testing.T) {
 		t.Errorf("call of a removed peer: %v", err)
 	}
 	east.waitProblem("west", "own-certificate-unknown")
+	west.trusts(Trusted{Name: "east", CertificatePEM: string(newIdentity(t, "east").CertificatePEM())}) // another one's
+	west.waitRefused("peer-certificate-wrong")
+	if _, err := west.Call(t.Context(), "east", "", "", nil); !isCode(err, "peer-disconnected") || !strings.Contains(err.Error(), "refused here for its certificate") {
+		t.Errorf("call of a peer that is known by another certificate: %v", err)
+	}
 	west.trust.set(east.entry("")) // without Refresh: the handshake reads it
 	east.waitFor("west")
 	west.waitFor("east")

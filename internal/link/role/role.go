@@ -181,6 +181,8 @@ type (
 	ForceAsked struct{ Position, Since frame.LSN }
 	// RejoinAsked: this side, diverged, is ready to follow Peer.
 	RejoinAsked struct{ Peer State }
+	// LeadsFrom: this side, which took up a link's place of primary, streams from Position on.
+	LeadsFrom struct{ Position frame.LSN }
 	// PrimaryMoved: this side's database became a secondary of Heir by another link.
 	PrimaryMoved struct{ Heir string }
 	// ElsewhereHanded: this side, the secondary, applied everything up to the handoff
@@ -215,6 +217,7 @@ func (PeerSeen) event()       {}
 func (ForceAsked) event()     {}
 func (RejoinAsked) event()    {}
 
+func (LeadsFrom) event()        {}
 func (PrimaryMoved) event()     {}
 func (ElsewhereHanded) event()  {}
 func (ElsewhereRefused) event() {}
@@ -314,6 +317,11 @@ func Step(s State, e Event) (State, []Action) {
 		return force(s, e)
 	case RejoinAsked:
 		return rejoin(s, e.Peer)
+	case LeadsFrom:
+		if s.Role == Primary && s.Phase == Steady && s.Position == 0 {
+			s.Position = e.Position
+			return s, []Action{Persist{}}
+		}
 	case PrimaryMoved:
 		if s.Role == Primary && s.Phase == Steady {
 			s.Phase, s.Heir = Moved, e.Heir

@@ -132,6 +132,11 @@ func event(t *testing.T, sides map[string]role.State, words []string) role.Event
 	case "Inherits": // no event: the new primary takes up A's place by a handoff of that term
 		sides["N"] = role.Inherited(role.Handoff{Link: "other", Term: frame.Term(number())}, sides["B"].Term, sides["B"].Following(), 0x900)
 		return role.PeerSeen{}
+	case "TakesUp": // no event: N takes up A's place without a proof, and has no slot for it yet
+		sides["N"] = role.Inherited(role.Handoff{}, sides["B"].Term, sides["B"].Following(), 0)
+		return role.PeerSeen{}
+	case "LeadsFrom":
+		return role.LeadsFrom{Position: frame.LSN(number())}
 	case "HeirSeen":
 		return role.HeirSeen{Heir: sides[words[1]]}
 	case "PrimaryChosen":
