@@ -266,17 +266,5 @@ func (l *link) makeWayBack(ctx context.Context, conn *pgx.Conn) error {
 
 // awaitOpen waits until this side takes writes.
 func (l *link) awaitOpen(ctx context.Context) error {
-	for {
-		side, changed := l.now()
-		if side.Role == role.Primary && side.Phase == role.Steady {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-l.ctx.Done():
-			return errHalted
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return l.until(ctx, func() bool { return l.side.Role == role.Primary && l.side.Phase == role.Steady })
 }

@@ -229,6 +229,25 @@ func (l *link) update(f func()) {
 	l.changed = make(chan struct{})
 }
 
+// until waits for something that is asked under mu.
+func (l *link) until(ctx context.Context, so func() bool) error {
+	for {
+		l.mu.Lock()
+		is, changed := so(), l.changed
+		l.mu.Unlock()
+		if is {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-l.ctx.Done():
+			return errHalted
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // connect opens a session of the agent in the linked database.
 func (l *link) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
 	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":"+purpose, nil)

@@ -403,19 +403,7 @@ func (l *link) isRepairing() bool {
 
 // awaitRepaired returns when no row is to be repaired any more.
 func (l *link) awaitRepaired(ctx context.Context) error {
-	for {
-		l.mu.Lock()
-		repairing, changed := l.repairing, l.changed
-		l.mu.Unlock()
-		if !repairing {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return l.until(ctx, func() bool { return !l.repairing })
 }
 
 // repair fetches the rows that are to be repaired, when the stream has come to the

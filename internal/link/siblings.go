@@ -134,29 +134,11 @@ func (l *link) standSiblings(ctx context.Context) error {
 		if !s.left() {
 			s.suspend(l.forcedMove(s.rec.Name))
 		}
-		if err := s.awaitStreamEnd(ctx); err != nil {
+		if err := s.until(ctx, func() bool { return !s.streaming }); err != nil && !errors.Is(err, errHalted) {
 			return err
 		}
 	}
 	return nil
-}
-
-func (l *link) awaitStreamEnd(ctx context.Context) error {
-	for {
-		l.mu.Lock()
-		streaming, changed := l.streaming, l.changed
-		l.mu.Unlock()
-		if !streaming {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-l.ctx.Done():
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 // forcedMove is why a sibling stands on a side that was forced out.
