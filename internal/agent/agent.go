@@ -28,8 +28,8 @@ import (
 )
 
 // Run is the agent until ctx ends. A managed PostgreSQL is started first and
-// stopped last. An agent that can't begin leaves it running: the next one adopts it,
-// and where the reason is another agent, it is that one's.
+// stopped last. An agent that can't begin stops the one that it started, but where the
+// reason is another agent: it is that one's.
 func Run(ctx context.Context, cfg Config, version string) error {
 	log := cfg.Log.Logger(os.Stderr).With("instance", cfg.Name)
 	log.Info("agent starts", "version", version, "config", cfg)
@@ -52,10 +52,24 @@ func Run(ctx context.Context, cfg Config, version string) error {
 func runOnce(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	a := &agent{cfg: cfg, version: version, log: log, started: time.Now()}
 	if err := a.open(ctx); err != nil {
+		a.abandon(err)
 		return err
 	}
 	defer a.close()
 	return a.serve(ctx)
+}
+
+// abandon leaves nothing running that an agent started which could not begin.
+func (a *agent) abandon(why error) {
+	if a.store != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+		defer cancel()
+		a.store.Close(ctx)
+	}
+	if p, ok := problem.As(why); ok && p.Code == link.CodeAnotherAgent || a.cluster == nil || !a.cluster.Started() {
+		return
+	}
+	a.stopCluster()
 }
 
 // restored tells that PostgreSQL was put back to an earlier time: all that the agent knows
@@ -151,7 +165,7 @@ func (a *agent) migrate(ctx context.Context) error {
 	var said link.Troubles
 	for wait, tried := link.NewBackoff(), 0; ; tried++ {
 		err := a.store.Migrate(ctx)
-		if p, ok := problem.As(err); !ok || !p.Retryable || p.Code == "another-agent" {
+		if p, ok := problem.As(err); !ok || !p.Retryable || p.Code == link.CodeAnotherAgent {
 			if err == nil && tried > 0 {
 				a.log.Info("PostgreSQL can be reached", "tries", tried+1)
 			}
@@ -186,9 +200,15 @@ func (a *agent) close() {
 	_ = a.api.Close()
 	a.store.Close(ctx)
 	if a.cluster != nil {
-		if err := a.cluster.Stop(ctx); err != nil {
-			a.log.Error("PostgreSQL did not stop", "error", err)
-		}
+		a.stopCluster()
+	}
+}
+
+func (a *agent) stopCluster() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+	defer cancel()
+	if err := a.cluster.Stop(ctx); err != nil {
+		a.log.Error("PostgreSQL did not stop", "error", err)
 	}
 }
 

@@ -131,7 +131,7 @@ func TestFailoverAtOnceAfterAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Stop(t)
-	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 3 * time.Second}); err == nil || !strings.Contains(err.Error(), "the secondary is disconnected") {
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 3 * time.Second}); err == nil || !strings.Contains(err.Error(), "and it is disconnected") {
 		t.Errorf("a failover to a secondary that stands: %v", err)
 	}
 	a.Exec(t, "shop", `INSERT INTO t VALUES (2, 'still writes')`)

@@ -79,6 +79,7 @@ func TestDropOfAnIncompleteReplica(t *testing.T) {
 	release()
 	a.Exec(t, "shop", `DROP SCHEMA hawser CASCADE`)
 	a.run(t)
+	a.awaitConnected(t, "beta")
 	result, err = a.DropLink(ctx, "shop", api.DropOptions{})
 	if got := codes(result.Findings); err != nil || !slices.Equal(got, []string{"replica-identity-left"}) || result.Findings[0].Remedy != `ALTER TABLE public."Keyless" REPLICA IDENTITY DEFAULT;` {
 		t.Errorf("drop of the primary: %v, %v", result.Findings, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -105,6 +106,43 @@ func TestTwoAgentsOfOneServer(t *testing.T) {
 		_, err := a.Links(ctx)
 		return err == nil, err
 	})
+}
+
+// TestAgentThatCantBegin: the managed PostgreSQL that it started ends with it.
+func TestAgentThatCantBegin(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	dir, err := os.MkdirTemp("", "hawser-agent-") // t.TempDir's is closed to PostgreSQL's user
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	port, err := testpg.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := agent.DefaultConfig()
+	cfg.Name, cfg.StateDir, cfg.Socket = "alpha", dir, filepath.Join(dir, "s")
+	cfg.Endpoint.Listen = taken.Addr().String()
+	data := filepath.Join(dir, "data")
+	cfg.Postgres.Managed = &agent.ManagedConfig{DataDir: data, Port: port, ListenAddresses: "127.0.0.1", BinDir: os.Getenv("HAWSER_TEST_PG_BIN")}
+	err = agent.Run(context.Background(), cfg, "test")
+	if p, ok := problem.As(err); !ok || p.Code != "endpoint-taken" {
+		t.Fatalf("the agent ended with %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(data, "PG_VERSION")); err != nil {
+		t.Errorf("no cluster was made: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(data, "postmaster.pid")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("PostgreSQL runs on (%v)", err)
+	}
 }
 
 // TestFailoverNamesWhoIsLockedOut: roles come to the secondary without login, so a failover

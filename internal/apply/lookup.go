@@ -48,6 +48,9 @@ func (a *Applier) lookUp(ctx context.Context, r *relation) (map[string]columnFou
 		}
 	}
 	if err := a.askFor(ctx, ask); err != nil {
+		if p := ended(err); p != nil {
+			return nil, p
+		}
 		return nil, fmt.Errorf("look up table %s on the replica: %w", r.quoted, err)
 	}
 	return a.foreseen[key], nil

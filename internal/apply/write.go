@@ -3,6 +3,7 @@ package apply
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -304,12 +305,28 @@ func failed(d *doing, err error) error {
 	if pg.Code == diskFull {
 		return problem.New("replica-disk-full", "the replica's disk", "it is full", "").Advise("free space there; the link goes on by itself").Retry().Because(err)
 	}
+	if p := ended(err); p != nil {
+		return p
+	}
 	p := problem.New("statement-failed", object, "the replica refused a change", "hawser link resume NAME").Advise(adviceFor(pg)).Because(err)
 	p.Retryable = retryable(pg)
 	return p
 }
 
 const diskFull = "53100"
+
+// sessionEnded are admin_shutdown, crash_shutdown and cannot_connect_now.
+var sessionEnded = []string{"57P01", "57P02", "57P03"}
+
+// ended tells the end of a session from what a statement did; nil: it was not that.
+func ended(err error) *problem.Problem {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || !slices.Contains(sessionEnded, pg.Code) {
+		return nil
+	}
+	return problem.New("server-not-ready", "the replica's server", "PostgreSQL ended the applier's session, as it does when it stops or restarts", "hawser status").
+		Advise("the link goes on by itself when it runs again").Retry().Because(err)
+}
 
 // retryable tells what passes by itself: lost connections, shutdowns, resources,
 // deadlocks and lock time-outs.

@@ -288,7 +288,7 @@ func checkLargeObjects(ctx context.Context, conn *pgx.Conn) (problem.Findings, e
 	}
 	return problem.Findings{problem.New("large-objects", "large objects",
 		fmt.Sprintf("the database holds %d large objects; logical decoding does not carry them", n),
-		"SELECT lo_unlink(oid) FROM pg_largeobject_metadata;").Advise("before that move them into a bytea column")}, nil
+		"SELECT oid, pg_get_userbyid(lomowner), lo_get(oid) FROM pg_largeobject_metadata;").Advise("move them into a bytea column, then SELECT lo_unlink(oid) FROM pg_largeobject_metadata")}, nil
 }
 
 // namedTables bounds the findings of one kind that need nobody's action.

@@ -728,13 +728,8 @@ func (l *link) fitToLead(ctx context.Context) (passing bool, err error) {
 	if s.Role == role.Secondary && (s.State == Synchronized || s.State == CatchingUp && !l.isRepairing()) {
 		return false, nil
 	}
-	state := string(s.State)
-	if s.State == Disconnected && s.Cause != nil {
-		state += " (" + s.Cause.Cause + ")"
-	}
 	return s.Role == role.Secondary && s.State == Disconnected, notFollowing(s,
-		fmt.Sprintf("the secondary is %s; a planned failover needs it to follow", state),
-		"hawser link watch "+l.rec.Name+", and run the failover when it is synchronized")
+		fmt.Sprintf("a planned failover needs the secondary to follow, and it is %s", s.State), "run the failover when it is synchronized")
 }
 
 func (l *link) unprepareToLead(ctx context.Context) error {

@@ -432,11 +432,8 @@ func (l *link) followedStill() error {
 	if l.streaming {
 		return nil
 	}
-	p := notFollowing(Status{Name: l.rec.Name}, "the secondary follows no more; nothing was handed over to it, and this side writes again", "hawser link show "+l.rec.Name)
-	if away != nil {
-		p.Cause, p.Remedy, p.Advice, p.Place = p.Cause+": "+away.Cause, away.Remedy, joined(away.Advice, "then run the failover again"), away.Place
-	}
-	return p
+	return notFollowing(Status{Name: l.rec.Name, State: Disconnected, Cause: away},
+		"the secondary follows no more; nothing was handed over to it, and this side writes again", "run the failover when it is synchronized")
 }
 
 // fenceOnce is closeFence's try.

@@ -333,13 +333,20 @@ func (l *link) measure(ctx context.Context, conn *pgx.Conn, s *Status) {
 func joined(advice, more string) string { return strings.TrimPrefix(advice+"; "+more, "; ") }
 
 // notFollowing is why something can't be done with a secondary that does not follow: what
-// stopped it, where that needs a person.
-func notFollowing(s Status, why, otherwise string) *problem.Problem {
+// stopped it, where that needs a person. then is what to do when it follows.
+func notFollowing(s Status, why, then string) *problem.Problem {
+	p := problem.New("not-synchronized", "link "+s.Name, why, "hawser link watch "+s.Name).Advise(then)
 	switch {
-	case s.State == Suspended && s.Cause != nil:
+	case (s.State == Suspended || s.State == Diverged) && s.Cause != nil:
 		return s.Cause
 	case s.State == Paused:
-		otherwise = "hawser link resume " + s.Name
+		p.Remedy = "hawser link resume " + s.Name
+	case s.State == Disconnected && s.Cause != nil:
+		p.Cause += ": " + s.Cause.Cause
+		if s.Cause.Remedy != "" {
+			p.Remedy, p.Place = s.Cause.Remedy, s.Cause.Place
+		}
+		p.Advice = joined(s.Cause.Advice, then)
 	}
-	return problem.New("not-synchronized", "link "+s.Name, why, otherwise)
+	return p
 }

@@ -114,6 +114,9 @@ func (s *Store) beAlone(ctx context.Context, conn *pgx.Conn) error {
 	}
 }
 
+// CodeAnotherAgent is of a server whose links another agent looks after.
+const CodeAnotherAgent = "another-agent"
+
 // another names the agent that has the lock.
 func (s *Store) another(ctx context.Context, conn *pgx.Conn) error {
 	var pid int32
@@ -124,7 +127,7 @@ func (s *Store) another(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("look for another agent: %w", err)
 	}
-	return problem.New("another-agent", "server "+s.server.String(), fmt.Sprintf("another agent keeps its catalog in database %s, from %s, in the session with pid %d; two would act on the same links",
+	return problem.New(CodeAnotherAgent, "server "+s.server.String(), fmt.Sprintf("another agent keeps its catalog in database %s, from %s, in the session with pid %d; two would act on the same links",
 		s.server.Database(), from, pid),
 		fmt.Sprintf("SELECT pg_terminate_backend(%d);", pid)).Advise("if the other agent's machine is gone; otherwise stop that agent").Retry()
 }

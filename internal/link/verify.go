@@ -133,8 +133,8 @@ func (l *link) compareOnce(ctx context.Context, o verify.RunOptions) (VerifyRepo
 	a := l.following()
 	if a == nil {
 		s := l.informed(ctx)
-		return VerifyReport{}, notFollowing(s, fmt.Sprintf("the replica is %s, and the primary can't be read as it was at the position where the replica stands", s.State),
-			"hawser link watch "+l.rec.Name+", and verify when it is synchronized. Of a link that stands, hawser link resync "+l.rec.Name+" compares both sides as they are")
+		return VerifyReport{}, notFollowing(s, fmt.Sprintf("the primary can't be read as it was at the position where the replica stands, which is %s", s.State),
+			"verify when it is synchronized; of a link that stands, hawser link resync "+l.rec.Name+" compares both sides as they are")
 	}
 	var theirs remoteSide
 	var export string

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,9 +13,9 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// awaitsEvery is after how long a step of a failover is looked at that is not over, and
-// looked at again.
-const awaitsEvery = time.Second
+// awaitsFirst is after how long a step of a failover is looked at that is not over, and
+// awaitsEvery after how long it is looked at again.
+const awaitsFirst, awaitsEvery = 250 * time.Millisecond, time.Second
 
 const codeAwaits = "failover-waits"
 
@@ -33,11 +34,11 @@ func (l *link) awaiting(ctx context.Context, conn *pgx.Conn) (over func(err erro
 	var last *problem.Problem
 	go func() {
 		defer close(done)
-		for {
+		for wait := awaitsFirst; ; wait = awaitsEvery {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(awaitsEvery):
+			case <-time.After(wait):
 			}
 			if p, err := l.blocker(ctx, pid); err == nil {
 				last = p
@@ -52,11 +53,21 @@ func (l *link) awaiting(ctx context.Context, conn *pgx.Conn) (over func(err erro
 		stop()
 		<-done
 		l.setAwaits(nil)
-		if err != nil && late && last != nil {
-			return last.Because(err)
+		if err == nil || !late {
+			return err
 		}
-		return err
+		if p, ok := problem.As(err); last == nil && ok && p.Help() != "" {
+			return err
+		}
+		return cmp.Or(last, l.unseen()).Because(err)
 	}
+}
+
+// unseen is told where a step's time ran out, and nobody could be seen in its way.
+func (l *link) unseen() *problem.Problem {
+	return problem.New(codeAwaits, "link "+l.rec.Name, "a step of the failover took longer than its time limit, and it could not be seen what it waited for",
+		"SELECT pid, datname, usename, state, xact_start FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start;").
+		Advise("these write, and a replication slot is made when all of them have ended; or give the failover more time").At("instance " + l.m.cfg.Instance).Retry()
 }
 
 func (l *link) setAwaits(p *problem.Problem) {

@@ -329,6 +329,9 @@ func pause(ctx context.Context, failures int) error {
 	}
 }
 
+// Started tells whether this process started the server that runs; it adopted it else.
+func (c *Cluster) Started() bool { return c.childExited() != nil }
+
 // childExited is closed when the server that this agent started ends. It never is
 // for one that was adopted.
 func (c *Cluster) childExited() <-chan struct{} {

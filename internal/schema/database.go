@@ -214,7 +214,7 @@ func adoptable(ctx context.Context, dst *postgres.Server, there, want DatabaseSe
 		must, _ := want.options(version)
 		return problem.New("database-differs", object,
 			"it exists on the target with "+is+"; a replica of the primary's needs "+must,
-			"DROP DATABASE "+postgres.QuoteIdent(there.Name)+";").Advise("Hawser creates it as it must be").At("the secondary")
+			"ALTER DATABASE "+postgres.QuoteIdent(there.Name)+" RENAME TO …;").Advise("or drop it, if nobody needs it; Hawser creates it as it must be").At("the secondary")
 	}
 	conn, err := dst.Connect(ctx, reading(there.Name, "database"))
 	if err != nil {
@@ -230,7 +230,7 @@ func adoptable(ctx context.Context, dst *postgres.Server, there, want DatabaseSe
 	}
 	return problem.New("database-not-empty", object,
 		"it exists on the target and is not empty: it has "+someOf(objects)+"; a replica starts from an empty database",
-		"DROP DATABASE "+postgres.QuoteIdent(there.Name)+";").Advise("if nobody needs it; ALTER DATABASE … RENAME TO … keeps it").At("the secondary")
+		"ALTER DATABASE "+postgres.QuoteIdent(there.Name)+" RENAME TO …;").Advise("or drop it, if nobody needs it").At("the secondary")
 }
 
 // someOf joins the first few names.

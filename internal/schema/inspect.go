@@ -315,7 +315,7 @@ func LargeObjects(ctx context.Context, db DB) (*problem.Problem, error) {
 	}
 	return problem.New("large-objects", "large objects",
 		fmt.Sprintf("the database holds %d large objects; logical decoding does not carry them", count),
-		"SELECT lo_unlink(oid) FROM pg_largeobject_metadata;").Advise("before that move them into a bytea column"), nil
+		"SELECT oid, pg_get_userbyid(lomowner), lo_get(oid) FROM pg_largeobject_metadata;").Advise("move them into a bytea column, then SELECT lo_unlink(oid) FROM pg_largeobject_metadata"), nil
 }
 
 func (r *Requirements) findTablespaces(ctx context.Context, tx pgx.Tx) error {
