@@ -124,7 +124,7 @@ func TestFailoverAtOnceAfterAnother(t *testing.T) {
 	if err := b.PauseLink(ctx, "shop"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 3 * time.Second}); err == nil || !strings.Contains(err.Error(), "the secondary is paused") {
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 3 * time.Second}); err == nil || !strings.Contains(err.Error(), "and it is paused") {
 		t.Errorf("a failover to a paused secondary: %v", err)
 	}
 	if err := b.ResumeLink(ctx, "shop"); err != nil {
