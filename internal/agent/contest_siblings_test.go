@@ -252,12 +252,7 @@ func TestFollowBesideAFailover(t *testing.T) {
 	ctx := context.Background()
 	a, b, c := family(t)
 	know(t, b, c)
-	if err := b.PauseLink(ctx, "shop"); err != nil { // alpha could hand over
-		t.Fatal(err)
-	}
-	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
-		t.Fatal(err)
-	}
+	forcedBeside(t, b, "shop")
 	a.awaitState(t, "shop", api.StateDiverged)
 	if err := a.RejoinLink(ctx, "shop"); err != nil {
 		t.Fatal(err)

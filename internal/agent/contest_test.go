@@ -295,3 +295,33 @@ func TestTimeLimitInEachPhase(t *testing.T) {
 	writes(a)
 	equal(t, a, b, "shop")
 }
+
+// forcedBeside opens a side by force while the primary could hand over, which a pause allows.
+func forcedBeside(t *testing.T, i *instance, link string) {
+	t.Helper()
+	ctx := context.Background()
+	if err := i.PauseLink(ctx, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.FailoverLink(ctx, link, api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// forcedOut is a small link whose alpha was forced out: each side has rows that the other
+// has not, and one differs.
+func forcedOut(t *testing.T) (a, b *instance) {
+	t.Helper()
+	a, b = small(t)
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'on both')`)
+	equal(t, a, b, "shop")
+	a.stop()
+	a.Exec(t, "shop", `UPDATE t SET v = 'of alpha' WHERE id = 1`, `INSERT INTO t VALUES (2, 'of alpha')`)
+	if _, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.Exec(t, "shop", `INSERT INTO t VALUES (3, 'of beta')`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	return a, b
+}

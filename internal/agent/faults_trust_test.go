@@ -207,17 +207,7 @@ func TestTrustEndsInARejoin(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	odd := stranger(t)
-	a, b := small(t)
-	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'on both')`)
-	equal(t, a, b, "shop")
-	a.stop()
-	a.Exec(t, "shop", `UPDATE t SET v = 'of alpha' WHERE id = 1`, `INSERT INTO t VALUES (2, 'of alpha')`)
-	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
-		t.Fatal(err)
-	}
-	b.Exec(t, "shop", `INSERT INTO t VALUES (3, 'of beta')`)
-	a.run(t)
-	a.awaitState(t, "shop", api.StateDiverged)
+	a, b := forcedOut(t)
 
 	// Before anything is laid down, and while it is.
 	b.distrusts(t, a, odd)

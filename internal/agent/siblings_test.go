@@ -508,12 +508,7 @@ func TestDropOfADivergedSibling(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	a, b, c := family(t)
-	if err := b.PauseLink(ctx, "shop"); err != nil { // alpha could hand over
-		t.Fatal(err)
-	}
-	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
-		t.Fatal(err)
-	}
+	forcedBeside(t, b, "shop")
 	a.awaitState(t, "shop", api.StateDiverged)
 	if err := try(t, a, `INSERT INTO audit (what) VALUES ('x')`); err == nil {
 		t.Error("alpha took a write while it was diverged")

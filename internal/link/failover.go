@@ -636,18 +636,8 @@ func (l *link) unlessForced(ctx context.Context) (context.Context, context.Cance
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() {
-		for ctx.Err() == nil {
-			l.mu.Lock()
-			forcing, changed := l.forcing, l.changed
-			l.mu.Unlock()
-			if forcing {
-				cancel(problem.New("failover-not-now", "link "+l.rec.Name, "the secondary is being opened by force, or compared, just now", "hawser link show "+l.rec.Name))
-				return
-			}
-			select {
-			case <-changed:
-			case <-ctx.Done():
-			}
+		if l.until(ctx, func() bool { return l.forcing }) == nil {
+			cancel(problem.New("failover-not-now", "link "+l.rec.Name, "the secondary is being opened by force, or compared, just now", "hawser link show "+l.rec.Name))
 		}
 	})
 	return ctx, func() { cancel(nil); watch.Wait() }
