@@ -24,7 +24,7 @@ func TestAhead(t *testing.T) {
 // TestAheadOfSocket: the same of a socket, which takes a part at once.
 func TestAheadOfSocket(t *testing.T) {
 	t.Parallel()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0) // or a server that another test starts keeps it open
 	if err != nil {
 		t.Fatal(err)
 	}
