@@ -141,3 +141,17 @@ func TestSessionThatHoldsOut(t *testing.T) {
 		t.Errorf("beta has %d rows", len(got))
 	}
 }
+
+// TestFailoverBesideABreak: a secondary whose stream breaks just then follows again at
+// once, and is waited for.
+func TestFailoverBesideABreak(t *testing.T) {
+	t.Parallel()
+	primary, secondary := small(t)
+	for range 8 {
+		secondary.awaitState(t, "shop", api.StateSynchronized)
+		primary.awaitState(t, "shop", api.StateSynchronized)
+		secondary.Exec(t, "postgres", `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hawser:shop:apply'`)
+		failover(t, primary, "shop")
+		primary, secondary = secondary, primary
+	}
+}

@@ -561,7 +561,7 @@ func (l *link) swapWithin(limit time.Duration) {
 }
 
 func (l *link) awaitCatchUp(ctx context.Context) error {
-	for a := (approach{}); !a.near(l.capture.Lag(), time.Now()); {
+	for a := (approach{}); !l.isStreaming() || !a.near(l.capture.Lag(), time.Now()); {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

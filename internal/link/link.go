@@ -420,19 +420,22 @@ func (l *link) closeFence(ctx context.Context) error {
 	if err := l.retry(ctx, "close the fence", l.fenceOnce(state)); err != nil {
 		return err
 	}
-	return l.followedStill()
+	return l.followedStill(ctx)
 }
+
+// comeBack is how long a closed primary waits for a secondary whose stream broke just then:
+// mostly it follows again sooner.
+const comeBack = time.Second
 
 // followedStill refuses to hand over to a side that is gone since: until it is back nobody
 // would know whether it took over, and nobody could write.
-func (l *link) followedStill() error {
-	away := l.unreached()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.streaming {
+func (l *link) followedStill(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, comeBack)
+	defer cancel()
+	if l.until(ctx, func() bool { return l.streaming }) == nil {
 		return nil
 	}
-	return notFollowing(Status{Name: l.rec.Name, State: Disconnected, Cause: away},
+	return notFollowing(Status{Name: l.rec.Name, State: Disconnected, Cause: l.unreached()},
 		"the secondary follows no more; nothing was handed over to it, and this side writes again", "run the failover when it is synchronized")
 }
 
