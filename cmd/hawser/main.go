@@ -30,16 +30,9 @@ func main() {
 	os.Exit(code)
 }
 
-// garbagePercent lets the heap grow further than Go would before it is cleaned, which
-// took a tenth of a busy agent's CPU. The limit of memory bounds it.
-const garbagePercent = 200
-
 // runAgent runs the agent that has this process for itself, and with it its memory.
 func runAgent(ctx context.Context, config agent.Config, version string) error {
 	debug.SetMemoryLimit(int64(config.Limits.Memory))
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(garbagePercent)
-	}
 	return agent.Run(ctx, config, version)
 }
 
