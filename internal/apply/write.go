@@ -3,11 +3,11 @@ package apply
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -315,13 +315,9 @@ func failed(d *doing, err error) error {
 
 const diskFull = "53100"
 
-// sessionEnded are admin_shutdown, crash_shutdown and cannot_connect_now.
-var sessionEnded = []string{"57P01", "57P02", "57P03"}
-
 // ended tells the end of a session from what a statement did; nil: it was not that.
 func ended(err error) *problem.Problem {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || !slices.Contains(sessionEnded, pg.Code) {
+	if !postgres.SessionEnded(err) {
 		return nil
 	}
 	return problem.New("server-not-ready", "the replica's server", "PostgreSQL ended the applier's session, as it does when it stops or restarts", "hawser status").
