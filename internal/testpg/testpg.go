@@ -15,8 +15,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -188,22 +186,6 @@ func watchdog(dir, data string) (io.Closer, error) {
 	}
 	go func() { _ = cmd.Wait() }()
 	return in, nil
-}
-
-// FreePort returns a TCP port of loopback that was free a moment ago. It lies below
-// those that the kernel gives to connections, and to whoever listens on any port: each
-// of these is soon somebody's.
-func FreePort() (int, error) {
-	const first, kernels = 10_000, 32_768
-	var err error
-	for range 100 {
-		var l net.Listener
-		port := first + rand.IntN(kernels-first)
-		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
-			return port, l.Close()
-		}
-	}
-	return 0, fmt.Errorf("find a free port: %w", err)
 }
 
 // remove ends the cluster at once: nobody reads its data again.

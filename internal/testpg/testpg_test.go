@@ -31,3 +31,20 @@ func TestSharedDatabasesAreApart(t *testing.T) {
 		return len(testpg.Rows(t, c.Connect(t, b), `SELECT FROM pg_tables WHERE schemaname = 'public'`)) == 0, nil
 	})
 }
+
+// TestFreePort: two that ask at once never get the same port, and a port stays its owner's
+// while nobody listens on it.
+func TestFreePort(t *testing.T) {
+	t.Parallel()
+	seen := map[int]bool{}
+	for range 100 {
+		port, err := testpg.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[port] || port < 10_000 || port >= 32_768 {
+			t.Fatalf("port %d", port)
+		}
+		seen[port] = true
+	}
+}
