@@ -30,6 +30,7 @@ import (
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/demo"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 var update = flag.Bool("update", false, "write the golden files and docs/cli.md")
@@ -102,7 +103,7 @@ func serve(t *testing.T, s api.Service) string {
 	go func() { done <- server.Serve(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := testpg.Await(t, "the agent's server ends", done); err != nil {
 			t.Error(err)
 		}
 	})

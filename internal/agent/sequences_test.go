@@ -58,7 +58,7 @@ func TestSequencesFollow(t *testing.T) {
 	}()
 	_, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second})
 	close(stop)
-	<-done
+	testpg.Await(t, "the clients end", done)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -339,6 +339,6 @@ func TestSequenceThatIsNotCalled(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `SELECT setval('customer_id_seq', 100000, false)`)
 	testpg.Eventually(t, 10*time.Second, "the sequence follows", func() (bool, error) {
-		return testpg.Rows(t, b.Connect(t, "shop"), `SELECT last_value, is_called FROM customer_id_seq`)[0] == "100000|f", nil
+		return b.Rows(t, "shop", `SELECT last_value, is_called FROM customer_id_seq`)[0] == "100000|f", nil
 	})
 }

@@ -78,7 +78,7 @@ func TestNothingIsWrittenBehindDrain(t *testing.T) {
 		return testpg.Rows(t, hawser, `SELECT count(*) > `+agents+` + 20 FROM agents`)[0] == "t", nil
 	})
 	stop()
-	group.Wait()
+	testpg.Returns(t, "the writers end", group.Wait)
 	if got := testpg.Rows(t, hawser, `SELECT count(*) FROM t`)[0]; got != count {
 		t.Errorf("%s rows, %s when Drain had returned", got, count)
 	}
@@ -168,7 +168,7 @@ func TestDrainWaits(t *testing.T) {
 		return len(looks) > 3, nil
 	})
 	run(t, user, `COMMIT`)
-	must(t, <-done)
+	must(t, testpg.Await(t, "the fence has drained", done))
 	if _, err := user.Exec(t.Context(), `SELECT 1`); err == nil {
 		t.Error("the session was not ended")
 	}

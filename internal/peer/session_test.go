@@ -125,7 +125,7 @@ func TestFramesOfAllSizes(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%d bytes: %v", n, err)
 		}
-		if err := <-sent; err != nil {
+		if err := testpg.Await(t, "the frame is sent", sent); err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(payloadOf(t, f), payload) {
@@ -173,7 +173,7 @@ func TestConcurrentStreamsBothWays(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	testpg.Returns(t, "all streams end", all.Wait)
 }
 
 // A reader that does not read stops its writer, and nobody else.
@@ -254,7 +254,7 @@ func TestCloseUnblocks(t *testing.T) {
 			}
 		}
 	}()
-	<-full
+	testpg.Await(t, "the stream's window is full", full)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestCloseIsAGoodEnd(t *testing.T) {
 		}
 	}
 	_ = s.Close()
-	if err := <-got; err != nil {
+	if err := testpg.Await(t, "all frames arrive", got); err != nil {
 		t.Error(err)
 	}
 }
@@ -316,7 +316,7 @@ func TestHandlerContextEndsWithCaller(t *testing.T) {
 	if _, err := east.Call(ctx, "west", "", "", nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	<-out
+	testpg.Await(t, "the handler ends with its call", out)
 }
 
 func TestCutMidStream(t *testing.T) {
@@ -347,8 +347,8 @@ func TestCutMidStream(t *testing.T) {
 		} else if p, _ := problem.As(err); !p.Retryable {
 			t.Errorf("not retryable: %v", err)
 		}
-		<-gone
-		<-held.done
+		testpg.Await(t, "the handler hears that the cable was cut", gone)
+		testpg.Await(t, "the session ends", held.done)
 		_ = s.Close()
 		testpg.Eventually(t, soon, "Connected gives a new channel", func() (bool, error) { return east.Connected("west") != was, nil })
 		testpg.Eventually(t, soon, "another session stands", func() (bool, error) {
@@ -375,8 +375,8 @@ func TestHalfOpen(t *testing.T) {
 	if _, err := s.Recv(); !isCode(err, "peer-disconnected") {
 		t.Errorf("Recv: %v", err)
 	}
-	<-e.done
-	<-w.done
+	testpg.Await(t, "the session of east ends", e.done)
+	testpg.Await(t, "the session of west ends", w.done)
 	if d := time.Since(from); d > 5*time.Second {
 		t.Errorf("found after %s", d)
 	}
@@ -456,7 +456,7 @@ func TestEndsReachTheOtherSide(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			s := east.open(ctx, "west")
-			<-began
+			testpg.Await(t, "the handler begins", began)
 			c.end(east, west, s, cancel)
 			select {
 			case err := <-handled:
@@ -466,7 +466,7 @@ func TestEndsReachTheOtherSide(t *testing.T) {
 			case <-time.After(soon):
 				t.Fatal("the handler's Recv did not end")
 			}
-			<-ended
+			testpg.Await(t, "the handler ends", ended)
 			if _, err := s.Recv(); err == nil {
 				t.Error("the opener's Recv gave a frame")
 			}

@@ -28,7 +28,7 @@ func TestSharedDatabasesAreApart(t *testing.T) {
 	a, b := c.CreateDatabase(t), c.CreateDatabase(t)
 	c.Exec(t, a, `CREATE TABLE t ()`)
 	testpg.Eventually(t, time.Second, "the other database is empty", func() (bool, error) {
-		return len(testpg.Rows(t, c.Connect(t, b), `SELECT FROM pg_tables WHERE schemaname = 'public'`)) == 0, nil
+		return len(c.Rows(t, b, `SELECT FROM pg_tables WHERE schemaname = 'public'`)) == 0, nil
 	})
 }
 

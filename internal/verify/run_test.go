@@ -171,7 +171,7 @@ func TestUnderWriters(t *testing.T) {
 		mustEqual(t, r)
 	}
 	stop()
-	if slowest := <-done; slowest > 2*time.Second {
+	if slowest := testpg.Await(t, "the client ends", done); slowest > 2*time.Second {
 		t.Errorf("a writer waited %s", slowest)
 	}
 }
