@@ -417,14 +417,14 @@ func TestIdleSessionStays(t *testing.T) {
 
 func TestStopTellsThePeer(t *testing.T) {
 	east, west := pair(t, handlers{})
+	held := east.session("west")
 	west.stop()
-	testpg.Eventually(t, soon, "east knows that west stopped", func() (bool, error) {
-		_, err := east.Call(t.Context(), "west", "", "", nil)
-		return isCode(err, "peer-disconnected"), nil
-	})
-	p := east.status("west").Problem
-	if p == nil || p.Code != "peer-stopped" && p.Code != "peer-unreachable" {
-		t.Errorf("problem: %v", p)
+	testpg.Await(t, "the session ends", held.done)
+	if p := held.ended(); p.Code != "peer-stopped" {
+		t.Errorf("the session ended: %v", p)
+	}
+	if _, err := east.Call(t.Context(), "west", "", "", nil); !isCode(err, "peer-disconnected") {
+		t.Errorf("a call: %v", err)
 	}
 }
 
