@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"math/big"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -644,7 +643,7 @@ func ignoreOneSignal() {
 
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command(os.Args[0])
+	cmd := testpg.Command(t, os.Args[0])
 	cmd.Env = append(os.Environ(), signalHelper+"=1")
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

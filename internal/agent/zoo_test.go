@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -65,7 +64,7 @@ func definitions(t *testing.T, i *instance, database string) (out []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := exec.Command(tool, "--schema-only", "--exclude-schema=hawser", "--dbname="+i.DSN(database)).CombinedOutput()
+	text, err := testpg.Command(t, tool, "--schema-only", "--exclude-schema=hawser", "--dbname="+i.DSN(database)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("pg_dump: %v: %s", err, text)
 	}

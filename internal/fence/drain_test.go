@@ -3,7 +3,6 @@ package fence
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -27,9 +26,9 @@ func restore(t *testing.T, c *testpg.Cluster, from, to string) {
 	}
 	psql, err := postgres.Tool("psql", 14)
 	must(t, err)
-	out := exec.CommandContext(t.Context(), dump)
+	out := testpg.Command(t, dump)
 	out.Env = c.Server().Environ(from)
-	in := exec.CommandContext(t.Context(), psql, "-X", "-q", "-v", "ON_ERROR_STOP=1")
+	in := testpg.Command(t, psql, "-X", "-q", "-v", "ON_ERROR_STOP=1")
 	in.Env = c.Server().Environ(to)
 	in.Stdin, err = out.StdoutPipe()
 	must(t, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"runtime/debug"
 	"testing"
 	"time"
@@ -46,6 +47,15 @@ func Returns(t testing.TB, what string, f func()) {
 	done := make(chan struct{})
 	go func() { defer close(done); f() }()
 	Await(t, what, done)
+}
+
+// Command is a program that is killed when it runs longer than Patience, or than the test.
+func Command(t testing.TB, program string, args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.WaitDelay = time.Second // for what it started, which may hold its output open
+	return cmd
 }
 
 var errNotYet = errors.New("the condition does not hold")
