@@ -72,6 +72,19 @@ func newWriter(conn *pgconn.PgConn) *writer {
 	return &writer{pipe: newPipe(conn), most: heldBytes, rows: leastRows}
 }
 
+// own returns one of the applier's own statements, prepared on first use.
+func (w *writer) own(sql string) *statement {
+	if w.mine == nil {
+		w.mine = map[string]*statement{}
+	}
+	s := w.mine[sql]
+	if s == nil {
+		s = w.prepare(sql, nil, nil)
+		w.mine[sql] = s
+	}
+	return s
+}
+
 // first does what has to be done before anything is sent.
 func (w *writer) first() error {
 	if w.turn == nil {
