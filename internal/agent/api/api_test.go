@@ -180,8 +180,9 @@ func TestSocketPathsThatCannotBe(t *testing.T) {
 func TestErrorsArriveAsTheyWereMade(t *testing.T) {
 	t.Parallel()
 	taken := problem.New("database-not-empty", `database "shop"`, "It holds 3 tables.", "DROP DATABASE shop;").Because(errors.New("3 tables")).Retry()
+	unknown := problem.New("link-not-found", "link orders", "there is no link of this name on this instance", "hawser link list")
 	s := &stub{
-		link:      func(name string) (Link, error) { return Link{}, LinkNotFound(name) },
+		link:      func(string) (Link, error) { return Link{}, unknown },
 		create:    func(context.Context, LinkSpec) (Link, error) { return Link{}, taken },
 		links:     func() ([]Link, error) { return nil, errors.New("boom") },
 		pauseFail: problem.New("link-paused", "link x", "It is paused.", "").Retry(),
@@ -190,7 +191,7 @@ func TestErrorsArriveAsTheyWereMade(t *testing.T) {
 	c := dial(t, socket, "")
 
 	_, err := c.Link(t.Context(), "orders")
-	if !errors.Is(err, LinkNotFound("orders")) || Classify(err) != ClassNotFound {
+	if !errors.Is(err, unknown) || Classify(err) != ClassNotFound {
 		t.Errorf("got %v", err)
 	}
 	_, err = c.CreateLink(t.Context(), LinkSpec{Name: "a", Database: "shop", Peer: "west"})
