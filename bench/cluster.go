@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,7 +47,7 @@ type server struct {
 var withPglogical = map[string]string{"shared_preload_libraries": "pglogical"}
 
 func newServer(dir string, more map[string]string) (*server, error) {
-	port, err := freePort()
+	port, err := postgres.FreePort()
 	if err != nil {
 		return nil, err
 	}
@@ -61,15 +60,6 @@ func newServer(dir string, more map[string]string) (*server, error) {
 	}
 	s.pg, err = s.cluster.Server()
 	return s, err
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 // copyFrom makes the data directory a copy of another that is at rest.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/postgres"
 )
 
 // hawser is the product as its users run it.
@@ -160,7 +161,7 @@ func (h *hawser) close() {
 }
 
 func startAgent(ctx context.Context, program, name, dir string, s *server) (*agent, error) {
-	port, err := freePort()
+	port, err := postgres.FreePort()
 	if err != nil {
 		return nil, err
 	}

@@ -113,7 +113,7 @@ func (f *fake) Link(_ context.Context, name string) (api.Link, error) {
 			return l, f.err
 		}
 	}
-	return api.Link{}, api.LinkNotFound(name)
+	return api.Link{}, problem.New("link-not-found", "link "+name, "there is no link of this name on this instance", "hawser link list")
 }
 func (f *fake) ValidateLink(_ context.Context, s api.LinkSpec) (problem.Findings, error) {
 	return f.findings, f.ask(s)

@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"math/big"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -30,6 +29,7 @@ import (
 	"github.com/hawser/hawser/internal/agent/api"
 	"github.com/hawser/hawser/internal/demo"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 var update = flag.Bool("update", false, "write the golden files and docs/cli.md")
@@ -102,7 +102,7 @@ func serve(t *testing.T, s api.Service) string {
 	go func() { done <- server.Serve(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := testpg.Await(t, "the agent's server ends", done); err != nil {
 			t.Error(err)
 		}
 	})
@@ -643,7 +643,7 @@ func ignoreOneSignal() {
 
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command(os.Args[0])
+	cmd := testpg.Command(t, os.Args[0])
 	cmd.Env = append(os.Environ(), signalHelper+"=1")
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

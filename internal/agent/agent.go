@@ -11,12 +11,10 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hawser/hawser/internal/agent/api"
@@ -230,7 +228,7 @@ func (h handler) Stream(ctx context.Context, from, link, kind string, s peer.Str
 // do runs f on the connection to the maintenance database.
 func (a *agent) do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 	err := a.store.Do(ctx, f)
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && strings.HasPrefix(pg.Code, "57P0") {
+	if postgres.SessionEnded(err) {
 		return problem.New("server-not-ready", "server "+a.server.String(), "PostgreSQL ended the connection, as it does when it stops or restarts", "hawser status").Because(err).Retry()
 	}
 	return err

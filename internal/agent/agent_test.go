@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 // instance is a cluster of the test's and an agent in front of it.
 type instance struct {
 	*testpg.Cluster
-	*api.Client
+	asker
 	name, dir string
 	port      int
 	maxWAL    int64    // of the next run
@@ -85,7 +85,7 @@ func (i *instance) run(t *testing.T) {
 				t.Errorf("agent %s: %v", i.name, err)
 			}
 		}()
-		i.stop = func() { cancel(); <-done }
+		i.stop = func() { cancel(); testpg.Await(t, "agent "+i.name+" stops", done) }
 	}
 	if i.Client == nil { // one that is asking meanwhile goes on
 		var err error
@@ -225,7 +225,7 @@ func write(t *testing.T, dsn, name string) (n *atomic.Int64, stop func()) {
 			_ = conn.Close(context.Background())
 		}
 	})
-	return n, func() { cancel(); wg.Wait() }
+	return n, func() { cancel(); testpg.Returns(t, "the clients end", wg.Wait) }
 }
 
 // more waits until the workload has committed some more.

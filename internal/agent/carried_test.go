@@ -153,7 +153,7 @@ func TestMaterializedViewOfResync(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	arrived(t, a, b, "shop")
 	testpg.Eventually(t, 20*time.Second, "the views hold what was once together", func() (bool, error) {
-		got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT big, n, (SELECT count FROM made), (SELECT count FROM gone) FROM counted`)
+		got := b.Rows(t, "shop", `SELECT big, n, (SELECT count FROM made), (SELECT count FROM gone) FROM counted`)
 		if got[0] != "20000|0|20000|20000" && got[0] != "500|1|500|500" {
 			return false, fmt.Errorf("they hold %v", got)
 		}

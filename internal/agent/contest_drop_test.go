@@ -54,7 +54,7 @@ func TestFailoverBesideADrop(t *testing.T) {
 	}
 	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'alpha leads as before')`)
 	release()
-	if err := <-dropped; err != nil {
+	if err := testpg.Await(t, "the drop is answered", dropped); err != nil {
 		t.Fatal(err)
 	}
 	independent(t, a, b)
@@ -78,7 +78,7 @@ func TestDropBesideAForcedFailover(t *testing.T) {
 		turnedDown(t, "drop asked of "+i.name, err, "failover-running", "under way")
 	}
 	within(t, writer, `ROLLBACK`)
-	if err := <-forced; err != nil {
+	if err := testpg.Await(t, "the forced failover is answered", forced); err != nil {
 		t.Fatal(err)
 	}
 	a.awaitState(t, "shop", api.StateDiverged)
@@ -105,11 +105,11 @@ func TestDropBesideARejoin(t *testing.T) {
 			turnedDown(t, "drop asked of "+i.name, err, "rejoin-running", "under way")
 		case <-time.After(10 * time.Second):
 			release()
-			t.Fatalf("%s drops the link: %v; alpha is left with %q", i.name, <-dropped, testpg.Rows(t, a.Connect(t, "shop"), `SELECT id, v FROM t ORDER BY id`))
+			t.Fatalf("%s drops the link: %v; alpha is left with %q", i.name, testpg.Await(t, "the drop is answered", dropped), testpg.Rows(t, a.Connect(t, "shop"), `SELECT id, v FROM t ORDER BY id`))
 		}
 	}
 	release()
-	if err := <-rejoined; err != nil {
+	if err := testpg.Await(t, "the rejoin is answered", rejoined); err != nil {
 		t.Fatal(err)
 	}
 	a.awaitState(t, "shop", api.StateSynchronized)
@@ -135,7 +135,7 @@ func TestDropWhileGoingOver(t *testing.T) {
 		release()
 	case <-time.After(3 * time.Second): // gamma has been asked
 		release()
-		err = <-dropped
+		err = testpg.Await(t, "the drop is answered", dropped)
 	}
 	t.Logf("drop: %v", err)
 	_, gone := c.Link(ctx, "other")

@@ -203,7 +203,7 @@ func rejoinBesideAHandover(t *testing.T, taken bool) {
 	}
 	if taken {
 		release()
-		if err := <-handed; err != nil {
+		if err := testpg.Await(t, "the failover is answered", handed); err != nil {
 			t.Fatal(err)
 		}
 		a.awaitState(t, "other", api.StateSynchronized)
@@ -220,7 +220,7 @@ func rejoinBesideAHandover(t *testing.T, taken bool) {
 		equal(t, a, c, "shop")
 		return
 	}
-	if err := <-handed; err == nil {
+	if err := testpg.Await(t, "the failover is answered", handed); err == nil {
 		t.Fatal("gamma took over")
 	}
 	release()
@@ -267,7 +267,7 @@ func TestFollowBesideAFailover(t *testing.T) {
 	failover(t, b, "shop")
 	b.awaitState(t, "shop", api.StateSynchronized)
 	within(t, writer, `ROLLBACK`)
-	turnedDown(t, "follow", <-followed, "not-primary", "does not lead")
+	turnedDown(t, "follow", testpg.Await(t, "the command to follow is answered", followed), "not-primary", "does not lead")
 	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads again')`)
 	if l, err := b.Link(ctx, "other"); err == nil {
 		t.Errorf("beta, a secondary, has gamma's link as %s and %s: %v", l.Role, l.State, l.Cause)
@@ -335,7 +335,7 @@ func TestSiblingOfARejoin(t *testing.T) {
 	go func() { rejoined <- a.RejoinLink(ctx, "shop") }()
 	a.awaitSession(t, "stores what the rejoin changes", `wait_event_type = 'Lock' AND query LIKE 'UPDATE hawser.link SET s%'`)
 	release()
-	if err := <-rejoined; err != nil {
+	if err := testpg.Await(t, "the rejoin is answered", rejoined); err != nil {
 		t.Fatal(err)
 	}
 	a.awaitState(t, "shop", api.StateSynchronized)
@@ -414,7 +414,7 @@ func TestResumeOfAnInterruptedFollow(t *testing.T) {
 	go func() { followed <- c.FollowLink(ctx, "other", "beta") }()
 	c.awaitSession(t, "reads what is locked", `application_name LIKE 'hawser:other:%' AND wait_event_type = 'Lock'`)
 	cancel()
-	if err := <-followed; err == nil {
+	if err := testpg.Await(t, "the command to follow returns", followed); err == nil {
 		t.Fatal("it was compared")
 	}
 	release()

@@ -92,7 +92,7 @@ func TestSessionThatDoesNotEnd(t *testing.T) {
 		return true, nil
 	})
 	signal(syscall.SIGCONT)
-	if err := <-planned; err != nil {
+	if err := testpg.Await(t, "the failover is answered", planned); err != nil {
 		t.Fatal(err)
 	}
 	a.awaitState(t, "shop", api.StateSynchronized)
@@ -132,7 +132,7 @@ func TestSessionThatHoldsOut(t *testing.T) {
 	}()
 	a.awaitSession(t, "runs the function", `query LIKE '%hold_out%' AND wait_event = 'PgSleep' AND pid <> pg_backend_pid()`)
 	failover(t, a, "shop")
-	if err := <-ended; err == nil {
+	if err := testpg.Await(t, "the failover is answered", ended); err == nil {
 		t.Error("the function came to an end")
 	}
 	a.awaitState(t, "shop", api.StateSynchronized)

@@ -29,9 +29,16 @@ func asked(i *instance, o api.FailoverOptions) <-chan error {
 func (i *instance) awaitPhase(t *testing.T, link, phase string) {
 	t.Helper()
 	testpg.Eventually(t, 30*time.Second, i.name+" is "+phase, func() (bool, error) {
-		got := testpg.Rows(t, i.Connect(t, "postgres"), `SELECT side->>'phase' FROM hawser.link WHERE name = '`+link+`'`)
+		got := i.Rows(t, "postgres", `SELECT side->>'phase' FROM hawser.link WHERE name = '`+link+`'`)
 		return len(got) == 1 && got[0] == phase, nil
 	})
+}
+
+// awaitHandoff waits until a primary has written its handoff, the last that it does on the
+// way into the stream.
+func (i *instance) awaitHandoff(t *testing.T) {
+	t.Helper()
+	i.awaitSession(t, "has written the handoff", `state = 'idle' AND query = 'SELECT pg_logical_emit_message(true, $1::text, $2::text)'`)
 }
 
 // awaitSession waits until a session of the agent's does something.
@@ -106,10 +113,10 @@ func TestForceBesideAPlannedFailover(t *testing.T) {
 		return err == nil, err
 	})
 	within(t, writer, `ROLLBACK`)
-	if err := <-planned; err != nil {
+	if err := testpg.Await(t, "the planned failover is answered", planned); err != nil {
 		t.Errorf("planned failover: %v", err)
 	}
-	turnedDown(t, "force", <-forced, "failover-not-now", "primary")
+	turnedDown(t, "force", testpg.Await(t, "the forced failover is answered", forced), "failover-not-now", "primary")
 	a.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, a, b, "shop")
 	proven(t, a, "shop")
@@ -141,8 +148,8 @@ func TestStoppedBesideAPlannedFailover(t *testing.T) {
 		stopped := make(chan error, 1)
 		go func() { stopped <- command() }()
 		release()
-		err := <-planned
-		t.Logf("%d: command %v, failover %v", n, <-stopped, err)
+		err := testpg.Await(t, "the planned failover is answered", planned)
+		t.Logf("%d: command %v, failover %v", n, testpg.Await(t, "the command is answered", stopped), err)
 		if err == nil {
 			from, to = to, from
 		}
@@ -176,7 +183,7 @@ func TestTwoForcedSiblings(t *testing.T) {
 			ended <- err
 		}()
 	}
-	if err := errors.Join(<-first, <-second); err != nil {
+	if err := errors.Join(testpg.Await(t, "both failovers are answered", first), testpg.Await(t, "both failovers are answered", second)); err != nil {
 		t.Fatal(err)
 	}
 	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta')`)
@@ -281,7 +288,7 @@ func TestTimeLimitInEachPhase(t *testing.T) {
 	release := open(b, settings)
 	late()
 	b.awaitPhase(t, "shop", "promoting")
-	if err := <-planned; err != nil {
+	if err := testpg.Await(t, "the failover is answered", planned); err != nil {
 		t.Errorf("beta has taken over: %v", err)
 	}
 	if try(t, a, `INSERT INTO t VALUES (1, 'x')`) == nil {

@@ -120,6 +120,7 @@ func TestSecondLinkOpensAFencedDatabase(t *testing.T) {
 	awaitFenced(t, a)
 	a.stop()
 	a.run(t)
+	// Nothing may happen, for as long as an agent that restarts needs to find all of its links.
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if try(t, a, `INSERT INTO t VALUES (1)`) == nil {
 			if err := try(t, b, `INSERT INTO t VALUES (1)`); err == nil {
@@ -152,9 +153,9 @@ func TestReseedAndHandoff(t *testing.T) {
 		`UPDATE r SET v = 'changed' WHERE id <= 100`)
 	awaitFenced(t, a)
 	want := digest(t, a.Cluster, "shop")
-	time.Sleep(time.Second) // the handoff is written
+	a.awaitHandoff(t)
 	release()
-	if err := <-done; err != nil {
+	if err := testpg.Await(t, "the failover is answered", done); err != nil {
 		t.Logf("failover: %v", err)
 	}
 	l, err := b.Link(ctx, "shop")
@@ -207,7 +208,7 @@ func TestDDLBetweenSchemaAndTableSnapshot(t *testing.T) {
 		}
 	}
 	t.Logf("states behind the DDL: %q", testpg.Rows(t, b.Connect(t, "shop"), `SELECT name, state FROM hawser.seed_table ORDER BY 1`))
-	if err := <-made; err != nil {
+	if err := testpg.Await(t, "the link's creation is answered", made); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
@@ -232,14 +233,10 @@ func TestSecondaryRestartsDuringFailover(t *testing.T) {
 		done <- err
 	}()
 	awaitFenced(t, a)
-	stopped := make(chan struct{})
-	go func() { b.stop(); close(stopped) }()
-	time.Sleep(300 * time.Millisecond)
-	endApplier(t, b) // see TestStopWhileTheApplierWaits
-	<-stopped
+	b.stop()
 	release()
 	b.run(t)
-	t.Logf("failover: %v", <-done)
+	t.Logf("failover: %v", testpg.Await(t, "the failover is answered", done))
 	a.awaitState(t, "shop", api.StateSynchronized)
 	b.awaitState(t, "shop", api.StateSynchronized)
 }
@@ -257,7 +254,7 @@ func TestOldPrimaryMissesTheNews(t *testing.T) {
 	release := hold(t, b, "postgres", "hawser.link") // beta can't store its role
 	go func() { _, _ = a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 60 * time.Second}) }()
 	testpg.Eventually(t, 30*time.Second, "beta wants to store that it is primary", func() (bool, error) {
-		return len(testpg.Rows(t, b.Connect(t, "postgres"), `SELECT FROM pg_locks WHERE NOT granted AND relation = 'hawser.link'::regclass`)) > 0, nil
+		return len(b.Rows(t, "postgres", `SELECT FROM pg_locks WHERE NOT granted AND relation = 'hawser.link'::regclass`)) > 0, nil
 	})
 	a.stop()
 	release()
@@ -265,7 +262,8 @@ func TestOldPrimaryMissesTheNews(t *testing.T) {
 		err := try(t, b, `INSERT INTO t VALUES (7)`)
 		return err == nil, err
 	})
-	time.Sleep(time.Second)
+	b.awaitPhase(t, "shop", "steady")
+	time.Sleep(time.Second) // beta tells of it in vain, of which there is nothing to see
 	a.run(t)
 	a.awaitState(t, "shop", api.StateSynchronized)
 }
@@ -287,7 +285,7 @@ func TestTimeLimitIsForgotten(t *testing.T) {
 		_, _ = a.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: 5 * time.Second})
 	}()
 	awaitFenced(t, a)
-	time.Sleep(time.Second) // the handoff is written
+	a.awaitHandoff(t)
 	a.stop()
 	b.stop()
 	a.run(t)
@@ -331,12 +329,6 @@ func TestImageOfAnArray(t *testing.T) {
 	})
 }
 
-// endApplier ends the session that applies.
-func endApplier(t *testing.T, i *instance) {
-	t.Helper()
-	i.Exec(t, "postgres", `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'hawser:%:apply'`)
-}
-
 // TestStopWhileTheApplierWaits: the applier waits for a lock that somebody
 // holds on the replica. The agent does not stop, nor would a pause or a drop end,
 // before the lock is gone.
@@ -348,7 +340,7 @@ func TestStopWhileTheApplierWaits(t *testing.T) {
 	release := hold(t, b, "shop", "gate")
 	a.Exec(t, "shop", `INSERT INTO gate VALUES (1)`)
 	testpg.Eventually(t, 10*time.Second, "the applier waits", func() (bool, error) {
-		return len(testpg.Rows(t, b.Connect(t, "shop"), `SELECT FROM pg_locks WHERE NOT granted AND relation = 'gate'::regclass`)) > 0, nil
+		return len(b.Rows(t, "shop", `SELECT FROM pg_locks WHERE NOT granted AND relation = 'gate'::regclass`)) > 0, nil
 	})
 	stopped := make(chan struct{})
 	go func() { b.stop(); close(stopped) }()
@@ -358,7 +350,7 @@ func TestStopWhileTheApplierWaits(t *testing.T) {
 		t.Error("the agent does not stop while the applier waits for a lock")
 	}
 	release()
-	<-stopped
+	testpg.Await(t, "the agent stops", stopped)
 }
 
 // TestVolatileDefault: a table is copied again after DDL whose rows only the

@@ -258,7 +258,7 @@ func TestFailoverWithoutSequence(t *testing.T) {
 	a, b := small(t)
 	a.Exec(t, "shop", `CREATE SEQUENCE "Counter" AS int INCREMENT BY 3 MAXVALUE 100000 CYCLE`, `CREATE SEQUENCE narrow MAXVALUE 100`, `SELECT setval('"Counter"', 4711)`)
 	testpg.Eventually(t, 20*time.Second, "the sequences are there", func() (bool, error) {
-		return len(testpg.Rows(t, b.Connect(t, "shop"), `SELECT FROM pg_class WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace`)) == 2, nil
+		return len(b.Rows(t, "shop", `SELECT FROM pg_class WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace`)) == 2, nil
 	})
 	change(t, b, `DROP SEQUENCE "Counter"`)
 	change(t, b, `ALTER SEQUENCE narrow MAXVALUE 50`)
@@ -293,7 +293,7 @@ func TestFailoverWithoutSequence(t *testing.T) {
 	awaitFenced(t, a)
 	change(t, b, `DROP SEQUENCE narrow`)
 	release()
-	if err := <-done; err == nil {
+	if err := testpg.Await(t, "the failover is answered", done); err == nil {
 		t.Error("the failover lost a sequence")
 	}
 	write()
@@ -329,7 +329,7 @@ func TestDropOpensLast(t *testing.T) {
 		t.Error("the replica took a write before the link was gone")
 	}
 	release()
-	if err := <-done; err != nil {
+	if err := testpg.Await(t, "the drop is answered", done); err != nil {
 		t.Fatal(err)
 	}
 	b.Exec(t, "shop", `CREATE TABLE in_time ()`)

@@ -118,7 +118,7 @@ func TestReplicaDiskFull(t *testing.T) {
 		_, err := a.CreateLink(context.Background(), api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})
 		created <- err
 	}()
-	if err := <-created; err != nil {
+	if err := testpg.Await(t, "the link's creation is answered", created); err != nil {
 		t.Fatal(err)
 	}
 	awaitWords(t, b, "No space left on device", "free space")
@@ -150,13 +150,14 @@ func TestWALDiskFull(t *testing.T) {
 			link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text)`)
 			b.awaitState(t, "shop", api.StateSynchronized)
 			wal.full(t)
-			for n := 0; i.answers(t); n++ {
-				if n == 60 {
-					t.Fatal("PostgreSQL survives without room for WAL")
+			n := 0
+			testpg.Eventually(t, testpg.Patience, "PostgreSQL goes down without room for WAL", func() (bool, error) {
+				if !i.answers(t) {
+					return true, nil
 				}
-				_ = try(t, a, fmt.Sprintf(megabytes, n*2000+1, n*2000+2000))
-				time.Sleep(100 * time.Millisecond)
-			}
+				n++
+				return false, try(t, a, fmt.Sprintf(megabytes, n*2000-1999, n*2000))
+			})
 			b.awaitState(t, "shop", api.StateDisconnected)
 			wal.room(t)
 			i.restartCrashed(t)

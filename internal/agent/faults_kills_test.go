@@ -47,7 +47,7 @@ func newLedger(t *testing.T, instances ...*instance) *ledger {
 		l.acked[i.name] = map[int64]bool{}
 		clients.Go(func() { l.write(ctx, i) })
 	}
-	l.stop = func() { cancel(); clients.Wait() }
+	l.stop = func() { cancel(); testpg.Returns(t, "the clients end", clients.Wait) }
 	t.Cleanup(l.stop)
 	return l
 }
@@ -462,7 +462,7 @@ func (d *duel) play(k kill) (within bool) {
 		within = true
 	}
 	asked := d.strike(victim, k.fault, ended)
-	<-ended
+	testpg.Await(d.t, "the command is answered", ended)
 	if within {
 		d.t.Logf("%s: %v", k, err)
 	} else {
@@ -637,10 +637,10 @@ func TestCreateTakenBackLater(t *testing.T) {
 			}
 			done := make(chan error, 1)
 			go func() { done <- create() }()
-			<-held
+			testpg.Await(t, "the creation asks its third question", held)
 			victim.Kill(t)
 			tap.release()
-			if err := <-done; err == nil {
+			if err := testpg.Await(t, "the link's creation is answered", done); err == nil {
 				t.Error("the link was made without PostgreSQL")
 			}
 			victim.Cluster.Start(t)

@@ -46,7 +46,7 @@ func hog(t *testing.T, i *instance, parameters string) (release func()) {
 				close(full)
 				told = true
 			}
-			time.Sleep(2 * time.Millisecond)
+			time.Sleep(2 * time.Millisecond) // a pause between tries; there is nothing to await
 		}
 		for _, conn := range taken {
 			_ = conn.Close(context.Background())
@@ -58,7 +58,7 @@ func hog(t *testing.T, i *instance, parameters string) (release func()) {
 		cancel()
 		t.Fatal("the server takes any number of connections")
 	}
-	return func() { cancel(); <-done }
+	return func() { cancel(); testpg.Await(t, "the connections are given back", done) }
 }
 
 // TestConnectionLimits: when an agent loses its sessions, others have taken all

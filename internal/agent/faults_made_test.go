@@ -59,7 +59,7 @@ func TestKilledWhileDatabaseIsMade(t *testing.T) {
 		tap.release()
 		b.run(t)
 		a.awaitPeer(t)
-		return true, <-done
+		return true, testpg.Await(t, "the command is answered", done)
 	}
 	gone := func() {
 		t.Helper()
@@ -67,7 +67,7 @@ func TestKilledWhileDatabaseIsMade(t *testing.T) {
 			if err := drop(); err != nil && !strings.Contains(err.Error(), "no link of this name") {
 				return false, err
 			}
-			return len(testpg.Rows(t, b.Connect(t, "postgres"), `SELECT FROM pg_database WHERE datname ~ 'shop|hawser'`)) == 0, nil
+			return len(b.Rows(t, "postgres", `SELECT FROM pg_database WHERE datname ~ 'shop|hawser'`)) == 0, nil
 		})
 	}
 	first, step := someOf(t)

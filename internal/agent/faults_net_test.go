@@ -104,11 +104,11 @@ func lifeOver(t *testing.T, fault func(*testing.T, line)) {
 		began := time.Now()
 		done := make(chan error, 1)
 		go func() { done <- do() }()
-		time.Sleep(wait)
+		time.Sleep(wait) // the fault comes at some time, not at an event
 		fault(t, l)
-		time.Sleep(1500 * time.Millisecond)
+		time.Sleep(1500 * time.Millisecond) // and lasts
 		l.heal(t)
-		err := <-done
+		err := testpg.Await(t, "what was done while the line failed is answered", done)
 		if err != nil {
 			t.Logf("%s: %v", what, err)
 			testpg.Eventually(t, 60*time.Second, what+" on a line that is whole", func() (bool, error) {

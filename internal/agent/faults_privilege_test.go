@@ -47,7 +47,7 @@ func TestOpensWhenItMay(t *testing.T) {
 		t.Error("the old primary took a write after the other side had taken over")
 	}
 	b.Exec(t, "postgres", `ALTER ROLE agent SUPERUSER`)
-	if err := <-done; err != nil {
+	if err := testpg.Await(t, "the failover is answered", done); err != nil {
 		t.Errorf("the failover: %v", err)
 	}
 	testpg.Eventually(t, 30*time.Second, "the new primary is open", func() (bool, error) {

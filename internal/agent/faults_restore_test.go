@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,7 +23,7 @@ func backup(t *testing.T, i *instance) (restore func()) {
 	t.Helper()
 	kept := filepath.Join(t.TempDir(), "data")
 	copyFiles := func(from, to string) {
-		if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+		if out, err := testpg.Command(t, "cp", "-a", from, to).CombinedOutput(); err != nil {
 			t.Fatalf("copy the cluster: %v: %s", err, out)
 		}
 	}

@@ -69,7 +69,7 @@ func TestDDLTravels(t *testing.T) {
 	stop()
 	equal(t, a, b, "shop")
 	testpg.Eventually(t, 10*time.Second, "the new sequence follows", func() (bool, error) {
-		return strings.Join(testpg.Rows(t, b.Connect(t, "shop"), `SELECT last_value FROM counter`), "") == "2", nil
+		return strings.Join(b.Rows(t, "shop", `SELECT last_value FROM counter`), "") == "2", nil
 	})
 	err := refused(t, b, `SET default_transaction_read_only = off`, `INSERT INTO later VALUES (2)`)
 	if !strings.Contains(err, "25006") {
@@ -213,6 +213,7 @@ func TestLockedSequence(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), `BEGIN; DROP TABLE t`, pgx.QueryExecModeSimpleProtocol); err != nil {
 		t.Fatal(err)
 	}
+	// Longer than the silence after which a link is disconnected: nothing may happen.
 	for end := time.Now().Add(7 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if l, err := b.Link(t.Context(), "shop"); err != nil || l.State != api.StateSynchronized {
 			t.Fatalf("the link is %s: %v, %v", l.State, l.Cause, err)

@@ -155,7 +155,7 @@ func TestTrustEndsInAFailover(t *testing.T) {
 		of := map[*instance]*instance{from: to, to: from}[at]
 		at.distrusts(t, of, odd)
 		release()
-		err := <-planned
+		err := testpg.Await(t, "the failover is answered", planned)
 		t.Logf("%s: %v", what, err)
 		if p, ok := problem.As(err); !ok || p.Help() == "" {
 			t.Errorf("%s: %v", what, err)
@@ -227,7 +227,7 @@ func TestTrustEndsInARejoin(t *testing.T) {
 	a.awaitSession(t, "takes rows away", `application_name = 'hawser:shop:rejoin' AND wait_event_type = 'Lock'`)
 	b.distrusts(t, a, odd)
 	release()
-	if err := <-rejoined; err != nil {
+	if err := testpg.Await(t, "the rejoin is answered", rejoined); err != nil {
 		t.Fatal(err)
 	}
 	a.keptOut(t, api.StateDisconnected)
@@ -264,7 +264,7 @@ func TestTrustEndsInACreate(t *testing.T) {
 	b.awaitSession(t, "records the link", `wait_event_type = 'Lock' AND query LIKE '%hawser.link%' AND pid <> pg_backend_pid()`)
 	a.distrusts(t, b, odd)
 	release()
-	if err := <-created; err == nil {
+	if err := testpg.Await(t, "the link's creation is answered", created); err == nil {
 		t.Fatal("the link was made")
 	}
 	a.keptOut(t, api.StateSeeding, api.StateDisconnected)

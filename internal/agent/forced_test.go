@@ -197,7 +197,7 @@ func TestTailWithSettings(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `CREATE ROLE clerk`, `GRANT SELECT ON t TO clerk`)
 	testpg.Eventually(t, 30*time.Second, "beta has the grant", func() (bool, error) {
-		return len(testpg.Rows(t, b.Connect(t, "shop"), `SELECT FROM pg_class c, aclexplode(c.relacl) g WHERE c.oid = 't'::regclass AND g.grantee::regrole::text = 'clerk'`)) > 0, nil
+		return len(b.Rows(t, "shop", `SELECT FROM pg_class c, aclexplode(c.relacl) g WHERE c.oid = 't'::regclass AND g.grantee::regrole::text = 'clerk'`)) > 0, nil
 	})
 	a.stop()
 	a.Exec(t, "shop", `INSERT INTO t VALUES (1)`, `ALTER DATABASE shop SET work_mem = '7MB'`,
@@ -271,7 +271,7 @@ func TestForcedBeforeItFollowed(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	held := tap.arm(1, false, func(purpose string) bool { return strings.HasSuffix(purpose, ":setup") })
 	go func() { _, _ = a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}) }() // the answer is held, too
-	<-held
+	testpg.Await(t, "the old primary begins to follow", held)
 	b.Exec(t, "shop", `INSERT INTO t VALUES (2)`)
 	b.stop()
 	tap.release()

@@ -240,7 +240,7 @@ func TestGrantsStay(t *testing.T) {
 	}
 	connected()
 	testpg.Eventually(t, 10*time.Second, "the old certificate is forgotten", func() (bool, error) {
-		stored := testpg.Rows(t, a.Connect(t, "postgres"), `SELECT certificate FROM hawser.peer`)[0]
+		stored := a.Rows(t, "postgres", `SELECT certificate FROM hawser.peer`)[0]
 		return strings.Count(stored, "BEGIN CERTIFICATE") == 1, nil
 	})
 	stays("a new certificate")

@@ -172,10 +172,10 @@ func TestSettingCommittedAsTheFenceCloses(t *testing.T) {
 		return len(waits) > 0, nil
 	})
 	within(t, client, `COMMIT`)
-	<-held // it begins to follow
+	testpg.Await(t, "the old primary begins to follow", held) // it begins to follow
 	within(t, look, `ALTER DATABASE shop SET maintenance_work_mem = '9MB'`)
 	tap.release()
-	if err := <-failed; err != nil {
+	if err := testpg.Await(t, "the failover is answered", failed); err != nil {
 		t.Fatal(err)
 	}
 	a.stop() // before it follows, and again when it does

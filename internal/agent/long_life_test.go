@@ -27,7 +27,7 @@ func alive(t *testing.T, a, b *instance, after string) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", fmt.Sprintf(`INSERT INTO customer (name) VALUES ('after %s')`, after))
 	testpg.Eventually(t, 30*time.Second, "a row arrives after "+after, func() (bool, error) {
-		got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT FROM customer WHERE name = $1`, "after "+after)
+		got := b.Rows(t, "shop", `SELECT FROM customer WHERE name = $1`, "after "+after)
 		return len(got) == 1, nil
 	})
 }
@@ -326,7 +326,7 @@ func TestXIDsWrapAround(t *testing.T) {
 	}
 	var snapshots []string
 	testpg.Eventually(t, 30*time.Second, "snapshots of both sides of the wrap", func() (bool, error) {
-		snapshots = testpg.Rows(t, b.Connect(t, "shop"), `SELECT snapshot FROM hawser.seed_table WHERE name IN ('customer', 'My Order')
+		snapshots = b.Rows(t, "shop", `SELECT snapshot FROM hawser.seed_table WHERE name IN ('customer', 'My Order')
 			AND pg_snapshot_xmin(snapshot::pg_snapshot)::text::bigint < 1::bigint << 32 AND pg_snapshot_xmax(snapshot::pg_snapshot)::text::bigint > 1::bigint << 32
 			AND state IN ('loaded', 'live')`)
 		return len(snapshots) == 2, nil
@@ -442,7 +442,7 @@ func TestCertificatesRotate(t *testing.T) {
 		alive(t, a, b, "a new certificate of "+side.rotates.name+" "+r.Certificate.Fingerprint)
 		t.Logf("the link of %s was synchronized again within %s", side.rotates.name, time.Since(begun).Round(time.Millisecond))
 		testpg.Eventually(t, 10*time.Second, "the old certificate is forgotten", func() (bool, error) {
-			stored := testpg.Rows(t, side.peer.Connect(t, "postgres"), `SELECT certificate FROM hawser.peer`)[0]
+			stored := side.peer.Rows(t, "postgres", `SELECT certificate FROM hawser.peer`)[0]
 			return strings.TrimSpace(stored) == strings.TrimSpace(r.Certificate.PEM), nil
 		})
 		side.rotates.stop()

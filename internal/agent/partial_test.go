@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -243,6 +244,7 @@ func TestPartialWriters(t *testing.T) {
 	a, b := partial(t, []string{`s.*`}, nil, partialSchema, `CREATE TABLE s.busy (id bigserial, v int); INSERT INTO s.busy (v) SELECT 0 FROM generate_series(1, 5000)`)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
+	var committed atomic.Int64
 	for range 2 {
 		go func() {
 			defer func() { done <- struct{}{} }()
@@ -252,7 +254,7 @@ func TestPartialWriters(t *testing.T) {
 			}
 			defer conn.Close(context.Background())
 			for i := 0; ctx.Err() == nil; i++ {
-				_ = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+				err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 					for range 3 {
 						for _, name := range []string{"s.busy", "o.busy", "s.idle"} { // whatever it is called just now
 							_, err := tx.Exec(ctx, `DO $$BEGIN
@@ -265,6 +267,9 @@ func TestPartialWriters(t *testing.T) {
 					}
 					return nil
 				})
+				if err == nil {
+					committed.Add(1)
+				}
 			}
 		}()
 	}
@@ -275,12 +280,13 @@ func TestPartialWriters(t *testing.T) {
 			`ALTER SCHEMA o RENAME TO p`, `ALTER SCHEMA s RENAME TO o`, `ALTER SCHEMA o RENAME TO s`, `ALTER SCHEMA p RENAME TO o`,
 		} {
 			a.Exec(t, "shop", sql)
-			time.Sleep(50 * time.Millisecond)
+			from := committed.Load()
+			testpg.Eventually(t, 30*time.Second, "the clients write behind "+sql, func() (bool, error) { return committed.Load() > from+2, nil })
 		}
 	}
 	cancel()
-	<-done
-	<-done
+	testpg.Await(t, "a writer ends", done)
+	testpg.Await(t, "the other writer ends", done)
 	caughtUp(t, a, b)
 	carried(t, a, b, []string{`s.busy`, `s.order_1`}, nil)
 	b.awaitState(t, "shop", api.StateSynchronized)

@@ -189,7 +189,7 @@ func waitsAreTold(t *testing.T, a, b *instance) {
 			return p.Code == "failover-waits" && strings.HasPrefix(p.Object, want) && strings.Contains(p.Cause, "open since")
 		}), err
 	})
-	if p, ok := problem.As(<-ended); !ok || p.Code != "failover-waits" || !strings.HasPrefix(p.Object, want) || !strings.Contains(p.Remedy, "pg_terminate_backend") {
+	if p, ok := problem.As(testpg.Await(t, "the failover is answered", ended)); !ok || p.Code != "failover-waits" || !strings.HasPrefix(p.Object, want) || !strings.Contains(p.Remedy, "pg_terminate_backend") {
 		t.Errorf("the failover ended with %v", p)
 	}
 	within(t, conn, `ROLLBACK`)

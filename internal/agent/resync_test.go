@@ -133,7 +133,7 @@ func TestLostSlot(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	b.stop()
 	testpg.Eventually(t, 20*time.Second, "the slot is free", func() (bool, error) {
-		return len(testpg.Rows(t, a.Connect(t, "shop"), `SELECT FROM pg_replication_slots WHERE active`)) == 0, nil
+		return len(a.Rows(t, "shop", `SELECT FROM pg_replication_slots WHERE active`)) == 0, nil
 	})
 	a.Exec(t, "shop", `INSERT INTO audit (what) VALUES ('nobody will decode this')`, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
 	b.run(t)
@@ -252,7 +252,7 @@ func TestResyncInterrupted(t *testing.T) {
 			})
 			victim.stop()
 			release()
-			if err := <-done; err == nil {
+			if err := testpg.Await(t, "the resync is answered", done); err == nil {
 				t.Error("the resync succeeded")
 			}
 			victim.run(t)
@@ -280,7 +280,7 @@ func TestRejoinWithoutTail(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.stop()
 	testpg.Eventually(t, 20*time.Second, "the slot is free", func() (bool, error) {
-		return len(testpg.Rows(t, a.Connect(t, "shop"), `SELECT FROM pg_replication_slots WHERE active`)) == 0, nil
+		return len(a.Rows(t, "shop", `SELECT FROM pg_replication_slots WHERE active`)) == 0, nil
 	})
 	a.Exec(t, "shop", `UPDATE customer SET name = name || ' of a' WHERE id < 50`, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
 	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {

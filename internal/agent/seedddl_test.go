@@ -51,7 +51,7 @@ func TestDDLOfRestoredSchema(t *testing.T) {
 			}
 			a.Exec(t, "shop", `DROP TABLE c3`, `ALTER MATERIALIZED VIEW counted RENAME TO total; DROP MATERIALIZED VIEW gone`,
 				`ALTER TABLE c4 ADD CONSTRAINT second FOREIGN KEY (id) REFERENCES p; ALTER TABLE c4 DROP CONSTRAINT c_p`, `UPDATE c5 SET p = 7 WHERE id < 10`)
-			if err := <-made; err != nil {
+			if err := testpg.Await(t, "the link's creation is answered", made); err != nil {
 				t.Fatal(err)
 			}
 			b.awaitState(t, "shop", api.StateSynchronized)
@@ -203,7 +203,7 @@ func TestDDLOfEveryRestoredPart(t *testing.T) {
 			if _, err := lock.Exec(ctx, `COMMIT`); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-made; err != nil {
+			if err := testpg.Await(t, "the link's creation is answered", made); err != nil {
 				t.Fatal(err)
 			}
 			for n := 0; kill && n < 4; n++ {
@@ -243,7 +243,7 @@ func TestChecksThatReadOtherTables(t *testing.T) {
 		`DELETE FROM calls WHERE id = 5001; ALTER TABLE late ADD CONSTRAINT added CHECK (ok(v) OR v = 7); ALTER DOMAIN d ADD CONSTRAINT added CHECK (ok(VALUE) OR VALUE IN (7, 3000))`,
 		`CREATE TABLE parts2 (id int, v int CONSTRAINT k CHECK (ok(v))); ALTER TABLE parts ATTACH PARTITION parts2 FOR VALUES IN (2); INSERT INTO parts VALUES (2, 2); CREATE TABLE heir (w int, CONSTRAINT open CHECK (ok(v + 1))) INHERITS (late)`,
 		`CREATE TABLE new (v int CHECK (ok(v)), w d); INSERT INTO new VALUES (5, 5); DELETE FROM late WHERE v = 6; ALTER TABLE late VALIDATE CONSTRAINT open`)
-	if err := <-made; err != nil {
+	if err := testpg.Await(t, "the link's creation is answered", made); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
@@ -277,7 +277,7 @@ func TestKeysOfPartitionsMeet(t *testing.T) {
 	}()
 	awaitCopy(t, b, "shop", 0)
 	a.Exec(t, "shop", `ALTER TABLE p ATTACH PARTITION p1 DEFAULT; ALTER TABLE q ADD CONSTRAINT k2 FOREIGN KEY (x) REFERENCES b`)
-	if err := <-made; err != nil {
+	if err := testpg.Await(t, "the link's creation is answered", made); err != nil {
 		t.Fatal(err)
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)

@@ -190,7 +190,7 @@ func TestOneFailoverOfADatabase(t *testing.T) {
 			errs <- err
 		}()
 	}
-	failed := errors.Join(<-errs, <-errs)
+	failed := errors.Join(testpg.Await(t, "both failovers are answered", errs), testpg.Await(t, "both failovers are answered", errs))
 	if failed == nil || !strings.Contains(failed.Error(), "one link at a time") {
 		t.Errorf("both failovers: %v", failed)
 	}
@@ -305,10 +305,10 @@ func TestSiblingsThroughKills(t *testing.T) {
 			_, err := client.FailoverLink(context.Background(), link, api.FailoverOptions{Timeout: 20 * time.Second})
 			ended <- err
 		}(primary.Client)
-		time.Sleep(after)
+		time.Sleep(after) // any moment, not an event
 		victim.stop()
 		victim.run(t)
-		err := <-ended
+		err := testpg.Await(t, "the failover is answered", ended)
 		primary = awaitFamily(t, all)
 		t.Logf("round %d: link %s, %s killed after %s: %v; %s leads", round, link, victim.name, after, err, primary.name)
 	}
@@ -416,7 +416,7 @@ func TestSiblingPassesARefusedHandoff(t *testing.T) {
 	c.awaitPrimary(t, "other", a)
 	// What was got ready for gamma on beta is gone, or it would hold WAL for ever.
 	testpg.Eventually(t, 30*time.Second, "beta has no slot", func() (bool, error) {
-		slots := testpg.Rows(t, b.Connect(t, "postgres"), `SELECT slot_name FROM pg_replication_slots UNION ALL SELECT name FROM hawser.heir`)
+		slots := b.Rows(t, "postgres", `SELECT slot_name FROM pg_replication_slots UNION ALL SELECT name FROM hawser.heir`)
 		if len(slots) > 0 {
 			return false, fmt.Errorf("%q", slots)
 		}
@@ -587,7 +587,7 @@ func TestSiblingDoesNotOpen(t *testing.T) {
 	b.stop()
 	release()
 	a.stop()
-	<-failed
+	testpg.Await(t, "the failover is answered", failed)
 	stop, written := make(chan struct{}), make(chan int, 1)
 	session := a.Connect(t, "shop")
 	go func() {
@@ -611,7 +611,7 @@ func TestSiblingDoesNotOpen(t *testing.T) {
 		}
 	}
 	close(stop)
-	if n := <-written; n > 0 {
+	if n := testpg.Await(t, "the client ends", written); n > 0 {
 		t.Errorf("alpha took %d writes that beta may never get", n)
 	}
 	b.run(t)
@@ -650,7 +650,7 @@ func TestPreparedIsTakenBack(t *testing.T) {
 	b.run(t)
 	b.Exec(t, "postgres", `CREATE TABLE busy AS SELECT repeat('x', 1000) FROM generate_series(1, 5000)`)
 	testpg.Eventually(t, 60*time.Second, "nothing is held back on beta", func() (bool, error) {
-		left := testpg.Rows(t, b.Connect(t, "postgres"), `SELECT slot_name FROM pg_replication_slots UNION ALL SELECT id FROM hawser.heir`)
+		left := b.Rows(t, "postgres", `SELECT slot_name FROM pg_replication_slots UNION ALL SELECT id FROM hawser.heir`)
 		if len(left) > 0 {
 			return false, fmt.Errorf("there are %q", left)
 		}

@@ -79,10 +79,13 @@ func TestStatements(t *testing.T) {
 			for _, sql := range c.after {
 				var err error
 				if check, ok := strings.CutPrefix(sql, "CHECK "); ok {
-					time.Sleep(2 * time.Second)
-					if x, y := testpg.Rows(t, a.Connect(t, db), check), testpg.Rows(t, b.Connect(t, db), check); strings.Join(x, "") != strings.Join(y, "") {
-						t.Fatalf("%s: %q on the primary, %q on the replica", check, x, y)
-					}
+					testpg.Eventually(t, 12*time.Second, check, func() (bool, error) {
+						x, y := a.Rows(t, db, check), b.Rows(t, db, check)
+						if strings.Join(x, "") != strings.Join(y, "") {
+							return false, fmt.Errorf("%q on the primary, %q on the replica", x, y)
+						}
+						return true, nil
+					})
 					continue
 				}
 				switch sql {

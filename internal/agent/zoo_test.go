@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -65,7 +64,7 @@ func definitions(t *testing.T, i *instance, database string) (out []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := exec.Command(tool, "--schema-only", "--exclude-schema=hawser", "--dbname="+i.DSN(database)).CombinedOutput()
+	text, err := testpg.Command(t, tool, "--schema-only", "--exclude-schema=hawser", "--dbname="+i.DSN(database)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("pg_dump: %v: %s", err, text)
 	}
@@ -339,6 +338,6 @@ func TestSequenceThatIsNotCalled(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `SELECT setval('customer_id_seq', 100000, false)`)
 	testpg.Eventually(t, 10*time.Second, "the sequence follows", func() (bool, error) {
-		return testpg.Rows(t, b.Connect(t, "shop"), `SELECT last_value, is_called FROM customer_id_seq`)[0] == "100000|f", nil
+		return b.Rows(t, "shop", `SELECT last_value, is_called FROM customer_id_seq`)[0] == "100000|f", nil
 	})
 }

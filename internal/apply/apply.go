@@ -378,21 +378,10 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 			}
 		case <-tick.C:
 			next = time.Time{}
-			if err := a.settleBatch(ctx, fresh || len(frames) > 0); err != nil {
-				return nil, a.explain(err)
+			if err := a.ticked(ctx, fresh || len(frames) > 0); err != nil {
+				return nil, err
 			}
 			fresh = false
-			if err := a.askDurable(ctx); err != nil {
-				return nil, err
-			}
-			if err := a.noteReached(); err != nil {
-				return nil, err
-			}
-			if a.wanted.Load() > 0 {
-				if err := a.withdraw(ctx); err != nil {
-					return nil, a.explain(err)
-				}
-			}
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -402,6 +391,25 @@ func (a *Applier) Apply(ctx context.Context, frames <-chan frame.Frame, ack func
 		a.acknowledge(ack)
 		a.wake()
 	}
+}
+
+// ticked does what time asks for; more says that frames come.
+func (a *Applier) ticked(ctx context.Context, more bool) error {
+	if err := a.settleBatch(ctx, more); err != nil {
+		return a.explain(err)
+	}
+	if err := a.askDurable(ctx); err != nil {
+		return err
+	}
+	if err := a.noteReached(); err != nil {
+		return err
+	}
+	if a.wanted.Load() > 0 {
+		if err := a.withdraw(ctx); err != nil {
+			return a.explain(err)
+		}
+	}
+	return nil
 }
 
 // pause is how long Apply may wait for a frame; 0: until one comes.

@@ -99,7 +99,7 @@ func (r *replica) run(frames <-chan frame.Frame, ack func(frame.Ack)) (a *Applie
 		ack(k)
 	}
 	go func() { _, err := a.Apply(ctx, frames, acked); done <- err }()
-	return a, from, func() error { cancel(); err := <-done; a.Close(); return err }
+	return a, from, func() error { cancel(); err := testpg.Await(r.t, "the applier ends", done); a.Close(); return err }
 }
 
 // passed reports whether all before a position is committed and acknowledged.
@@ -216,9 +216,8 @@ func TestCommitFailsAfterOriginSetup(t *testing.T) {
 	a, first, _ := r.run(frames, func(frame.Ack) {})
 	frames <- frame.Heartbeat{Snapshot: "900:900:"}
 	frames <- records(1000, msgBegin(1000, 990), msgRelation(), msgInsert("1"), msgCommit(1000))
-	<-a.done
+	testpg.Await(t, "the applier ends", a.done)
 	a.Close()
-	time.Sleep(500 * time.Millisecond)
 	r.c.Exec(t, r.db, `UPDATE switch SET closed = false`)
 	_, from, end := r.run(make(chan frame.Frame), func(frame.Ack) {})
 	defer end()
@@ -369,7 +368,7 @@ func TestDrainConfirmsWhatIsStored(t *testing.T) {
 	if done, err := a.SeedingDone(ctx); err != nil || !done {
 		t.Fatal(done, err)
 	}
-	time.Sleep(4 * flushEvery)
+	time.Sleep(4 * flushEvery) // nothing may come: it asks a few times what is durable
 	_ = end()
 	stored, _, err := catalog.Position(ctx, conn, r.origin)
 	if err != nil {
@@ -399,7 +398,7 @@ func TestPassedHandoffIsNotMetAgain(t *testing.T) {
 				frames <- records(at, msgBegin(at, uint32(990+i)), msgHandoff(handed), msgCommit(at))
 			}
 		}
-		<-a.done
+		testpg.Await(t, "the applier ends", a.done)
 		if met := string(a.handoff.Content); met != term {
 			t.Fatalf("behind handoff %q, the applier that begins at %s meets %s", passed, from, met)
 		}

@@ -311,7 +311,7 @@ func TestCopied(t *testing.T) {
 		a, _, end := r.run(frames, func(frame.Ack) {})
 		frames <- frame.Heartbeat{Snapshot: "900:900:"}
 		frames <- transaction
-		<-a.done
+		testpg.Await(t, "the applier ends", a.done)
 		if err := end(); err == nil || !strings.Contains(err.Error(), `INSERT on table "public"."net"`) {
 			t.Errorf("the applier ended with %v", err)
 		}
@@ -342,7 +342,7 @@ func TestMissingRow(t *testing.T) {
 			a, before, end := r.run(frames, func(frame.Ack) {})
 			frames <- frame.Heartbeat{Snapshot: "900:900:"}
 			frames <- records(1000, slices.Concat([][]byte{msgBegin(1000, 990), msgTable(tableNet)}, s.sent, [][]byte{msgCommit(1000)})...)
-			<-a.done
+			testpg.Await(t, "the applier ends", a.done)
 			if err := end(); err == nil || !strings.Contains(err.Error(), "row-missing") && !strings.Contains(err.Error(), "the replica differs") {
 				t.Errorf("the applier ended with %v", err)
 			}
@@ -511,7 +511,7 @@ func TestMissingRowOfBag(t *testing.T) {
 	a, before, end := r.run(frames, func(frame.Ack) {})
 	frames <- frame.Heartbeat{Snapshot: "900:900:"}
 	frames <- records(1000, append(changes, msgCommit(1000))...)
-	<-a.done
+	testpg.Await(t, "the applier ends", a.done)
 	if err := end(); err == nil || !strings.Contains(err.Error(), "row-missing") && !strings.Contains(err.Error(), "the replica differs") {
 		t.Errorf("the applier ended with %v", err)
 	}

@@ -3,11 +3,11 @@ package apply
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -70,6 +70,19 @@ type statement struct {
 
 func newWriter(conn *pgconn.PgConn) *writer {
 	return &writer{pipe: newPipe(conn), most: heldBytes, rows: leastRows}
+}
+
+// own returns one of the applier's own statements, prepared on first use.
+func (w *writer) own(sql string) *statement {
+	if w.mine == nil {
+		w.mine = map[string]*statement{}
+	}
+	s := w.mine[sql]
+	if s == nil {
+		s = w.prepare(sql, nil, nil)
+		w.mine[sql] = s
+	}
+	return s
 }
 
 // first does what has to be done before anything is sent.
@@ -315,13 +328,9 @@ func failed(d *doing, err error) error {
 
 const diskFull = "53100"
 
-// sessionEnded are admin_shutdown, crash_shutdown and cannot_connect_now.
-var sessionEnded = []string{"57P01", "57P02", "57P03"}
-
 // ended tells the end of a session from what a statement did; nil: it was not that.
 func ended(err error) *problem.Problem {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) || !slices.Contains(sessionEnded, pg.Code) {
+	if !postgres.SessionEnded(err) {
 		return nil
 	}
 	return problem.New("server-not-ready", "the replica's server", "PostgreSQL ended the applier's session, as it does when it stops or restarts", "hawser status").

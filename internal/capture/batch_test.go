@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 func newBatch(t *testing.T) *batch {
@@ -68,7 +69,7 @@ func TestBatchWakesForHalfATransaction(t *testing.T) {
 	put(t, b, 1, "B")
 	put(t, b, 2, "I")
 	b.rest()
-	if n := <-got; n != 2 {
+	if n := testpg.Await(t, "the batch is taken", got); n != 2 {
 		t.Errorf("%d records, not 2", n)
 	}
 }

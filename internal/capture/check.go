@@ -201,9 +201,13 @@ func NotCarried(ctx context.Context, conn *pgx.Conn, f filter.Filter) (problem.F
 
 // checkCarried names what logical decoding does not carry, large objects first.
 func checkCarried(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (problem.Findings, error) {
-	out, err := checkLargeObjects(ctx, conn)
+	large, err := postgres.LargeObjects(ctx, conn)
 	if err != nil {
 		return nil, err
+	}
+	var out problem.Findings
+	if large != nil {
+		out = append(out, large)
 	}
 	rows, err := conn.Query(ctx, `
 		SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -276,19 +280,6 @@ func checkTypes(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (proble
 		return nil, fmt.Errorf("look for types that take no input: %w", err)
 	}
 	return out, nil
-}
-
-func checkLargeObjects(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
-	var n int
-	if err := conn.QueryRow(ctx, `SELECT count(*) FROM pg_largeobject_metadata`).Scan(&n); err != nil {
-		return nil, fmt.Errorf("look for large objects: %w", err)
-	}
-	if n == 0 {
-		return nil, nil
-	}
-	return problem.Findings{problem.New("large-objects", "large objects",
-		fmt.Sprintf("the database holds %d large objects; logical decoding does not carry them", n),
-		"SELECT oid, pg_get_userbyid(lomowner), lo_get(oid) FROM pg_largeobject_metadata;").Advise("move them into a bytea column, then SELECT lo_unlink(oid) FROM pg_largeobject_metadata")}, nil
 }
 
 // namedTables bounds the findings of one kind that need nobody's action.

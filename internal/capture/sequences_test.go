@@ -32,7 +32,7 @@ func TestSequenceIsDroppedWhileItIsRead(t *testing.T) {
 		return waits, err
 	})
 	execute(t, w.open, `COMMIT`)
-	if a := <-done; a.err != nil || len(a.moved) > 0 {
+	if a := testpg.Await(t, "the sequences are read", done); a.err != nil || len(a.moved) > 0 {
 		t.Errorf("got %v, %v", a.moved, a.err)
 	}
 	if moved, err := r.movedSequences(ctx, activity{}); err != nil || len(moved) > 0 {

@@ -77,7 +77,7 @@ func TestActivityShowsWhatMovesASequence(t *testing.T) {
 	}()
 	testpg.Eventually(t, 20*time.Second, "a statement under way is busy", func() (bool, error) { return w.look().busy, nil })
 	cancel()
-	<-done
+	testpg.Await(t, "the statement that was given up ends", done)
 }
 
 // A link is not asked about what happens elsewhere, nor by its own asking.
@@ -172,13 +172,13 @@ func TestBeatsWithoutAWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.heartbeats(ctx) }()
-	values := (<-sent).(frame.Sequences).Values
+	values := (testpg.Await(t, "the sequences are sent", sent)).(frame.Sequences).Values
 	if len(values) != 1 || values[0].Last != 1 || !values[0].Called {
 		t.Errorf("sequences %v", values)
 	}
-	if h := (<-sent).(frame.Heartbeat); h.Snapshot == "" {
+	if h := (testpg.Await(t, "a heartbeat is sent", sent)).(frame.Heartbeat); h.Snapshot == "" {
 		t.Errorf("heartbeat %v", h)
 	}
 	cancel()
-	<-done
+	testpg.Await(t, "the heartbeats end", done)
 }

@@ -164,7 +164,7 @@ func TestMigrateTogether(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	testpg.Returns(t, "all agents have migrated", all.Wait)
 	want(t, "the schema", shape(t, c.Connect(t, db)), shape(t, fresh(t, kinds...)))
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,29 +52,20 @@ func newWorld() (*world, error) {
 		i    **instance
 		name string
 	}{{&w.server, onPrem}, {&w.managed, managed}} {
-		ports, err := freePorts(2)
+		port, err := postgres.FreePort()
+		if err != nil {
+			return nil, err
+		}
+		endpoint, err := postgres.FreePort()
 		if err != nil {
 			return nil, err
 		}
 		*p.i = &instance{
 			name: p.name, dir: filepath.Join(dir, p.name), log: filepath.Join(dir, p.name+".log"), socket: filepath.Join(dir, p.name, "s"),
-			port: ports[0], endpoint: fmt.Sprintf("127.0.0.1:%d", ports[1]),
+			port: port, endpoint: fmt.Sprintf("127.0.0.1:%d", endpoint),
 		}
 	}
 	return w, nil
-}
-
-func freePorts(n int) ([]int, error) {
-	var out []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		out = append(out, l.Addr().(*net.TCPAddr).Port)
-	}
-	return out, nil
 }
 
 // start starts the server's PostgreSQL, and both agents; the managed instance's

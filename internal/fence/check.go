@@ -195,7 +195,7 @@ func largeObjects(ctx context.Context, conn *pgx.Conn) (problem.Findings, error)
 		func(version, _ string) *problem.Problem {
 			return problem.Warn("large-objects", "large objects",
 				"no trigger can guard them; on PostgreSQL 14 and 15 not even read-only transactions refuse their changes (this is "+version+")",
-				"SELECT oid, pg_get_userbyid(lomowner), lo_get(oid) FROM pg_largeobject_metadata;").Advise("move them into a bytea column, then SELECT lo_unlink(oid) FROM pg_largeobject_metadata")
+				postgres.ShowLargeObjects).Advise(postgres.MoveLargeObjects)
 		})
 }
 

@@ -3,7 +3,6 @@ package fence
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -27,9 +26,9 @@ func restore(t *testing.T, c *testpg.Cluster, from, to string) {
 	}
 	psql, err := postgres.Tool("psql", 14)
 	must(t, err)
-	out := exec.CommandContext(t.Context(), dump)
+	out := testpg.Command(t, dump)
 	out.Env = c.Server().Environ(from)
-	in := exec.CommandContext(t.Context(), psql, "-X", "-q", "-v", "ON_ERROR_STOP=1")
+	in := testpg.Command(t, psql, "-X", "-q", "-v", "ON_ERROR_STOP=1")
 	in.Env = c.Server().Environ(to)
 	in.Stdin, err = out.StdoutPipe()
 	must(t, err)
@@ -78,7 +77,7 @@ func TestNothingIsWrittenBehindDrain(t *testing.T) {
 		return testpg.Rows(t, hawser, `SELECT count(*) > `+agents+` + 20 FROM agents`)[0] == "t", nil
 	})
 	stop()
-	group.Wait()
+	testpg.Returns(t, "the writers end", group.Wait)
 	if got := testpg.Rows(t, hawser, `SELECT count(*) FROM t`)[0]; got != count {
 		t.Errorf("%s rows, %s when Drain had returned", got, count)
 	}
@@ -168,7 +167,7 @@ func TestDrainWaits(t *testing.T) {
 		return len(looks) > 3, nil
 	})
 	run(t, user, `COMMIT`)
-	must(t, <-done)
+	must(t, testpg.Await(t, "the fence has drained", done))
 	if _, err := user.Exec(t.Context(), `SELECT 1`); err == nil {
 		t.Error("the session was not ended")
 	}

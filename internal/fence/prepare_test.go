@@ -67,7 +67,7 @@ func TestPrepareBesideWriters(t *testing.T) {
 	}
 	must(t, Prepare(t.Context(), hawser, nil))
 	stop()
-	group.Wait()
+	testpg.Returns(t, "the writers end", group.Wait)
 	t.Logf("slowest writes: %v", slowest)
 	if got := testpg.Rows(t, hawser, `SELECT tgenabled FROM pg_trigger WHERE tgname = 'hawser_fence'`); len(got) != 1 || got[0] != "O" {
 		t.Errorf("trigger: %v", got)

@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 // TestCrewThatWaits: whoever comes while it waits is told so, and nothing runs behind its back.
@@ -20,9 +22,9 @@ func TestCrewThatWaits(t *testing.T) {
 				}
 			})
 		}
-		c.Wait()
+		testpg.Returns(t, "the crew has gone home", c.Wait)
 		after := ran.Load()
-		callers.Wait()
+		testpg.Returns(t, "the callers are turned away", callers.Wait)
 		if begun.Load() != after || ran.Load() != after {
 			t.Fatalf("%d began; %d had run when it had waited, %d at the end", begun.Load(), after, ran.Load())
 		}

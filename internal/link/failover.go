@@ -19,8 +19,8 @@ import (
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
-	"github.com/hawser/hawser/internal/schema"
 )
 
 // FailoverOptions are what a person asks for.
@@ -466,7 +466,7 @@ func (l *link) sweepRest(ctx context.Context, conn *pgx.Conn) error {
 
 // holdsAll refuses to leave a database of which the secondary lacks something.
 func holdsAll(ctx context.Context, conn *pgx.Conn) error {
-	found, err := schema.LargeObjects(ctx, conn)
+	found, err := postgres.LargeObjects(ctx, conn)
 	if err == nil && found != nil {
 		err = found
 	}

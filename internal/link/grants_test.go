@@ -13,6 +13,7 @@ import (
 	"github.com/hawser/hawser/internal/grant"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 // granting returns a manager, without a server, of instance alpha that knows beta.
@@ -136,7 +137,7 @@ func TestGrantsNarrowed(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { defer close(ended); l.endWhenNotServing(ctx, cancel) }()
 	m.SetGrants(map[string]grant.Grant{"beta": {Databases: []string{"shop"}, Direction: grant.FromPeer}})
-	<-ended
+	testpg.Await(t, "the stream ends", ended)
 	if !refused(context.Cause(ctx)) {
 		t.Errorf("the stream ended for %v", context.Cause(ctx))
 	}

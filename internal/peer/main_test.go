@@ -276,8 +276,11 @@ func pair(t testing.TB, h Handler, options ...func(*Config)) (east, west *instan
 	return east, west
 }
 
+// open opens a stream that ends by itself when a test hangs on it.
 func (i *instance) open(ctx context.Context, peer string) ClientStream {
 	i.t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, testpg.Patience)
+	i.t.Cleanup(cancel)
 	s, err := i.Open(ctx, peer, "orders", "changes")
 	if err != nil {
 		i.t.Fatal(err)
@@ -366,7 +369,7 @@ func (c *cable) pump(from, to net.Conn) {
 		if err != nil {
 			return
 		}
-		time.Sleep(time.Duration(c.delay.Load()))
+		time.Sleep(time.Duration(c.delay.Load())) // the length of the cable
 		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}

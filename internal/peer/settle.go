@@ -21,9 +21,12 @@ func (n *Node) settle(ctx context.Context, g *greeting, w *wire, deadline time.T
 	if r == nil {
 		return errTrustEnded
 	}
-	defer context.AfterFunc(ctx, func() { _ = w.Close() })()
+	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
+	defer stop()
+	// A session takes leave before it ends, so nobody else may close its wire.
+	adopt := func(d decision) error { stop(); return n.adopt(r, g, w, d) }
 	if g.own < g.print {
-		return n.decide(ctx, r, g, w, deadline)
+		return n.decide(ctx, r, g, w.dialled, deadline, adopt)
 	}
 	var d decision
 	if err := hear(g.conn, &d); err != nil {
@@ -32,7 +35,7 @@ func (n *Node) settle(ctx context.Context, g *greeting, w *wire, deadline time.T
 	if !d.Use {
 		return errNotUsed
 	}
-	return n.adopt(r, g, w, d)
+	return adopt(d)
 }
 
 var (
@@ -42,7 +45,7 @@ var (
 
 // decide says whether the connection is used. One at a time is decided for a peer,
 // so that a number that is told is the highest that was told.
-func (n *Node) decide(ctx context.Context, r *remote, g *greeting, w *wire, deadline time.Time) error {
+func (n *Node) decide(ctx context.Context, r *remote, g *greeting, dialled bool, deadline time.Time, adopt func(decision) error) error {
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
 	select {
@@ -58,7 +61,7 @@ func (n *Node) decide(ctx context.Context, r *remote, g *greeting, w *wire, dead
 	n.serial++
 	d := decision{Use: true, Epoch: n.epoch, Serial: n.serial}
 	n.mu.Unlock()
-	if held != nil && held.dialled != w.dialled && held.alive(aliveWithin) {
+	if held != nil && held.dialled != dialled && held.alive(aliveWithin) {
 		if err := say(g.conn, decision{}); err != nil {
 			return err
 		}
@@ -67,7 +70,7 @@ func (n *Node) decide(ctx context.Context, r *remote, g *greeting, w *wire, dead
 	if err := say(g.conn, d); err != nil {
 		return fmt.Errorf("say the decision: %w", err)
 	}
-	return n.adopt(r, g, w, d)
+	return adopt(d)
 }
 
 // adopt makes the connection the session, and runs it. It replaces an older one.

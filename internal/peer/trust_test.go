@@ -206,12 +206,11 @@ func TestAddressesThatDoNotAnswer(t *testing.T) {
 	entry := func(address string) Trusted {
 		return Trusted{Name: "west", CertificatePEM: string(west.CertificatePEM()), Address: address}
 	}
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	closed, err := testpg.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = closed.Close()
-	east.trusts(entry(closed.Addr().String()))
+	east.trusts(entry(fmt.Sprintf("127.0.0.1:%d", closed)))
 	east.waitProblem("west", "peer-unreachable")
 	steps := east.Test(t.Context(), "west")
 	if last := steps[len(steps)-1]; last.Name != "TCP" || last.OK || last.Problem.Code != "peer-unreachable" || last.Problem.Remedy == "" {

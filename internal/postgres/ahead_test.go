@@ -53,13 +53,18 @@ func testAhead(t *testing.T, near, far net.Conn) {
 			t.Fatal(err)
 		}
 	}
-	got := make(chan []byte)
+	got := make(chan []byte, 1)
 	go func() { all, _ := io.ReadAll(far); got <- all }()
 	if err := conn.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(<-got, want.Bytes()) {
-		t.Error("what arrived is not what was written")
+	select {
+	case all := <-got:
+		if !bytes.Equal(all, want.Bytes()) {
+			t.Error("what arrived is not what was written")
+		}
+	case <-time.After(time.Minute): // package testpg, which could wait, imports this one
+		t.Fatal("not all that was written arrives")
 	}
 	if _, err := conn.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a write behind Close: %v", err)
@@ -86,8 +91,13 @@ func TestAheadOfNobody(t *testing.T) {
 	if err := conn.SetDeadline(time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-failed; err == nil {
-		t.Error("a write that was cut off says that it succeeded")
+	select {
+	case err := <-failed:
+		if err == nil {
+			t.Error("a write that was cut off says that it succeeded")
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("a write without room waits behind its deadline")
 	}
 	closed := make(chan error)
 	go func() { closed <- conn.Close() }()

@@ -93,7 +93,7 @@ func watch(t *testing.T, c *postgres.Cluster) {
 	go func() { done <- c.Watch(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
+		if err := testpg.Await(t, "the watch ends", done); !errors.Is(err, context.Canceled) {
 			t.Errorf("Watch ended with %v", err)
 		}
 	})
@@ -268,7 +268,7 @@ func TestPostmasterKilled(t *testing.T) {
 					t.Errorf("what was committed is gone: %q", got)
 				}
 			}
-			<-ended
+			testpg.Await(t, "the clients end", ended)
 			stop(t, c)
 			// Watch rests now; another start is Ensure's.
 			if next := ensure(t, c); next.Restarts != 2 {
@@ -322,7 +322,7 @@ func TestUnfinished(t *testing.T) {
 			return err == nil, err
 		})
 		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
+		if err := testpg.Await(t, "the start that was given up returns", done); !errors.Is(err, context.Canceled) {
 			t.Errorf("Ensure ended with %v, want that its caller gave up", err)
 		}
 		if left, err := os.ReadDir(cfg.DataDir); err != nil || len(left) > 0 {

@@ -111,6 +111,9 @@ func (r *refusal) database() string {
 func (r *refusal) problem() *problem.Problem {
 	object := "server " + r.server.String()
 	role, database := QuoteIdent(r.config.User), QuoteIdent(r.database())
+	if SessionEnded(r.pg) {
+		return problem.New("server-not-ready", object, "it starts, stops or recovers", "").Advise("Hawser tries again by itself").Retry()
+	}
 	switch r.pg.Code {
 	case "28P01":
 		return r.noPassword(object, role)
@@ -126,8 +129,6 @@ func (r *refusal) problem() *problem.Problem {
 		return r.noPrivilege(object, role, database)
 	case "53300":
 		return r.tooMany(object, role, database).Retry()
-	case "57P01", "57P02", "57P03":
-		return problem.New("server-not-ready", object, "it starts, stops or recovers", "").Advise("Hawser tries again by itself").Retry()
 	case "22023", "42704":
 		return problem.New("connection-refused", object, "it does not know a parameter of the connection string, or its value",
 			"").Advise("remove the parameter that it names from the connection string")
@@ -221,6 +222,20 @@ func (r *refusal) tooMany(object, role, database string) *problem.Problem {
 	}
 	return problem.New(code, object, "all its connections are taken",
 		"ALTER SYSTEM SET max_connections = 500;").Advise("then restart PostgreSQL; or end some that pg_stat_activity shows")
+}
+
+// SessionEnded reports whether the server ended the session, or took none, since it stops,
+// starts, recovers or crashed, or since somebody ended the session by name.
+func SessionEnded(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	switch pg.Code {
+	case "57P01", "57P02", "57P03": // admin_shutdown, crash_shutdown, cannot_connect_now
+		return true
+	}
+	return false
 }
 
 // TooLarge reports whether the server could not build a text or a row: none may have 1 GB.

@@ -248,7 +248,7 @@ func listen(t *testing.T, do func(net.Conn)) int {
 	}()
 	t.Cleanup(func() {
 		_ = l.Close()
-		<-done
+		testpg.Await(t, "the listener ends", done)
 	})
 	return l.Addr().(*net.TCPAddr).Port
 }

@@ -28,7 +28,7 @@ func TestReplicationEnds(t *testing.T) {
 			defer cancel()
 			ended := make(chan error, 1)
 			go func() { _, err := conn.ReceiveMessage(ctx); ended <- err }()
-			time.Sleep(50 * time.Millisecond) // most likely it waits in the kernel now
+			time.Sleep(50 * time.Millisecond) // most likely it waits in the kernel now, which can't be seen
 			end(cancel, func() { _ = conn.Conn().Close() })
 			select {
 			case err := <-ended:

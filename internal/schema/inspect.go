@@ -297,25 +297,11 @@ func (r *Requirements) findUnreadable(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (r *Requirements) findLargeObjects(ctx context.Context, tx pgx.Tx) error {
-	found, err := LargeObjects(ctx, tx)
+	found, err := postgres.LargeObjects(ctx, tx)
 	if found != nil {
 		r.add(found)
 	}
 	return err
-}
-
-// LargeObjects says of a database that it holds some, and nothing of one that does not.
-func LargeObjects(ctx context.Context, db DB) (*problem.Problem, error) {
-	var count int
-	if err := db.QueryRow(ctx, `SELECT count(*) FROM pg_largeobject_metadata`).Scan(&count); err != nil {
-		return nil, fmt.Errorf("count large objects: %w", err)
-	}
-	if count == 0 {
-		return nil, nil
-	}
-	return problem.New("large-objects", "large objects",
-		fmt.Sprintf("the database holds %d large objects; logical decoding does not carry them", count),
-		"SELECT oid, pg_get_userbyid(lomowner), lo_get(oid) FROM pg_largeobject_metadata;").Advise("move them into a bytea column, then SELECT lo_unlink(oid) FROM pg_largeobject_metadata"), nil
 }
 
 func (r *Requirements) findTablespaces(ctx context.Context, tx pgx.Tx) error {

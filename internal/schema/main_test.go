@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -85,7 +84,7 @@ func text(t *testing.T, c *testpg.Cluster, database string, options ...string) s
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), tool, append(options, "--schema-only", "--exclude-schema=hawser")...)
+	cmd := testpg.Command(t, tool, append(options, "--schema-only", "--exclude-schema=hawser")...)
 	cmd.Env = append(os.Environ(), c.Server().Environ(database)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()

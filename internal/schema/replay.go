@@ -254,6 +254,12 @@ func (r *replay) command(ctx context.Context) error {
 	if err := r.withoutRowIndexes(ctx, st); err != nil {
 		return err
 	}
+	return r.byTag(ctx, st)
+}
+
+// byTag carries out a statement in the way of its kind, or as it was written.
+func (r *replay) byTag(ctx context.Context, st *ddlStatement) error {
+	m := r.m
 	switch m.Tag {
 	case "REFRESH MATERIALIZED VIEW":
 		for _, sql := range m.Views {

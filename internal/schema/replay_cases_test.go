@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -647,11 +648,12 @@ func TestReplayOfWhatIsBeingDropped(t *testing.T) {
 		_, err := second.Exec(context.Background(), `CREATE TABLE u (a int)`)
 		told <- err
 	}()
-	for waits := "false"; waits == "false" && len(told) == 0; {
-		waits = column(t, p.primary, `SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)::text`, pid)[0]
-	}
+	testpg.Eventually(t, 30*time.Second, "the second command waits for the first", func() (bool, error) {
+		waits := column(t, p.primary, `SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)::text`, pid)[0]
+		return waits == "true" || len(told) > 0, nil
+	})
 	p.exec(first, `COMMIT`)
-	if err := <-told; err != nil {
+	if err := testpg.Await(t, "the question is answered", told); err != nil {
 		t.Fatal(err)
 	}
 	p.play()

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -305,7 +304,7 @@ func dump(t *testing.T, c *testpg.Cluster, database string) []string {
 	if err != nil {
 		return column(t, conn, described)
 	}
-	out, err := exec.CommandContext(t.Context(), tool, "--schema-only", "--exclude-schema=hawser", "--dbname="+c.DSN(database)).CombinedOutput()
+	out, err := testpg.Command(t, tool, "--schema-only", "--exclude-schema=hawser", "--dbname="+c.DSN(database)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("pg_dump: %v: %s", err, out)
 	}

@@ -71,7 +71,7 @@ func (r *replay) sweep(ctx context.Context) error {
 			if c.Value != nil {
 				r.result.Notes = append(r.result.Notes, problem.Warn("large-objects", "large objects",
 					"the primary's database holds some since the link was made; they are not carried",
-					"SELECT oid, pg_get_userbyid(lomowner), lo_get(oid) FROM pg_largeobject_metadata;").Advise("move them into a bytea column, then SELECT lo_unlink(oid) FROM pg_largeobject_metadata").At("the primary"))
+					postgres.ShowLargeObjects).Advise(postgres.MoveLargeObjects).At("the primary"))
 			}
 		case "role":
 			err = r.roleChange(ctx, c)

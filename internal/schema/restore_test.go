@@ -192,7 +192,7 @@ func TestTablesAreBuiltAtTheSameTime(t *testing.T) {
 		work <- table
 	}
 	close(work)
-	group.Wait()
+	testpg.Returns(t, "all tables are restored", group.Wait)
 	if err := Apply(ctx, c.Connect(t, to), d.Of(PhaseFinal, 0)); err != nil {
 		t.Fatal(err)
 	}

@@ -72,7 +72,7 @@ func TestRestoreRolesBesideAnother(t *testing.T) {
 			total += len(created)
 		})
 	}
-	group.Wait()
+	testpg.Returns(t, "all have restored the roles", group.Wait)
 	if total != len(roles) {
 		t.Errorf("%d roles were created, want %d", total, len(roles))
 	}

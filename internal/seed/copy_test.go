@@ -222,7 +222,7 @@ func TestRowsAreThoseOfTheSnapshot(t *testing.T) {
 	}
 	err := p.run(t.Context())
 	stop()
-	writers.Wait()
+	testpg.Returns(t, "the writers end", writers.Wait)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func TestLockedTableIsPutOff(t *testing.T) {
 	if _, err := holder.Exec(ctx, `COMMIT`); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; err != nil {
+	if err := testpg.Await(t, "the copy ends", done); err != nil {
 		t.Fatal(err)
 	}
 	p.same("busy", "idle", "other")
@@ -600,7 +600,7 @@ func TestLeftoverSessionsAreEnded(t *testing.T) {
 	}
 	defer other.close()
 	p.mustRun()
-	if err := <-left; err == nil {
+	if err := testpg.Await(t, "the worker that was left behind ends", left); err == nil {
 		t.Error("the leftover copy went on")
 	}
 	close(stop)

@@ -106,7 +106,7 @@ func TestServersDie(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		go func() { done <- p.run(context.Background()) }()
-		<-reached
+		testpg.Await(t, "the copy comes to the frame at which it is killed", reached)
 		c.Kill(t)
 		close(killed)
 		select {

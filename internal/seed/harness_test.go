@@ -73,7 +73,7 @@ func newPairOn(t testing.TB, from, to *testpg.Cluster, schema ...string) *pair {
 		t.Fatal(err)
 	}
 	p.gate = &fakeGate{conn: conn, snapshots: map[uint32]catalog.SeedTable{}, requested: map[uint32]int{}}
-	t.Cleanup(func() { p.noneLeft(); p.serving.Wait() })
+	t.Cleanup(func() { p.noneLeft(); testpg.Returns(t, "the source serves nobody any more", p.serving.Wait) })
 	return p
 }
 

@@ -12,6 +12,7 @@
 package soak
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -33,6 +34,9 @@ var (
 // program is cmd/hawser, built once.
 var program string
 
+// buildWithin bounds that build, which the time limit of go test does not.
+const buildWithin = 15 * time.Minute
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
@@ -43,7 +47,9 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "hawser")
-	if out, err := exec.Command("go", "build", "-o", program, "github.com/hawser/hawser/cmd/hawser").CombinedOutput(); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), buildWithin)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "github.com/hawser/hawser/cmd/hawser").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build hawser: %v\n%s", err, out)
 		return 1
 	}

@@ -15,8 +15,6 @@ import (
 	"io"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,10 +56,12 @@ var settings = map[string]string{
 	"max_prepared_transactions": "20",
 	"logging_collector":         "off",
 	"autovacuum_naptime":        "10s",
+	"lock_timeout":              "2min", // a test's session that hangs on a lock says so; agents set their own
 }
 
-// within bounds what a cluster may take to start or stop on a busy machine.
-const within = 2 * time.Minute
+// Patience bounds, on a busy machine, what a test waits for and nothing else bounds: the
+// start of a cluster, a statement, a goroutine. A test that hangs fails, and says on what.
+const Patience = 2 * time.Minute
 
 var shared struct {
 	sync.Mutex
@@ -158,7 +158,7 @@ func (c *Cluster) start(binDir string, more map[string]string) (err error) {
 	if c.server, err = postgres.Open(c.DSN("postgres")); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	return c.pg.Ensure(ctx)
 }
@@ -188,22 +188,6 @@ func watchdog(dir, data string) (io.Closer, error) {
 	}
 	go func() { _ = cmd.Wait() }()
 	return in, nil
-}
-
-// FreePort returns a TCP port of loopback that was free a moment ago. It lies below
-// those that the kernel gives to connections, and to whoever listens on any port: each
-// of these is soon somebody's.
-func FreePort() (int, error) {
-	const first, kernels = 10_000, 32_768
-	var err error
-	for range 100 {
-		var l net.Listener
-		port := first + rand.IntN(kernels-first)
-		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
-			return port, l.Close()
-		}
-	}
-	return 0, fmt.Errorf("find a free port: %w", err)
 }
 
 // remove ends the cluster at once: nobody reads its data again.
@@ -321,39 +305,59 @@ func (c *Cluster) emptyInside(ctx context.Context, name string) error {
 // Connect opens a session that goes with the test.
 func (c *Cluster) Connect(t testing.TB, database string) *pgx.Conn {
 	t.Helper()
-	conn, err := c.server.Connect(context.Background(), postgres.Session{Database: database, Purpose: "test"})
+	conn := c.session(t, database)
+	t.Cleanup(func() { end(conn) })
+	return conn
+}
+
+func (c *Cluster) session(t testing.TB, database string) *pgx.Conn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	conn, err := c.server.Connect(ctx, postgres.Session{Database: database, Purpose: "test"})
 	if err != nil {
 		t.Fatalf("connect to %s: %v", database, err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = conn.Close(ctx)
-	})
 	return conn
+}
+
+func end(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
 }
 
 // Exec runs statements in a session of their own. A string with several of them
 // is one transaction.
 func (c *Cluster) Exec(t testing.TB, database string, sql ...string) {
 	t.Helper()
-	ctx := context.Background()
-	conn, err := c.server.Connect(ctx, postgres.Session{Database: database, Purpose: "test"})
-	if err != nil {
-		t.Fatalf("connect to %s: %v", database, err)
-	}
-	defer conn.Close(ctx)
+	conn := c.session(t, database)
+	defer end(conn)
 	for _, s := range sql {
-		if _, err := conn.PgConn().Exec(ctx, s).ReadAll(); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), Patience)
+		_, err := conn.PgConn().Exec(ctx, s).ReadAll()
+		cancel()
+		if err != nil {
 			t.Fatalf("%.200s: %v", s, err)
 		}
 	}
 }
 
+// Rows is the function Rows in a session of its own, for a question that is asked again
+// and again.
+func (c *Cluster) Rows(t testing.TB, database, sql string, args ...any) []string {
+	t.Helper()
+	conn := c.session(t, database)
+	defer end(conn)
+	return Rows(t, conn, sql, args...)
+}
+
 // Rows returns each row of a query as its text: columns joined by |, null as NULL.
 func Rows(t testing.TB, conn *pgx.Conn, sql string, args ...any) []string {
 	t.Helper()
-	rows, err := conn.Query(context.Background(), sql, append([]any{pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	rows, err := conn.Query(ctx, sql, append([]any{pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
 	if err != nil {
 		t.Fatalf("%.200s: %v", sql, err)
 	}
@@ -381,7 +385,7 @@ func Rows(t testing.TB, conn *pgx.Conn, sql string, args ...any) []string {
 // Stop shuts the server down in order.
 func (c *Cluster) Stop(t testing.TB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	if err := c.pg.Stop(ctx); err != nil {
 		t.Fatalf("stop the cluster: %v", err)
@@ -391,7 +395,7 @@ func (c *Cluster) Stop(t testing.TB) {
 // Start starts the server again, after Stop or Kill.
 func (c *Cluster) Start(t testing.TB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	if err := c.pg.Ensure(ctx); err != nil {
 		t.Fatalf("start the cluster: %v", err)
@@ -419,7 +423,7 @@ func (c *Cluster) Kill(t testing.TB) {
 			t.Fatalf("kill the cluster: %v", err)
 		}
 	}
-	Eventually(t, within, "the server is gone", func() (bool, error) {
+	Eventually(t, Patience, "the server is gone", func() (bool, error) {
 		for _, p := range pids {
 			if lives(p) {
 				return false, fmt.Errorf("process %d lives", p)
@@ -452,36 +456,4 @@ func lives(pid int) bool {
 	}
 	_, state, _ := strings.Cut(string(stat), ") ")
 	return !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
-}
-
-// Eventually waits until cond holds, and fails the test when it does not in time;
-// an error of cond is told then, and until then is a reason to ask again. It is
-// the one way in which this project's tests wait.
-func Eventually(t testing.TB, within time.Duration, what string, cond func() (bool, error)) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	if err := poll(ctx, cond); err != nil {
-		t.Fatalf("%s: not within %s: %v", what, within, err)
-	}
-}
-
-var errNotYet = errors.New("the condition does not hold")
-
-// poll asks until cond holds, at least once, with growing pauses.
-func poll(ctx context.Context, cond func() (bool, error)) error {
-	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		ok, err := cond()
-		if ok && err == nil {
-			return nil
-		}
-		if err == nil {
-			err = errNotYet
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(wait):
-		}
-	}
 }

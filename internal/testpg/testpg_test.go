@@ -28,6 +28,23 @@ func TestSharedDatabasesAreApart(t *testing.T) {
 	a, b := c.CreateDatabase(t), c.CreateDatabase(t)
 	c.Exec(t, a, `CREATE TABLE t ()`)
 	testpg.Eventually(t, time.Second, "the other database is empty", func() (bool, error) {
-		return len(testpg.Rows(t, c.Connect(t, b), `SELECT FROM pg_tables WHERE schemaname = 'public'`)) == 0, nil
+		return len(c.Rows(t, b, `SELECT FROM pg_tables WHERE schemaname = 'public'`)) == 0, nil
 	})
+}
+
+// TestFreePort: two that ask at once never get the same port, and a port stays its owner's
+// while nobody listens on it.
+func TestFreePort(t *testing.T) {
+	t.Parallel()
+	seen := map[int]bool{}
+	for range 100 {
+		port, err := testpg.FreePort()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seen[port] || port < 10_000 || port >= 32_768 {
+			t.Fatalf("port %d", port)
+		}
+		seen[port] = true
+	}
 }

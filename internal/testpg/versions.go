@@ -140,7 +140,7 @@ func (c *Cluster) Upgrade(t testing.TB, binDir string) {
 	if err != nil {
 		t.Fatalf("upgrade the cluster: %v", err)
 	}
-	cmd := exec.Command(filepath.Join(binDir, "pg_upgrade"), "--username=postgres", "--old-bindir="+old.BinDir, "--new-bindir="+binDir,
+	cmd := Command(t, filepath.Join(binDir, "pg_upgrade"), "--username=postgres", "--old-bindir="+old.BinDir, "--new-bindir="+binDir,
 		"--old-datadir="+old.DataDir, "--new-datadir="+c.data, "--socketdir="+work)
 	cmd.Dir = work
 	if os.Geteuid() == 0 {

@@ -3,7 +3,6 @@ package testpg
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -54,7 +53,7 @@ func (c *Cluster) resetXID(t testing.TB, program string, next uint32) {
 	if err != nil {
 		t.Fatalf("set the next transaction id: %v", err)
 	}
-	cmd := exec.Command(program, "--next-transaction-id="+fmt.Sprint(next), "--pgdata="+c.data)
+	cmd := Command(t, program, "--next-transaction-id="+fmt.Sprint(next), "--pgdata="+c.data)
 	cmd.Dir = c.data
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: owner}

@@ -25,6 +25,7 @@ import (
 
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 // stub is a Service of which a test sets what it needs.
@@ -94,7 +95,7 @@ func serve(t *testing.T, server *Server) context.CancelFunc {
 	go func() { done <- server.Serve(ctx) }()
 	stop := sync.OnceFunc(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := testpg.Await(t, "the server ends", done); err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
@@ -179,8 +180,9 @@ func TestSocketPathsThatCannotBe(t *testing.T) {
 func TestErrorsArriveAsTheyWereMade(t *testing.T) {
 	t.Parallel()
 	taken := problem.New("database-not-empty", `database "shop"`, "It holds 3 tables.", "DROP DATABASE shop;").Because(errors.New("3 tables")).Retry()
+	unknown := problem.New("link-not-found", "link orders", "there is no link of this name on this instance", "hawser link list")
 	s := &stub{
-		link:      func(name string) (Link, error) { return Link{}, LinkNotFound(name) },
+		link:      func(string) (Link, error) { return Link{}, unknown },
 		create:    func(context.Context, LinkSpec) (Link, error) { return Link{}, taken },
 		links:     func() ([]Link, error) { return nil, errors.New("boom") },
 		pauseFail: problem.New("link-paused", "link x", "It is paused.", "").Retry(),
@@ -189,7 +191,7 @@ func TestErrorsArriveAsTheyWereMade(t *testing.T) {
 	c := dial(t, socket, "")
 
 	_, err := c.Link(t.Context(), "orders")
-	if !errors.Is(err, LinkNotFound("orders")) || Classify(err) != ClassNotFound {
+	if !errors.Is(err, unknown) || Classify(err) != ClassNotFound {
 		t.Errorf("got %v", err)
 	}
 	_, err = c.CreateLink(t.Context(), LinkSpec{Name: "a", Database: "shop", Peer: "west"})
@@ -321,20 +323,20 @@ func TestChangesOutliveTheirClient(t *testing.T) {
 	leave, cancel := context.WithCancel(t.Context())
 	answered := make(chan error, 2)
 	go func() { _, err := c.VerifyLink(leave, "a", VerifyOptions{}); answered <- err }()
-	<-begun
+	testpg.Await(t, "the request begins", begun)
 	cancel()
-	<-ended
-	if err := <-answered; !errors.Is(err, context.Canceled) {
+	testpg.Await(t, "the request ends with its client", ended)
+	if err := testpg.Await(t, "the client that left returns", answered); !errors.Is(err, context.Canceled) {
 		t.Errorf("a client that left got %v", err)
 	}
 	go func() {
 		_, err := c.CreateLink(t.Context(), LinkSpec{Name: "a", Database: "d", Peer: "p"})
 		answered <- err
 	}()
-	<-begun
+	testpg.Await(t, "the request begins", begun)
 	go stop()
-	<-ended
-	if err := <-answered; err == nil {
+	testpg.Await(t, "the request ends with the server", ended)
+	if err := testpg.Await(t, "the client returns", answered); err == nil {
 		t.Error("an operation that the agent's end cut off succeeded")
 	}
 }

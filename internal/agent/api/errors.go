@@ -159,11 +159,6 @@ func AsBlocked(err error) (*Blocked, bool) {
 	return &Blocked{Findings: findings}, len(findings) > 0
 }
 
-// LinkNotFound is the problem of a link that does not exist.
-func LinkNotFound(name string) *problem.Problem {
-	return problem.New("link-not-found", "link "+strconv.Quote(name), "There is no link of this name on this instance.", "hawser link list")
-}
-
 // PeerNotFound is the problem of a peer that is not trusted.
 func PeerNotFound(name string) *problem.Problem {
 	return problem.New("peer-not-found", "peer "+strconv.Quote(name), "This instance has no peer of this name.", "hawser peer list")

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
 )
 
 // TestSocketOfAnotherUser connects on a thread that has lost root's right to
@@ -33,7 +34,7 @@ func TestSocketOfAnotherUser(t *testing.T) {
 		_, dialErr = net.Dial("unix", socket)
 		explained = (&Client{path: socket, where: socket}).explainSocket(dialErr)
 	}()
-	<-done
+	testpg.Await(t, "the other user has tried", done)
 	wantCode(t, explained, CodeForbidden)
 	if p, _ := problem.As(explained); !strings.HasPrefix(p.Remedy, "sudo -u ") {
 		t.Errorf("remedy %q for %v", p.Remedy, dialErr)
