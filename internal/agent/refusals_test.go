@@ -152,8 +152,10 @@ func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
 	ctx := context.Background()
 	a, b := small(t)
 	waitsAreTold(t, a, b)
-	b.Exec(t, "postgres", `CREATE ROLE reports LOGIN`)
-	a.Exec(t, "shop", `CREATE ROLE "App" LOGIN`, `CREATE ROLE reports LOGIN`, `GRANT SELECT ON t TO "App", reports`)
+	b.Exec(t, "postgres", `CREATE ROLE reports LOGIN`, `CREATE ROLE quiet`)
+	// No session is of quiet, nightly or mended; staff is a group; elsewhere and aloof have nothing to do with the database.
+	a.Exec(t, "shop", `CREATE ROLE "App" LOGIN; CREATE ROLE reports LOGIN; CREATE ROLE quiet LOGIN; CREATE ROLE mended LOGIN; CREATE ROLE nightly LOGIN; CREATE ROLE staff; CREATE ROLE elsewhere LOGIN; CREATE ROLE aloof LOGIN`,
+		`GRANT SELECT ON t TO reports, quiet, mended, staff; GRANT staff TO nightly; REVOKE CONNECT ON DATABASE shop FROM PUBLIC; GRANT CONNECT ON DATABASE shop TO "App", reports, quiet, mended, staff; GRANT SELECT ON t TO aloof`)
 	for _, user := range []string{"App", "reports"} {
 		conn, err := pgx.Connect(ctx, a.DSN("shop")+" user="+user)
 		if err != nil {
@@ -161,13 +163,39 @@ func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
 		}
 		defer conn.Close(ctx)
 	}
+	told := func(i *instance, want ...string) {
+		t.Helper()
+		testpg.Eventually(t, time.Minute, "the link tells who is locked out", func() (bool, error) {
+			l, err := i.Link(ctx, "shop")
+			if got := withoutLogin(l.Findings); err == nil && !slices.Equal(got, want) {
+				return false, fmt.Errorf("%s tells of %q, want %q: %v", i.name, got, want, l.Findings)
+			}
+			return err == nil, err
+		})
+	}
+	told(a, `on instance beta: role "App"`, `on instance beta: role "mended"`, `on instance beta: role "nightly"`, `on instance beta: role "quiet"`)
+	told(b, `role "App"`, `role "mended"`, `role "nightly"`, `role "quiet"`)
+	b.Exec(t, "postgres", `ALTER ROLE mended LOGIN`)
+	told(a, `on instance beta: role "App"`, `on instance beta: role "nightly"`, `on instance beta: role "quiet"`)
+	told(b, `role "App"`, `role "nightly"`, `role "quiet"`)
 	r, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Findings) != 1 || r.Findings[0].Code != "role-locked-out" || !strings.Contains(r.Findings[0].Remedy, `ALTER ROLE "App" LOGIN`) {
+	if got := withoutLogin(r.Findings); !slices.Equal(got, []string{`role "App"`, `role "nightly"`, `role "quiet"`}) || !strings.Contains(r.Findings[0].Remedy, `ALTER ROLE "App" LOGIN`) {
 		t.Errorf("the failover told %v", r.Findings)
 	}
+}
+
+// withoutLogin are the roles that findings call without login.
+func withoutLogin(found problem.Findings) (objects []string) {
+	for _, p := range found {
+		if p.Code == "role-locked-out" || p.Code == "role-created" {
+			objects = append(objects, p.Object)
+		}
+	}
+	slices.Sort(objects)
+	return objects
 }
 
 // waitsAreTold: a transaction that writes in another database of the secondary's instance

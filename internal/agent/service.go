@@ -226,10 +226,8 @@ func failoverOf(r link.FailoverResult) api.FailoverResult {
 	for _, p := range r.Phases {
 		out.Phases = append(out.Phases, api.FailoverPhase{Name: p.Name, Seconds: p.Seconds})
 	}
-	for _, name := range r.LockedOut {
-		role := postgres.QuoteIdent(name)
-		out.Findings = append(out.Findings, problem.Warn("role-locked-out", "role "+role,
-			"it had sessions on "+r.OldPrimary+", and can't log in on "+r.NewPrimary, "ALTER ROLE "+role+" LOGIN PASSWORD '…';").At("instance "+r.NewPrimary))
+	for _, p := range link.LockedOut(r.LockedOut, r.OldPrimary, r.NewPrimary) {
+		out.Findings = append(out.Findings, p.At("instance "+r.NewPrimary))
 	}
 	return out
 }

@@ -264,9 +264,16 @@ func (l *link) full(ctx context.Context) Status {
 		}
 		l.measure(ctx, conn, &s)
 	})
-	if s.Role != role.Primary {
-		return s
+	s.Notes = l.withoutLogin(ctx, s.Notes)
+	if s.Role == role.Primary {
+		s = l.withTheirs(ctx, s)
 	}
+	l.noteLogins(ctx, &s)
+	return s
+}
+
+// withTheirs is a primary's status with what the secondary knows.
+func (l *link) withTheirs(ctx context.Context, s Status) Status {
 	var theirs Status
 	if side, _ := l.now(); side.Phase == role.Preparing && l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs) == nil {
 		s.Notes = append(s.Notes, awaited(theirs.Notes).On(s.Peer)...)
@@ -310,6 +317,7 @@ func (l *link) told(ctx context.Context) (Status, error) {
 	if s.Role == role.Primary {
 		l.glance(ctx, func(conn *pgx.Conn) { l.measure(ctx, conn, &s) })
 	}
+	s.Notes = l.withoutLogin(ctx, s.Notes)
 	return s, nil
 }
 
