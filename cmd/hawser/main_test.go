@@ -139,6 +139,9 @@ func TestGolden(t *testing.T) {
 	wrongWay := []api.PeerTestStep{{Name: "name resolution", OK: true, Detail: "west.example.com is 192.0.2.7", DurationSeconds: 0.0011},
 		{Name: "TLS", Detail: "no answer", DurationSeconds: 5, Problem: problem.New("tls-blocked", "address 192.0.2.7:5022", "TCP connects, but TLS does not pass: a firewall looks into the connection.", "Let port 5022 pass without inspection.")}}
 	rightWay := []api.PeerTestStep{{Name: "TLS", OK: true, Detail: "TLS 1.3", DurationSeconds: 0.004}, {Name: "rate", OK: true, Detail: "1.2 GiB/s", DurationSeconds: 1}}
+	forcedOut, tookOver := synchronized(), synchronized()
+	forcedOut.State, forcedOut.Cause = api.StateDiverged, problem.New("diverged", "link orders", "instance mi-west took over by force and is the primary now; the database on instance on-prem, the old primary, is read-only", "hawser link rejoin orders")
+	tookOver.State, tookOver.Cause, tookOver.Peer = api.StateDiverged, forcedOut.Cause.On("on-prem"), "on-prem"
 	grown := suspended()
 	grown.Cause = problem.New("disk-full", "database shop", "The disk of the replica is full.\nSecond line with \x1b[31mcolours\x1b[0m.", "Free some space.")
 
@@ -173,6 +176,8 @@ func TestGolden(t *testing.T) {
 		"validate-json":             {call{args: "validate --database shop -o json", fake: &fake{findings: someFindings()}}, 5},
 		"link-list":                 {call{args: "link list"}, 0},
 		"link-list-json":            {call{args: "link list -o json"}, 0},
+		"link-list-diverged":        {call{args: "link list", fake: &fake{links: []api.Link{forcedOut}}}, 0},
+		"link-list-took-over":       {call{args: "link list", fake: &fake{links: []api.Link{tookOver}}}, 0},
 		"link-show":                 {call{args: "link show orders"}, 0},
 		"link-show-seeding":         {call{args: "link show billing"}, 0},
 		"link-show-suspended":       {call{args: "link show orders", fake: &fake{links: []api.Link{grown}}}, 0},

@@ -151,14 +151,7 @@ func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) 
 	case l.side.Phase == role.Expelled:
 		return FailingOver, problem.Noted("expelled", "link "+s.Name, "instance "+s.Peer+" took over by force; the database is being closed here")
 	case l.side.Phase == role.Diverged:
-		cause := "instance " + s.Peer + " took over by force; the database is read-only here"
-		if l.tail != "" {
-			cause += "; " + l.tail
-		}
-		if !l.filter().All() {
-			return Diverged, problem.New("diverged", "link "+s.Name, cause+"; the tables that the link does not carry are here alone", "hawser link drop "+s.Name).Advise(partsForGood)
-		}
-		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name).Advise("it follows the new primary then")
+		return Diverged, l.diverged()
 	case l.suspended != nil && (l.side.Phase == role.Waiting || l.side.Phase == role.Moved):
 		return Suspended, l.suspended
 	case l.side.Phase == role.Moved:
@@ -215,6 +208,23 @@ func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) 
 		return CatchingUp, problem.Noted("catching-up", "link "+s.Name, "the secondary takes in what the primary wrote meanwhile")
 	}
 	return Synchronized, problem.Noted("synchronized", "link "+s.Name, "the secondary follows the primary")
+}
+
+// diverged tells what an old primary has to do. The other side tells it too, so it says
+// which of the two it is. The caller holds mu.
+func (l *link) diverged() *problem.Problem {
+	name := l.rec.Name
+	cause := "instance " + l.rec.Peer + " took over by force and is the primary now; the database on instance " + l.m.cfg.Instance + ", the old primary, is read-only"
+	if l.tail != "" {
+		cause += "; " + l.tail
+	}
+	switch {
+	case !l.filter().All():
+		return problem.New("diverged", "link "+name, cause+"; the tables that the link does not carry are here alone", "hawser link drop "+name).Advise(partsForGood)
+	case l.tailDDL != nil:
+		return problem.New("diverged", "link "+name, cause+"; it can't rejoin: "+l.tailDDL.Cause, l.tailDDL.Remedy).Advise(l.tailDDL.Advice)
+	}
+	return problem.New("diverged", "link "+name, cause, "hawser link rejoin "+name).Advise("it follows the new primary then")
 }
 
 // unsettled is the state of a side whose database, or record, is not yet as its role wants
