@@ -222,3 +222,31 @@ func waitsAreTold(t *testing.T, a, b *instance) {
 	}
 	within(t, conn, `ROLLBACK`)
 }
+
+// TestDropOfOneSide: the other side tells what is left to do there.
+func TestDropOfOneSide(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	drop := func(one, other *instance, state api.State) {
+		t.Helper()
+		other.stop()
+		if _, err := one.DropLink(ctx, "shop", api.DropOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		other.run(t)
+		if _, remedy := other.awaitCause(t, state, "link-gone", "secondary-elsewhere"); !strings.HasPrefix(remedy, "hawser link drop shop") {
+			t.Errorf("%s says what to do: %s", other.name, remedy)
+		}
+		if _, err := other.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	drop(a, b, api.StateSuspended)
+	b.Exec(t, "postgres", `DROP DATABASE shop WITH (FORCE)`)
+	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	drop(b, a, api.StateDisconnected)
+}

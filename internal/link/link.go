@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -593,6 +594,17 @@ func (l *link) unknownThere(err error) *problem.Problem {
 			"hawser link drop "+l.rec.Name).Advise("if it stays so, and then hawser link create makes it anew").Retry()
 	}
 	return nil
+}
+
+// gone says that the other side does not have this link any more; nil: that is not what
+// err is.
+func (l *link) gone(err error) *problem.Problem {
+	p, ok := problem.As(err)
+	if !ok || p.Code != "link-not-found" || !strings.HasPrefix(p.Object, "on instance "+l.rec.Peer+": ") {
+		return nil
+	}
+	return problem.New("link-gone", "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there by hawser link drop --force, without this side",
+		"hawser link drop "+l.rec.Name).Advise("the database stays here, and takes writes then")
 }
 
 // codeElsewhere is of a link that this side took up, and the secondary does not have with it.
