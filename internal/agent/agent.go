@@ -51,6 +51,11 @@ func Run(ctx context.Context, cfg Config, version string) error {
 
 func runOnce(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	a := &agent{cfg: cfg, version: version, log: log, started: time.Now()}
+	defer func() {
+		if a.state != nil { // last: nobody else begins before all has ended
+			a.state.release()
+		}
+	}()
 	if err := a.open(ctx); err != nil {
 		a.abandon(err)
 		return err
@@ -86,6 +91,7 @@ type agent struct {
 	log     *slog.Logger
 	started time.Time
 
+	state    *stateDir
 	cluster  *postgres.Cluster // nil: a server that somebody else runs
 	server   *postgres.Server
 	store    *link.Store
@@ -98,10 +104,8 @@ type agent struct {
 
 // open makes everything that serve needs, up to the listening doors.
 func (a *agent) open(ctx context.Context) (err error) {
-	// PostgreSQL's user has to pass to a data directory inside.
-	if err := os.MkdirAll(a.cfg.StateDir, 0o711); err != nil {
-		return problem.New("state-dir-failed", "directory "+a.cfg.StateDir, "the agent can't make its state directory",
-			"").Advise("make it as root and give it to the agent's user, or name another in state_dir").Because(err)
+	if a.state, err = holdStateDir(a.cfg.StateDir); err != nil {
+		return err
 	}
 	identity, err := peer.LoadOrCreateIdentity(a.identityDir(), a.cfg.Name)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -249,4 +250,31 @@ func TestDropOfOneSide(t *testing.T) {
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
 	drop(b, a, api.StateDisconnected)
+}
+
+// TestTwoAgentsOfOneStateDir: the second one is refused before it touches anything.
+func TestTwoAgentsOfOneStateDir(t *testing.T) {
+	t.Parallel()
+	a := newInstance(t, "alpha")
+	cfg := agent.DefaultConfig()
+	cfg.Name, cfg.StateDir = "alpha", a.dir
+	cfg.Socket = filepath.Join(t.TempDir(), "s")
+	cfg.Endpoint.Listen = "127.0.0.1:0"
+	cfg.Postgres.Connection = agent.ConnString(a.DSN("postgres"))
+	err := agent.Run(context.Background(), cfg, "test")
+	if p, ok := problem.As(err); !ok || p.Code != "another-agent" || p.Object != "directory "+a.dir || !strings.Contains(p.Cause, fmt.Sprintf("process %d", os.Getpid())) {
+		t.Fatalf("the second agent: %v", err)
+	}
+	// What a process of the agent's has inherited holds nothing, and no more does an agent that is gone.
+	child := exec.Command("sleep", "300")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = child.Process.Kill(); _ = child.Wait() }()
+	a.stop()
+	a.process = true
+	a.run(t)
+	a.stop() // kills it
+	a.process = false
+	a.run(t)
 }
