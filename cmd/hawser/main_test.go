@@ -163,7 +163,7 @@ func TestGolden(t *testing.T) {
 		"peer-list-empty":           {call{args: "peer list", fake: &fake{peers: &api.PeerList{}}}, 0},
 		"peer-remove":               {call{args: "peer remove mi-west"}, 0},
 		"peer-remove-json":          {call{args: "peer remove mi-west -o json"}, 0},
-		"peer-remove-unknown":       {call{args: "peer remove x", fake: &fake{err: api.PeerNotFound("x")}}, 3},
+		"peer-remove-unknown":       {call{args: "peer remove x", fake: &fake{err: api.PeerNotFound("x", "mi-west")}}, 3},
 		"peer-test":                 {call{args: "peer test mi-west", fake: &fake{steps: rightWay}}, 0},
 		"peer-test-failed":          {call{args: "peer test mi-west", fake: &fake{steps: wrongWay}}, 7},
 		"peer-test-json":            {call{args: "peer test mi-west -o json", fake: &fake{steps: wrongWay}}, 7},

@@ -278,3 +278,33 @@ func TestTwoAgentsOfOneStateDir(t *testing.T) {
 	a.process = false
 	a.run(t)
 }
+
+// TestPeersAreAskedBack: a name that is like a peer's, and one where there is no peer at all.
+func TestPeersAreAskedBack(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a := newInstance(t, "alpha")
+	validate := func(want, advice string) {
+		t.Helper()
+		_, err := a.ValidateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "estern", Role: api.RolePrimary})
+		if p, ok := problem.As(err); !ok || p.Code != "peer-not-found" || p.Remedy != want || !strings.Contains(p.Advice, advice) {
+			t.Errorf("a link with a peer that is not known: %v", err)
+		}
+	}
+	validate("hawser peer add estern.pem --address HOST:5022", "hawser cert show")
+	cert, err := newInstance(t, "eastern").Certificate(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.AddPeer(ctx, api.AddPeer{Certificate: cert.PEM}); err != nil {
+		t.Fatal(err)
+	}
+	validate("hawser peer list", "did you mean eastern?")
+	for what, err := range map[string]error{"test": second(a.TestPeer(ctx, "estern")), "set": second(a.SetPeer(ctx, "estern", api.SetPeer{NoAddress: true})), "remove": a.RemovePeer(ctx, "estern")} {
+		if p, ok := problem.As(err); !ok || p.Advice != "did you mean eastern?" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }

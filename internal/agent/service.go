@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -171,12 +172,14 @@ func (s *service) knownPeer(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range peers {
-		if p.Name == name {
-			return nil
-		}
+	known := make([]string, len(peers))
+	for i, p := range peers {
+		known[i] = p.Name
 	}
-	return api.PeerNotFound(name)
+	if slices.Contains(known, name) {
+		return nil
+	}
+	return api.PeerNotFound(name, known...)
 }
 
 func (s *service) PauseLink(ctx context.Context, name string) error {
