@@ -19,8 +19,9 @@ func (a *app) linkFailover() *cobra.Command {
 	var o api.FailoverOptions
 	var yes bool
 	c := &cobra.Command{
-		Use:   "failover NAME",
-		Short: "Swap the roles of a link",
+		Use:        "failover NAME",
+		SuggestFor: []string{"failback", "switchover", "promote"},
+		Short:      "Swap the roles of a link",
 		Long: `Swaps the roles of a link. Planned: the primary stops taking writes, the secondary
 catches up and opens, and the old primary follows it at once; nothing is lost. Run it
 again to fail back. When the secondary has not caught up within --timeout, the

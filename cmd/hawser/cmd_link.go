@@ -429,8 +429,9 @@ func (a *app) linkDrop() *cobra.Command {
 	var o api.DropOptions
 	var yes bool
 	c := &cobra.Command{
-		Use:   "drop NAME",
-		Short: "Drop a link",
+		Use:        "drop NAME",
+		SuggestFor: []string{"delete", "remove", "rm"},
+		Short:      "Drop a link",
 		Long: `Drops a link on both sides, and removes what Hawser put into the databases: slot,
 publication, triggers and the schema hawser. The replica stays, as an ordinary
 read-write database, unless --remove-replica drops it; that never drops a database
