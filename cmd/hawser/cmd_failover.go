@@ -45,6 +45,13 @@ Ctrl-C leaves the command, not the failover: that goes on to its end.`,
 			return usagef("--timeout is %s: want a positive duration", o.Timeout)
 		}
 		if o.Force {
+			if !yes {
+				check := o
+				check.Check = true
+				if _, err := c.FailoverLink(ctx, args[0], check); err != nil {
+					return err
+				}
+			}
 			if err := a.confirm(yes, fmt.Sprintf("Open the secondary of %s without its primary? What it has not received is not in it.", clean(args[0]))); err != nil {
 				return err
 			}

@@ -447,6 +447,11 @@ rows.`,
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
 		if o.RemoveReplica {
+			if !yes {
+				if _, err := c.Link(ctx, args[0]); err != nil {
+					return err // there is nothing to confirm
+				}
+			}
 			if err := a.confirm(yes, fmt.Sprintf("Drop the link %s and the database of its secondary, with all that is in it?", clean(args[0]))); err != nil {
 				return err
 			}

@@ -191,9 +191,12 @@ func (s *service) ResumeLink(ctx context.Context, name string) error {
 }
 
 func (s *service) FailoverLink(ctx context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
-	r, err := s.links.Failover(ctx, name, link.FailoverOptions{Timeout: o.Timeout, Force: o.Force})
+	r, err := s.links.Failover(ctx, name, link.FailoverOptions{Timeout: o.Timeout, Force: o.Force, Check: o.Check})
 	if err != nil {
 		return api.FailoverResult{}, err
+	}
+	if o.Check {
+		return api.FailoverResult{Link: name}, nil
 	}
 	return failoverOf(r), nil
 }

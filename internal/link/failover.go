@@ -29,6 +29,8 @@ type FailoverOptions struct {
 	Timeout time.Duration `json:"timeout"`
 	// Force opens the secondary without the primary.
 	Force bool `json:"force,omitempty"`
+	// Check changes nothing: it only refuses what this side would refuse.
+	Check bool `json:"-"`
 }
 
 // Phase is one timed part of a failover.
@@ -81,13 +83,16 @@ type failoverRun struct {
 
 // failover swaps the roles. Asked of a secondary, it asks the primary.
 func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult, error) {
+	if o.Force && o.Check {
+		return FailoverResult{}, l.checkForce(ctx)
+	}
 	if o.Force {
 		return l.force(ctx)
 	}
 	if err := l.whole("the other side would be a primary that lacks the others"); err != nil {
 		return FailoverResult{}, err
 	}
-	if err := l.maySwap(); err != nil {
+	if err := l.maySwap(); err != nil || o.Check {
 		return FailoverResult{}, err
 	}
 	if o.Timeout <= 0 {
