@@ -508,6 +508,20 @@ func TestAgentCommand(t *testing.T) {
 		if code := a.run(test.ctx, split("agent "+test.args)); code != test.code || test.want != nil && !test.want(got) {
 			t.Errorf("%s: code %d, config %v: %s", name, code, got, errOut)
 		}
+		if told := strings.Count(errOut.String(), "The port is taken."); (test.err == failed) != (told == 1) {
+			t.Errorf("%s: it is told %d times why the agent ended: %s", name, told, errOut)
+		}
+	}
+	for mode, want := range map[string]string{"": "level=ERROR msg=\"agent ended\"", "terminal": "error: endpoint: The port is taken.", "-o json": `"code": "port-in-use"`} {
+		a, _, errOut := call{terminal: mode == "terminal", environ: []string{"NO_COLOR=1"}}.app(t)
+		a.runAgent = func(context.Context, agent.Config, string) error { return failed }
+		args := split("agent --config " + file)
+		if mode == "-o json" {
+			args = append(args, "-o", "json")
+		}
+		if code := a.run(t.Context(), args); code != exitFailed || !strings.Contains(errOut.String(), want) {
+			t.Errorf("%s: code %d: %s", mode, code, errOut)
+		}
 	}
 	a, _, errOut := call{environ: []string{"HAWSER_CONFIG=/nonexistent.yaml"}}.app(t)
 	if code := a.run(t.Context(), []string{"agent"}); code != exitUsage || !strings.Contains(errOut.String(), "/nonexistent.yaml") {

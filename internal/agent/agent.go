@@ -28,7 +28,7 @@ import (
 )
 
 // Run is the agent until ctx ends. A managed PostgreSQL is started first and
-// stopped last. An agent that can't begin stops the one that it started, but where the
+// stopped last. What ends it otherwise is returned, and for the caller to tell. An agent that can't begin stops the one that it started, but where the
 // reason is another agent: it is that one's.
 func Run(ctx context.Context, cfg Config, version string) error {
 	log := cfg.Log.Logger(os.Stderr).With("instance", cfg.Name)
@@ -43,8 +43,6 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	}
 	if err == nil {
 		log.Info("agent ended, as it was asked to")
-	} else {
-		log.Error("agent ended", "cause", err)
 	}
 	return err
 }
