@@ -98,7 +98,7 @@ func (a *app) failover(ctx context.Context, c *api.Client, name string, o api.Fa
 	}
 }
 
-// noteWaits notes what a failover waits for, once each.
+// noteWaits notes what a command waits for, once each.
 func (a *app) noteWaits() func([]api.Link) {
 	noted := map[string]bool{}
 	return func(links []api.Link) {
@@ -111,9 +111,9 @@ func (a *app) noteWaits() func([]api.Link) {
 	}
 }
 
-// waits are the findings that tell what a failover waits for.
+// waits are the findings that tell what a failover, or a comparison, waits for.
 func waits(l api.Link) problem.Findings {
-	return slices.DeleteFunc(slices.Clone(l.Findings), func(p *problem.Problem) bool { return p.Code != "failover-waits" })
+	return slices.DeleteFunc(slices.Clone(l.Findings), func(p *problem.Problem) bool { return p.Code != "failover-waits" && p.Code != "verify-waits" })
 }
 
 // failoverLines shows the failover that runs.

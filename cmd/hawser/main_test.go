@@ -597,6 +597,25 @@ func TestFailoverShowsItsPhases(t *testing.T) {
 	}
 }
 
+// TestVerifySaysWhatItWaitsFor: once, while it waits.
+func TestVerifySaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	l := synchronized()
+	const waits = "a comparison waits until the stream is open"
+	l.Findings = problem.Findings{problem.Noted("verify-waits", "link orders", waits)}
+	looked := make(chan struct{})
+	f := &slowVerify{fake: &fake{links: []api.Link{l}, verify: api.VerifyReport{Equal: true, Complete: true}}, looked: looked}
+	f.onLook = func(look int) {
+		if look == 3 {
+			close(looked)
+		}
+	}
+	a, out, errOut := call{}.app(t)
+	if code := a.run(t.Context(), split("link verify orders --socket "+serve(t, f))); code != 0 || strings.Count(errOut.String(), waits) != 1 {
+		t.Errorf("code %d: %s%s", code, out, errOut)
+	}
+}
+
 func TestForcedFailoverIsConfirmed(t *testing.T) {
 	t.Parallel()
 	f := &fake{}
@@ -633,6 +652,17 @@ type slowFailover struct {
 func (f *slowFailover) FailoverLink(ctx context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
 	<-f.looked
 	return f.fake.FailoverLink(ctx, name, o)
+}
+
+// slowVerify ends its comparison after it was looked at.
+type slowVerify struct {
+	*fake
+	looked chan struct{}
+}
+
+func (f *slowVerify) VerifyLink(ctx context.Context, name string, o api.VerifyOptions) (api.VerifyReport, error) {
+	<-f.looked
+	return f.fake.VerifyLink(ctx, name, o)
 }
 
 func TestVersion(t *testing.T) {

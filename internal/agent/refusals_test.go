@@ -308,3 +308,38 @@ func TestPeersAreAskedBack(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// TestVerifyWaitsForTheStream: behind a failover, or when an agent has only just begun, the
+// stream needs a moment.
+func TestVerifyWaitsForTheStream(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'x')`)
+	for range 3 {
+		if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}); err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range []*instance{a, b} {
+			if r, err := i.VerifyLink(ctx, "shop", api.VerifyOptions{}); err != nil || !r.Equal {
+				t.Errorf("%s, just behind a failover: %+v, %v", i.name, r, err)
+			}
+		}
+	}
+	b.stop()
+	a.stop()
+	a.run(t) // it is the secondary
+	ended := make(chan error, 1)
+	go func() {
+		_, err := a.VerifyLink(ctx, "shop", api.VerifyOptions{})
+		ended <- err
+	}()
+	testpg.Eventually(t, 10*time.Second, "the link tells that a comparison waits", func() (bool, error) {
+		l, err := a.Link(ctx, "shop")
+		return slices.Contains(codes(l.Findings), "verify-waits"), err
+	})
+	b.run(t)
+	if err := <-ended; err != nil {
+		t.Errorf("it waited for the stream, and then: %v", err)
+	}
+}

@@ -85,6 +85,9 @@ func (l *link) status() Status {
 	if l.awaits != nil {
 		s.Notes = append(s.Notes, l.awaits)
 	}
+	if l.verifying > 0 {
+		s.Notes = append(s.Notes, problem.Noted("verify-waits", "link "+l.rec.Name, "a comparison waits until the two sides agree on their roles and the stream between them is open"))
+	}
 	if n := l.comparison(); n != nil {
 		s.Notes = append(s.Notes, n)
 	}
