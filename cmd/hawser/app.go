@@ -101,7 +101,35 @@ func knownCommand(c *cobra.Command, args []string) error {
 		return nil
 	}
 	c.SuggestionsMinimumDistance = 2
-	return fmt.Errorf("%s has no command %q%s", c.CommandPath(), args[0], suggest(c.SuggestionsFor(args[0])))
+	near := c.SuggestionsFor(args[0])
+	if len(near) == 0 {
+		near = elsewhere(c, args)
+	}
+	return fmt.Errorf("%s has no command %q%s", c.CommandPath(), args[0], suggest(near))
+}
+
+// elsewhere are the commands of other groups that have the name, as they would be typed.
+func elsewhere(c *cobra.Command, args []string) (typed []string) {
+	for _, g := range c.Root().Commands() {
+		if g == c || g.RunE == nil || !g.IsAvailableCommand() { // cobra's own have no RunE
+			continue
+		}
+		for _, sub := range g.Commands() {
+			if named := func(name string) bool { return strings.EqualFold(name, args[0]) }; named(sub.Name()) || slices.ContainsFunc(sub.SuggestFor, named) {
+				typed = append(typed, strings.Join(append([]string{sub.CommandPath()}, words(args[1:])...), " "))
+			}
+		}
+	}
+	return typed
+}
+
+// words are arguments as a shell reads them back.
+func words(args []string) []string {
+	out := make([]string, len(args))
+	for i, arg := range args {
+		out[i] = problem.Word(arg)
+	}
+	return out
 }
 
 // flagError names the flag that was meant. Where the command is unknown, that is

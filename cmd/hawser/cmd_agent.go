@@ -23,6 +23,9 @@ already (postgres.connection), or with a managed cluster of its own
 variable, too; a flag wins over a variable, and a variable over the file. See
 docs/configuration.md.
 
+What ends the agent is told once: to a terminal, and with -o json, as any command tells
+an error, and else in the log.
+
 The first SIGINT or SIGTERM ends the agent in good order; a second one at once.
 With -o json the log is in JSON.`,
 		Example: `  hawser agent --config /etc/hawser.yaml
@@ -43,6 +46,10 @@ With -o json the log is in JSON.`,
 		err = a.runAgent(c.Context(), config, version)
 		if ended(c.Context()) && (err == nil || errors.Is(err, context.Canceled)) {
 			return nil // asked to end, it did
+		}
+		if err != nil && !a.errTerminal && a.output == outputText {
+			config.Log.Logger(a.err).Error("agent ended", "instance", config.Name, "cause", err)
+			return quietly{exitCode(err)}
 		}
 		return err
 	})

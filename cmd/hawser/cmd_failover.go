@@ -19,8 +19,9 @@ func (a *app) linkFailover() *cobra.Command {
 	var o api.FailoverOptions
 	var yes bool
 	c := &cobra.Command{
-		Use:   "failover NAME",
-		Short: "Swap the roles of a link",
+		Use:        "failover NAME",
+		SuggestFor: []string{"failback", "switchover", "promote"},
+		Short:      "Swap the roles of a link",
 		Long: `Swaps the roles of a link. Planned: the primary stops taking writes, the secondary
 catches up and opens, and the old primary follows it at once; nothing is lost. Run it
 again to fail back. When the secondary has not caught up within --timeout, the
@@ -44,6 +45,13 @@ Ctrl-C leaves the command, not the failover: that goes on to its end.`,
 			return usagef("--timeout is %s: want a positive duration", o.Timeout)
 		}
 		if o.Force {
+			if !yes {
+				check := o
+				check.Check = true
+				if _, err := c.FailoverLink(ctx, args[0], check); err != nil {
+					return err
+				}
+			}
 			if err := a.confirm(yes, fmt.Sprintf("Open the secondary of %s without its primary? What it has not received is not in it.", clean(args[0]))); err != nil {
 				return err
 			}
@@ -90,7 +98,7 @@ func (a *app) failover(ctx context.Context, c *api.Client, name string, o api.Fa
 	}
 }
 
-// noteWaits notes what a failover waits for, once each.
+// noteWaits notes what a command waits for, once each.
 func (a *app) noteWaits() func([]api.Link) {
 	noted := map[string]bool{}
 	return func(links []api.Link) {
@@ -103,9 +111,9 @@ func (a *app) noteWaits() func([]api.Link) {
 	}
 }
 
-// waits are the findings that tell what a failover waits for.
+// waits are the findings that tell what a failover, or a comparison, waits for.
 func waits(l api.Link) problem.Findings {
-	return slices.DeleteFunc(slices.Clone(l.Findings), func(p *problem.Problem) bool { return p.Code != "failover-waits" })
+	return slices.DeleteFunc(slices.Clone(l.Findings), func(p *problem.Problem) bool { return p.Code != "failover-waits" && p.Code != "verify-waits" })
 }
 
 // failoverLines shows the failover that runs.

@@ -135,11 +135,19 @@ func linkRows(links []api.Link) (head []string, rows [][]cell) {
 			state += " " + percent(s)
 		}
 		rows = append(rows, []cell{
-			str(l.Name), str(l.Database), str(string(l.Role)), str(l.Peer), toned(linkTone(l), state),
+			str(l.Name), str(l.Database), str(roleText(l)), str(l.Peer), toned(linkTone(l), state),
 			num(orUnknown(l.LagSeconds, span)), num(orUnknown(l.LagBytes, bytesText[uint64])), num(orUnknown(l.WALHeldBytes, bytesText[uint64])),
 		})
 	}
 	return []string{"LINK", "DATABASE", "ROLE", "PEER", "STATE", "LAG", "LAG BYTES", "WAL HELD"}, rows
+}
+
+// roleText tells an old primary that was forced out from the one that took its place.
+func roleText(l api.Link) string {
+	if l.State == api.StateDiverged && l.Role == api.RolePrimary && l.Cause != nil && l.Cause.Place == "" { // what has to be done is to be done here
+		return "old primary"
+	}
+	return string(l.Role)
 }
 
 func (a *app) linkShow() *cobra.Command {
@@ -169,7 +177,7 @@ func linkPage(p page, l api.Link) {
 	fields := [][2]string{
 		{"since", instant(l.Since)},
 		{"database", l.Database},
-		{"role", string(l.Role) + " here; the other side is " + l.Peer},
+		{"role", roleText(l) + " here; the other side is " + l.Peer},
 		{"term", strconv.FormatUint(uint64(l.Term), 10)},
 		{"mode", string(l.Mode)},
 		{"lag", lagText(l)},
@@ -421,8 +429,9 @@ func (a *app) linkDrop() *cobra.Command {
 	var o api.DropOptions
 	var yes bool
 	c := &cobra.Command{
-		Use:   "drop NAME",
-		Short: "Drop a link",
+		Use:        "drop NAME",
+		SuggestFor: []string{"delete", "remove", "rm"},
+		Short:      "Drop a link",
 		Long: `Drops a link on both sides, and removes what Hawser put into the databases: slot,
 publication, triggers and the schema hawser. The replica stays, as an ordinary
 read-write database, unless --remove-replica drops it; that never drops a database
@@ -438,6 +447,11 @@ rows.`,
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
 		if o.RemoveReplica {
+			if !yes {
+				if _, err := c.Link(ctx, args[0]); err != nil {
+					return err // there is nothing to confirm
+				}
+			}
 			if err := a.confirm(yes, fmt.Sprintf("Drop the link %s and the database of its secondary, with all that is in it?", clean(args[0]))); err != nil {
 				return err
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -29,7 +30,7 @@ compared.`,
 		if o.Timeout < 0 {
 			return usagef("--timeout is %s: want a positive duration", o.Timeout)
 		}
-		report, err := c.VerifyLink(ctx, args[0], o)
+		report, err := a.verify(ctx, c, args[0], o)
 		if err != nil {
 			return err
 		}
@@ -44,6 +45,30 @@ compared.`,
 		return nil
 	})
 	return c
+}
+
+// verify compares, and notes meanwhile what that waits for.
+func (a *app) verify(ctx context.Context, c *api.Client, name string, o api.VerifyOptions) (api.VerifyReport, error) {
+	var report api.VerifyReport
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		report, err = c.VerifyLink(ctx, name, o)
+		done <- err
+	}()
+	show := a.noteWaits()
+	ticker := time.NewTicker(a.poll)
+	defer ticker.Stop()
+	for {
+		select {
+		case err := <-done:
+			return report, err
+		case <-ticker.C:
+			if l, err := c.Link(ctx, name); err == nil { // what goes wrong is told by the comparison itself
+				show([]api.Link{l})
+			}
+		}
+	}
 }
 
 // differing counts what was compared and differs. What two versions may only print

@@ -140,6 +140,9 @@ func (f *fake) FollowLink(context.Context, string, string) error { return nil }
 func (f *fake) RejoinLink(context.Context, string) error         { return nil }
 
 func (f *fake) FailoverLink(_ context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
+	if o.Check { // it is asked for no more than the way is clear
+		return api.FailoverResult{}, f.err
+	}
 	return failover(), f.ask(o)
 }
 func (f *fake) VerifyLink(_ context.Context, name string, o api.VerifyOptions) (api.VerifyReport, error) {

@@ -139,6 +139,9 @@ func TestGolden(t *testing.T) {
 	wrongWay := []api.PeerTestStep{{Name: "name resolution", OK: true, Detail: "west.example.com is 192.0.2.7", DurationSeconds: 0.0011},
 		{Name: "TLS", Detail: "no answer", DurationSeconds: 5, Problem: problem.New("tls-blocked", "address 192.0.2.7:5022", "TCP connects, but TLS does not pass: a firewall looks into the connection.", "Let port 5022 pass without inspection.")}}
 	rightWay := []api.PeerTestStep{{Name: "TLS", OK: true, Detail: "TLS 1.3", DurationSeconds: 0.004}, {Name: "rate", OK: true, Detail: "1.2 GiB/s", DurationSeconds: 1}}
+	forcedOut, tookOver := synchronized(), synchronized()
+	forcedOut.State, forcedOut.Cause = api.StateDiverged, problem.New("diverged", "link orders", "instance mi-west took over by force and is the primary now; the database on instance on-prem, the old primary, is read-only", "hawser link rejoin orders")
+	tookOver.State, tookOver.Cause, tookOver.Peer = api.StateDiverged, forcedOut.Cause.On("on-prem"), "on-prem"
 	grown := suspended()
 	grown.Cause = problem.New("disk-full", "database shop", "The disk of the replica is full.\nSecond line with \x1b[31mcolours\x1b[0m.", "Free some space.")
 
@@ -160,7 +163,7 @@ func TestGolden(t *testing.T) {
 		"peer-list-empty":           {call{args: "peer list", fake: &fake{peers: &api.PeerList{}}}, 0},
 		"peer-remove":               {call{args: "peer remove mi-west"}, 0},
 		"peer-remove-json":          {call{args: "peer remove mi-west -o json"}, 0},
-		"peer-remove-unknown":       {call{args: "peer remove x", fake: &fake{err: api.PeerNotFound("x")}}, 3},
+		"peer-remove-unknown":       {call{args: "peer remove x", fake: &fake{err: api.PeerNotFound("x", "mi-west")}}, 3},
 		"peer-test":                 {call{args: "peer test mi-west", fake: &fake{steps: rightWay}}, 0},
 		"peer-test-failed":          {call{args: "peer test mi-west", fake: &fake{steps: wrongWay}}, 7},
 		"peer-test-json":            {call{args: "peer test mi-west -o json", fake: &fake{steps: wrongWay}}, 7},
@@ -173,6 +176,8 @@ func TestGolden(t *testing.T) {
 		"validate-json":             {call{args: "validate --database shop -o json", fake: &fake{findings: someFindings()}}, 5},
 		"link-list":                 {call{args: "link list"}, 0},
 		"link-list-json":            {call{args: "link list -o json"}, 0},
+		"link-list-diverged":        {call{args: "link list", fake: &fake{links: []api.Link{forcedOut}}}, 0},
+		"link-list-took-over":       {call{args: "link list", fake: &fake{links: []api.Link{tookOver}}}, 0},
 		"link-show":                 {call{args: "link show orders"}, 0},
 		"link-show-seeding":         {call{args: "link show billing"}, 0},
 		"link-show-suspended":       {call{args: "link show orders", fake: &fake{links: []api.Link{grown}}}, 0},
@@ -200,6 +205,7 @@ func TestGolden(t *testing.T) {
 		"link-failover":             {call{args: "link failover orders"}, 0},
 		"link-failover-json":        {call{args: "link failover orders -o json"}, 0},
 		"link-failover-unconfirmed": {call{args: "link failover orders --force"}, 2},
+		"link-failover-hopeless":    {call{args: "link failover orders --force", fake: &fake{err: problem.New("not-secondary", "link orders", "this side is the primary", "hawser link failover orders --force")}}, 1},
 		"link-failover-declined":    {call{args: "link failover orders --force", terminal: true, stdin: "n\n"}, 1},
 		"link-failover-timeout":     {call{args: "link failover orders", fake: &fake{err: problem.New("failover-timeout", `link "orders"`, "The secondary did not catch up in 30 s; the primary is open again.", "hawser link watch orders")}}, 8},
 		"link-verify":               {call{args: "link verify orders", fake: &fake{verify: equal}}, 0},
@@ -214,9 +220,15 @@ func TestGolden(t *testing.T) {
 		"link-drop-json":            {call{args: "link drop orders --remove-replica --yes -o json", fake: &fake{removed: ptr(true)}}, 0},
 		"link-drop-kept":            {call{args: "link drop orders --remove-replica --yes", fake: &fake{removed: ptr(false)}}, 0},
 		"link-drop-unknown":         {call{args: "link drop orders --remove-replica --yes", fake: &fake{}}, 0},
+		"link-drop-hopeless":        {call{args: "link drop ordres --remove-replica"}, 3},
 		"link-drop-unconfirmed":     {call{args: "link drop orders --remove-replica"}, 2},
 		"internal-error":            {call{args: "link list", fake: &fake{err: errors.New("boom")}}, 1},
 		"usage-command":             {call{args: "lnk list"}, 2},
+		"usage-group-left-out":      {call{args: "failover orders"}, 2},
+		"usage-group-flag":          {call{args: "failover orders --force"}, 2},
+		"usage-groups-left-out":     {call{args: "show mi~west"}, 2},
+		"usage-other-word":          {call{args: "switchover orders"}, 2},
+		"usage-other-group":         {call{args: "link add west.pem"}, 2},
 		"usage-subcommand":          {call{args: "link crate orders"}, 2},
 		"usage-subcommand-flag":     {call{args: "link crate orders --database shop"}, 2},
 		"usage-timeout":             {call{args: "link failover orders --timeout 0s"}, 2},
@@ -496,6 +508,20 @@ func TestAgentCommand(t *testing.T) {
 		if code := a.run(test.ctx, split("agent "+test.args)); code != test.code || test.want != nil && !test.want(got) {
 			t.Errorf("%s: code %d, config %v: %s", name, code, got, errOut)
 		}
+		if told := strings.Count(errOut.String(), "The port is taken."); (test.err == failed) != (told == 1) {
+			t.Errorf("%s: it is told %d times why the agent ended: %s", name, told, errOut)
+		}
+	}
+	for mode, want := range map[string]string{"": "level=ERROR msg=\"agent ended\"", "terminal": "error: endpoint: The port is taken.", "-o json": `"code": "port-in-use"`} {
+		a, _, errOut := call{terminal: mode == "terminal", environ: []string{"NO_COLOR=1"}}.app(t)
+		a.runAgent = func(context.Context, agent.Config, string) error { return failed }
+		args := split("agent --config " + file)
+		if mode == "-o json" {
+			args = append(args, "-o", "json")
+		}
+		if code := a.run(t.Context(), args); code != exitFailed || !strings.Contains(errOut.String(), want) {
+			t.Errorf("%s: code %d: %s", mode, code, errOut)
+		}
 	}
 	a, _, errOut := call{environ: []string{"HAWSER_CONFIG=/nonexistent.yaml"}}.app(t)
 	if code := a.run(t.Context(), []string{"agent"}); code != exitUsage || !strings.Contains(errOut.String(), "/nonexistent.yaml") {
@@ -571,6 +597,25 @@ func TestFailoverShowsItsPhases(t *testing.T) {
 	}
 }
 
+// TestVerifySaysWhatItWaitsFor: once, while it waits.
+func TestVerifySaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	l := synchronized()
+	const waits = "a comparison waits until the stream is open"
+	l.Findings = problem.Findings{problem.Noted("verify-waits", "link orders", waits)}
+	looked := make(chan struct{})
+	f := &slowVerify{fake: &fake{links: []api.Link{l}, verify: api.VerifyReport{Equal: true, Complete: true}}, looked: looked}
+	f.onLook = func(look int) {
+		if look == 3 {
+			close(looked)
+		}
+	}
+	a, out, errOut := call{}.app(t)
+	if code := a.run(t.Context(), split("link verify orders --socket "+serve(t, f))); code != 0 || strings.Count(errOut.String(), waits) != 1 {
+		t.Errorf("code %d: %s%s", code, out, errOut)
+	}
+}
+
 func TestForcedFailoverIsConfirmed(t *testing.T) {
 	t.Parallel()
 	f := &fake{}
@@ -607,6 +652,17 @@ type slowFailover struct {
 func (f *slowFailover) FailoverLink(ctx context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
 	<-f.looked
 	return f.fake.FailoverLink(ctx, name, o)
+}
+
+// slowVerify ends its comparison after it was looked at.
+type slowVerify struct {
+	*fake
+	looked chan struct{}
+}
+
+func (f *slowVerify) VerifyLink(ctx context.Context, name string, o api.VerifyOptions) (api.VerifyReport, error) {
+	<-f.looked
+	return f.fake.VerifyLink(ctx, name, o)
 }
 
 func TestVersion(t *testing.T) {

@@ -26,7 +26,7 @@ import (
 )
 
 // Run is the agent until ctx ends. A managed PostgreSQL is started first and
-// stopped last. An agent that can't begin stops the one that it started, but where the
+// stopped last. What ends it otherwise is returned, and for the caller to tell. An agent that can't begin stops the one that it started, but where the
 // reason is another agent: it is that one's.
 func Run(ctx context.Context, cfg Config, version string) error {
 	log := cfg.Log.Logger(os.Stderr).With("instance", cfg.Name)
@@ -41,14 +41,17 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	}
 	if err == nil {
 		log.Info("agent ended, as it was asked to")
-	} else {
-		log.Error("agent ended", "cause", err)
 	}
 	return err
 }
 
 func runOnce(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
 	a := &agent{cfg: cfg, version: version, log: log, started: time.Now()}
+	defer func() {
+		if a.state != nil { // last: nobody else begins before all has ended
+			a.state.release()
+		}
+	}()
 	if err := a.open(ctx); err != nil {
 		a.abandon(err)
 		return err
@@ -84,6 +87,7 @@ type agent struct {
 	log     *slog.Logger
 	started time.Time
 
+	state    *stateDir
 	cluster  *postgres.Cluster // nil: a server that somebody else runs
 	server   *postgres.Server
 	store    *link.Store
@@ -96,10 +100,8 @@ type agent struct {
 
 // open makes everything that serve needs, up to the listening doors.
 func (a *agent) open(ctx context.Context) (err error) {
-	// PostgreSQL's user has to pass to a data directory inside.
-	if err := os.MkdirAll(a.cfg.StateDir, 0o711); err != nil {
-		return problem.New("state-dir-failed", "directory "+a.cfg.StateDir, "the agent can't make its state directory",
-			"").Advise("make it as root and give it to the agent's user, or name another in state_dir").Because(err)
+	if a.state, err = holdStateDir(a.cfg.StateDir); err != nil {
+		return err
 	}
 	identity, err := peer.LoadOrCreateIdentity(a.identityDir(), a.cfg.Name)
 	if err != nil {

@@ -79,7 +79,7 @@ func TestForcedFailoverAndRejoin(t *testing.T) {
 	a.run(t)
 	a.awaitState(t, "shop", api.StateDiverged)
 	b.awaitState(t, "shop", api.StateDiverged)
-	if l, err := b.Link(ctx, "shop"); err != nil || l.Cause.Object != "on instance alpha: link shop" || !strings.HasPrefix(l.Cause.Cause, "instance beta took over by force; the database is read-only here") ||
+	if l, err := b.Link(ctx, "shop"); err != nil || l.Cause.Object != "on instance alpha: link shop" || !strings.HasPrefix(l.Cause.Cause, "instance beta took over by force and is the primary now; the database on instance alpha, the old primary, is read-only") ||
 		!strings.HasPrefix(l.Cause.Help(), "on instance alpha: hawser link rejoin shop") {
 		t.Errorf("the new primary says of the old one %v, %v", l.Cause, err)
 	}
@@ -172,6 +172,11 @@ func TestTailWithDDL(t *testing.T) {
 	a.awaitState(t, "shop", api.StateDiverged)
 	if err := a.RejoinLink(ctx, "shop"); err == nil || !strings.Contains(err.Error(), "ADD COLUMN lost") {
 		t.Errorf("rejoin said %v", err)
+	}
+	for _, i := range []*instance{a, b} {
+		if l, err := i.Link(ctx, "shop"); err != nil || l.Cause.Code != "diverged" || l.Cause.Remedy != "hawser link drop shop" || !strings.Contains(l.Cause.Cause, "ADD COLUMN lost") {
+			t.Errorf("%s, where the rejoin can't be, says %v, %v", i.name, l.Cause, err)
+		}
 	}
 	var got []string
 	for _, line := range report(t, a, "shop-term1.jsonl") {

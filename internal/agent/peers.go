@@ -74,9 +74,9 @@ func (s *service) AddPeer(ctx context.Context, request api.AddPeer) (api.Peer, e
 
 // SetPeer changes what is said of an instance that is trusted.
 func (s *service) SetPeer(ctx context.Context, name string, said api.SetPeer) (api.Peer, error) {
-	return s.putPeer(ctx, name, said, func(before *catalog.Peer, _ []catalog.Peer) (catalog.Peer, error) {
+	return s.putPeer(ctx, name, said, func(before *catalog.Peer, others []catalog.Peer) (catalog.Peer, error) {
 		if before == nil {
-			return catalog.Peer{}, api.PeerNotFound(name)
+			return catalog.Peer{}, api.PeerNotFound(name, namesOf(others)...)
 		}
 		return *before, nil
 	})
@@ -118,7 +118,15 @@ func (s *service) putPeer(ctx context.Context, name string, said api.SetPeer, be
 			return known, nil
 		}
 	}
-	return api.Peer{}, api.PeerNotFound(name)
+	return api.Peer{}, problem.New("peer-not-found", "peer "+name, "it was removed meanwhile", "hawser peer list")
+}
+
+func namesOf(peers []catalog.Peer) []string {
+	names := make([]string, len(peers))
+	for i, p := range peers {
+		names[i] = p.Name
+	}
+	return names
 }
 
 func withSaid(p catalog.Peer, said api.SetPeer) catalog.Peer {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -152,8 +153,10 @@ func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
 	ctx := context.Background()
 	a, b := small(t)
 	waitsAreTold(t, a, b)
-	b.Exec(t, "postgres", `CREATE ROLE reports LOGIN`)
-	a.Exec(t, "shop", `CREATE ROLE "App" LOGIN`, `CREATE ROLE reports LOGIN`, `GRANT SELECT ON t TO "App", reports`)
+	b.Exec(t, "postgres", `CREATE ROLE reports LOGIN`, `CREATE ROLE quiet`)
+	// No session is of quiet, nightly or mended; staff is a group; elsewhere and aloof have nothing to do with the database.
+	a.Exec(t, "shop", `CREATE ROLE "App" LOGIN; CREATE ROLE reports LOGIN; CREATE ROLE quiet LOGIN; CREATE ROLE mended LOGIN; CREATE ROLE nightly LOGIN; CREATE ROLE staff; CREATE ROLE elsewhere LOGIN; CREATE ROLE aloof LOGIN`,
+		`GRANT SELECT ON t TO reports, quiet, mended, staff; GRANT staff TO nightly; REVOKE CONNECT ON DATABASE shop FROM PUBLIC; GRANT CONNECT ON DATABASE shop TO "App", reports, quiet, mended, staff; GRANT SELECT ON t TO aloof`)
 	for _, user := range []string{"App", "reports"} {
 		conn, err := pgx.Connect(ctx, a.DSN("shop")+" user="+user)
 		if err != nil {
@@ -161,13 +164,39 @@ func TestFailoverNamesWhoIsLockedOut(t *testing.T) {
 		}
 		defer conn.Close(ctx)
 	}
+	told := func(i *instance, want ...string) {
+		t.Helper()
+		testpg.Eventually(t, time.Minute, "the link tells who is locked out", func() (bool, error) {
+			l, err := i.Link(ctx, "shop")
+			if got := withoutLogin(l.Findings); err == nil && !slices.Equal(got, want) {
+				return false, fmt.Errorf("%s tells of %q, want %q: %v", i.name, got, want, l.Findings)
+			}
+			return err == nil, err
+		})
+	}
+	told(a, `on instance beta: role "App"`, `on instance beta: role "mended"`, `on instance beta: role "nightly"`, `on instance beta: role "quiet"`)
+	told(b, `role "App"`, `role "mended"`, `role "nightly"`, `role "quiet"`)
+	b.Exec(t, "postgres", `ALTER ROLE mended LOGIN`)
+	told(a, `on instance beta: role "App"`, `on instance beta: role "nightly"`, `on instance beta: role "quiet"`)
+	told(b, `role "App"`, `role "nightly"`, `role "quiet"`)
 	r, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Findings) != 1 || r.Findings[0].Code != "role-locked-out" || !strings.Contains(r.Findings[0].Remedy, `ALTER ROLE "App" LOGIN`) {
+	if got := withoutLogin(r.Findings); !slices.Equal(got, []string{`role "App"`, `role "nightly"`, `role "quiet"`}) || !strings.Contains(r.Findings[0].Remedy, `ALTER ROLE "App" LOGIN`) {
 		t.Errorf("the failover told %v", r.Findings)
 	}
+}
+
+// withoutLogin are the roles that findings call without login.
+func withoutLogin(found problem.Findings) (objects []string) {
+	for _, p := range found {
+		if p.Code == "role-locked-out" || p.Code == "role-created" {
+			objects = append(objects, p.Object)
+		}
+	}
+	slices.Sort(objects)
+	return objects
 }
 
 // waitsAreTold: a transaction that writes in another database of the secondary's instance
@@ -193,4 +222,124 @@ func waitsAreTold(t *testing.T, a, b *instance) {
 		t.Errorf("the failover ended with %v", p)
 	}
 	within(t, conn, `ROLLBACK`)
+}
+
+// TestDropOfOneSide: the other side tells what is left to do there.
+func TestDropOfOneSide(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	drop := func(one, other *instance, state api.State) {
+		t.Helper()
+		other.stop()
+		if _, err := one.DropLink(ctx, "shop", api.DropOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		other.run(t)
+		if _, remedy := other.awaitCause(t, state, "link-gone", "secondary-elsewhere"); !strings.HasPrefix(remedy, "hawser link drop shop") {
+			t.Errorf("%s says what to do: %s", other.name, remedy)
+		}
+		if _, err := other.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	drop(a, b, api.StateSuspended)
+	b.Exec(t, "postgres", `DROP DATABASE shop WITH (FORCE)`)
+	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	drop(b, a, api.StateDisconnected)
+}
+
+// TestTwoAgentsOfOneStateDir: the second one is refused before it touches anything.
+func TestTwoAgentsOfOneStateDir(t *testing.T) {
+	t.Parallel()
+	a := newInstance(t, "alpha")
+	cfg := agent.DefaultConfig()
+	cfg.Name, cfg.StateDir = "alpha", a.dir
+	cfg.Socket = filepath.Join(t.TempDir(), "s")
+	cfg.Endpoint.Listen = "127.0.0.1:0"
+	cfg.Postgres.Connection = agent.ConnString(a.DSN("postgres"))
+	err := agent.Run(context.Background(), cfg, "test")
+	if p, ok := problem.As(err); !ok || p.Code != "another-agent" || p.Object != "directory "+a.dir || !strings.Contains(p.Cause, fmt.Sprintf("process %d", os.Getpid())) {
+		t.Fatalf("the second agent: %v", err)
+	}
+	// What a process of the agent's has inherited holds nothing, and no more does an agent that is gone.
+	child := exec.Command("sleep", "300")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = child.Process.Kill(); _ = child.Wait() }()
+	a.stop()
+	a.process = true
+	a.run(t)
+	a.stop() // kills it
+	a.process = false
+	a.run(t)
+}
+
+// TestPeersAreAskedBack: a name that is like a peer's, and one where there is no peer at all.
+func TestPeersAreAskedBack(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a := newInstance(t, "alpha")
+	validate := func(want, advice string) {
+		t.Helper()
+		_, err := a.ValidateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "estern", Role: api.RolePrimary})
+		if p, ok := problem.As(err); !ok || p.Code != "peer-not-found" || p.Remedy != want || !strings.Contains(p.Advice, advice) {
+			t.Errorf("a link with a peer that is not known: %v", err)
+		}
+	}
+	validate("hawser peer add estern.pem --address HOST:5022", "hawser cert show")
+	cert, err := newInstance(t, "eastern").Certificate(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.AddPeer(ctx, api.AddPeer{Certificate: cert.PEM}); err != nil {
+		t.Fatal(err)
+	}
+	validate("hawser peer list", "did you mean eastern?")
+	for what, err := range map[string]error{"test": second(a.TestPeer(ctx, "estern")), "set": second(a.SetPeer(ctx, "estern", api.SetPeer{NoAddress: true})), "remove": a.RemovePeer(ctx, "estern")} {
+		if p, ok := problem.As(err); !ok || p.Advice != "did you mean eastern?" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// TestVerifyWaitsForTheStream: behind a failover, or when an agent has only just begun, the
+// stream needs a moment.
+func TestVerifyWaitsForTheStream(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'x')`)
+	for range 3 {
+		if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: time.Minute}); err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range []*instance{a, b} {
+			if r, err := i.VerifyLink(ctx, "shop", api.VerifyOptions{}); err != nil || !r.Equal {
+				t.Errorf("%s, just behind a failover: %+v, %v", i.name, r, err)
+			}
+		}
+	}
+	b.stop()
+	a.stop()
+	a.run(t) // it is the secondary
+	ended := make(chan error, 1)
+	go func() {
+		_, err := a.VerifyLink(ctx, "shop", api.VerifyOptions{})
+		ended <- err
+	}()
+	testpg.Eventually(t, 10*time.Second, "the link tells that a comparison waits", func() (bool, error) {
+		l, err := a.Link(ctx, "shop")
+		return slices.Contains(codes(l.Findings), "verify-waits"), err
+	})
+	b.run(t)
+	if err := <-ended; err != nil {
+		t.Errorf("it waited for the stream, and then: %v", err)
+	}
 }

@@ -115,7 +115,7 @@ func (a *agent) changePeer(ctx context.Context, name string, change func(p *cata
 	return a.changePeers(ctx, func(tx pgx.Tx, all []catalog.Peer) error {
 		i := slices.IndexFunc(all, func(p catalog.Peer) bool { return p.Name == name })
 		if i < 0 {
-			return api.PeerNotFound(name)
+			return api.PeerNotFound(name, namesOf(all)...)
 		}
 		p := all[i]
 		if err := change(&p, slices.Delete(all, i, i+1)); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -171,12 +172,14 @@ func (s *service) knownPeer(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range peers {
-		if p.Name == name {
-			return nil
-		}
+	known := make([]string, len(peers))
+	for i, p := range peers {
+		known[i] = p.Name
 	}
-	return api.PeerNotFound(name)
+	if slices.Contains(known, name) {
+		return nil
+	}
+	return api.PeerNotFound(name, known...)
 }
 
 func (s *service) PauseLink(ctx context.Context, name string) error {
@@ -188,9 +191,12 @@ func (s *service) ResumeLink(ctx context.Context, name string) error {
 }
 
 func (s *service) FailoverLink(ctx context.Context, name string, o api.FailoverOptions) (api.FailoverResult, error) {
-	r, err := s.links.Failover(ctx, name, link.FailoverOptions{Timeout: o.Timeout, Force: o.Force})
+	r, err := s.links.Failover(ctx, name, link.FailoverOptions{Timeout: o.Timeout, Force: o.Force, Check: o.Check})
 	if err != nil {
 		return api.FailoverResult{}, err
+	}
+	if o.Check {
+		return api.FailoverResult{Link: name}, nil
 	}
 	return failoverOf(r), nil
 }
@@ -226,10 +232,8 @@ func failoverOf(r link.FailoverResult) api.FailoverResult {
 	for _, p := range r.Phases {
 		out.Phases = append(out.Phases, api.FailoverPhase{Name: p.Name, Seconds: p.Seconds})
 	}
-	for _, name := range r.LockedOut {
-		role := postgres.QuoteIdent(name)
-		out.Findings = append(out.Findings, problem.Warn("role-locked-out", "role "+role,
-			"it had sessions on "+r.OldPrimary+", and can't log in on "+r.NewPrimary, "ALTER ROLE "+role+" LOGIN PASSWORD '…';").At("instance "+r.NewPrimary))
+	for _, p := range link.LockedOut(r.LockedOut, r.OldPrimary, r.NewPrimary) {
+		out.Findings = append(out.Findings, p.At("instance "+r.NewPrimary))
 	}
 	return out
 }

@@ -19,7 +19,7 @@ import (
 
 // ddlVersion is the version of ddl.sql. A newer one in the database is left alone:
 // an older agent of the same database must not undo an upgrade.
-const ddlVersion = 10
+const ddlVersion = 11
 
 //go:embed ddl.sql
 var ddlText string
@@ -39,6 +39,7 @@ var ddlTriggers = []struct{ name, event, filter, function string }{
 	{"!hawser_ddl_begin", "ddl_command_start", ddlBegins, "ddl_begin"},
 	{"!hawser_ddl_caller", "ddl_command_end", "", "ddl_caller"},
 	{"!hawser_ddl_end", "ddl_command_end", "", "ddl_end"},
+	{"!hawser_ddl_path", "ddl_command_start", "", "ddl_caller"},
 	{"!hawser_ddl_start", "ddl_command_start", "", "ddl_start"},
 	{"!hawser_sql_caller", "sql_drop", "", "ddl_caller"},
 	{"!hawser_sql_drop", "sql_drop", "", "ddl_drop"},

@@ -235,6 +235,23 @@ BEGIN
 	RETURN NOT EXISTS (SELECT FROM hawser.ddl_seen s WHERE s.kind = 'owner' AND s.class = 'pg_class'::regclass AND s.id = relation);
 END $f$;
 
+-- hawser.ddl_path is the search_path under which the query of a view that is untold was
+-- most likely written: that of the command at hand where its transaction made the view, or
+-- that of its owner's sessions. What the query calls may name things without their schema.
+CREATE OR REPLACE FUNCTION hawser.ddl_path(view oid, owner oid) RETURNS text
+LANGUAGE plpgsql STABLE AS $f$
+BEGIN
+	RETURN coalesce(
+		CASE WHEN EXISTS (SELECT FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.relation = view AND l.mode = 'AccessExclusiveLock'
+				AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+			THEN nullif(current_setting('hawser.ddl_caller', true), '')::json ->> 'path' END,
+		(SELECT substr(c, strpos(c, '=') + 1) FROM pg_db_role_setting s, unnest(s.setconfig) c
+			WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+			AND s.setrole IN (0, owner) AND c LIKE 'search_path=_%'
+			ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1),
+		'"$user", public');
+END $f$;
+
 -- hawser.ddl_made is what makes a relation that is untold: a table or materialized view
 -- that stands by itself. NULL for any other.
 CREATE OR REPLACE FUNCTION hawser.ddl_made(relation oid) RETURNS json
@@ -246,6 +263,7 @@ BEGIN
 			'view', CASE c.relkind WHEN 'm' THEN format('CREATE MATERIALIZED VIEW %I.%I%s AS %s WITH NO DATA', n.nspname, c.relname,
 				' WITH (' || array_to_string(c.reloptions, ', ') || ')', rtrim(pg_get_viewdef(c.oid), ';')) END,
 			'name', CASE c.relkind WHEN 'm' THEN format('%I.%I', n.nspname, c.relname) END,
+			'path', CASE c.relkind WHEN 'm' THEN hawser.ddl_path(c.oid, c.relowner) END,
 			'filled', CASE WHEN c.relkind = 'm' AND c.relispopulated THEN true END)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.oid = relation AND c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname <> 'hawser'

@@ -39,6 +39,8 @@ const (
 	callRenewSlot  = "renew-slot" // slotRequest -> slotReply, to the primary
 	callMaxWAL     = "max-wal"    // maxWALSetting -> the one in force
 	callDropSlot   = "drop-slot"  // to the primary: the renewed slot is not wanted after all
+	callLogins     = "logins"     // to the primary: the roles whose clients use the database, []string
+	callLockedOut  = "locked-out" // []string -> those that can't log in, to the secondary
 	callIdentities = "identities" // to the primary: []capture.ChangedIdentity
 	callTables     = "tables"     // to the primary: its tables, []catalog.SeedTable
 
@@ -112,7 +114,7 @@ type prepareRequest struct {
 	Patience time.Duration `json:"patience"` // how long the secondary may wait until it follows
 	Term     frame.Term    `json:"term"`     // that the handoff will bring
 	Siblings []sibling     `json:"siblings,omitempty"`
-	Users    []string      `json:"users,omitempty"` // roles with sessions on the primary
+	Users    []string      `json:"users,omitempty"` // roles whose clients use the primary
 }
 
 type refuseRequest struct {
@@ -240,6 +242,8 @@ var linkCalls = map[string]linkCall{
 	}),
 	callRenewSlot:   onLink(flows, (*link).renewSlot),
 	callDropSlot:    told(flows, (*link).giveUpSlot),
+	callLogins:      asked(flows, (*link).loginsHere),
+	callLockedOut:   onLink(flows, (*link).lockedOutHere),
 	callIdentities:  asked(flows, (*link).identities),
 	callTables:      asked(flows, (*link).tables),
 	callMaker:       onLink(flows, (*link).maker),

@@ -29,6 +29,8 @@ type FailoverOptions struct {
 	Timeout time.Duration `json:"timeout"`
 	// Force opens the secondary without the primary.
 	Force bool `json:"force,omitempty"`
+	// Check changes nothing: it only refuses what this side would refuse.
+	Check bool `json:"-"`
 }
 
 // Phase is one timed part of a failover.
@@ -46,8 +48,8 @@ type FailoverResult struct {
 	Term       frame.Term `json:"term"`
 	At         time.Time  `json:"at"`
 	Phases     []Phase    `json:"phases"`
-	// LockedOut are roles that had sessions on the old primary and can't log in on the
-	// new one.
+	// LockedOut are roles whose clients used the database on the old primary and that
+	// can't log in on the new one.
 	LockedOut []string `json:"locked_out,omitempty"`
 	// Closed is how long neither side took writes, by the old primary's clock:
 	// from the fence's closing to the news that the other side is open. Of a forced
@@ -81,13 +83,16 @@ type failoverRun struct {
 
 // failover swaps the roles. Asked of a secondary, it asks the primary.
 func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult, error) {
+	if o.Force && o.Check {
+		return FailoverResult{}, l.checkForce(ctx)
+	}
 	if o.Force {
 		return l.force(ctx)
 	}
 	if err := l.whole("the other side would be a primary that lacks the others"); err != nil {
 		return FailoverResult{}, err
 	}
-	if err := l.maySwap(); err != nil {
+	if err := l.maySwap(); err != nil || o.Check {
 		return FailoverResult{}, err
 	}
 	if o.Timeout <= 0 {
@@ -476,28 +481,10 @@ func holdsAll(ctx context.Context, conn *pgx.Conn) error {
 // users are the roles whose clients will look for the new primary.
 func (l *link) users(ctx context.Context) (names []string, err error) {
 	err = l.inSwap(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, `
-			SELECT DISTINCT usename::text FROM pg_stat_activity
-			WHERE datname = current_database() AND backend_type = 'client backend' AND NOT starts_with(application_name, 'hawser:')`)
-		if err == nil {
-			names, err = pgx.CollectRows(rows, pgx.RowTo[string])
-		}
+		names, err = schema.Logins(ctx, conn)
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("look whose sessions there are: %w", err)
-	}
-	return names, nil
-}
-
-// lockedOut are those of the names that no client can log in by here.
-func lockedOut(ctx context.Context, conn *pgx.Conn, names []string) ([]string, error) {
-	rows, err := conn.Query(ctx, `
-		SELECT name FROM unnest($1::text[]) name LEFT JOIN pg_roles ON rolname = name WHERE rolcanlogin IS NOT TRUE ORDER BY name`, names)
-	if err != nil {
-		return nil, fmt.Errorf("look who can log in: %w", err)
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
+	return names, err
 }
 
 // patience is how long the secondary may wait until it follows: most of the time that
@@ -681,7 +668,7 @@ func (l *link) makeReady(ctx context.Context, r prepareRequest) (prepareReply, e
 		if reply, err = l.prepareHeirs(ctx, conn, r); err != nil {
 			return err
 		}
-		reply.LockedOut, err = lockedOut(ctx, conn, r.Users)
+		reply.LockedOut, err = schema.LockedOut(ctx, conn, r.Users)
 		return err
 	})
 	return reply, err

@@ -50,6 +50,22 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	return r, nil
 }
 
+// checkForce tells what force would refuse, as far as that can be seen without a change.
+func (l *link) checkForce(ctx context.Context) error {
+	if err := l.mayForce(); err != nil {
+		return err
+	}
+	if err := l.needless(ctx); err != nil {
+		return err
+	}
+	conn, err := l.connect(ctx, "failover")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return l.fitToForce(ctx, conn)
+}
+
 // mayForce refuses to open by force what is no secondary.
 func (l *link) mayForce() error {
 	side, _ := l.now()

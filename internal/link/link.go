@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,18 +97,20 @@ type link struct {
 	passable    problem.Findings // what could pass the fence of this side
 	holes       problem.Findings // that it had, and that are closed; and what noteUntold found
 	comparisons map[string]*comparison
-	forcing     bool     // a forced failover or a resync is under way: nothing may be applied
-	rejoining   bool     // a rejoin is under way
-	leaving     int      // drops of the link that were let through, see leave
-	tail        string   // what this side alone has, in words
-	held        int64    // bytes of WAL that the slot keeps
-	maxWAL      *int64   // that it may keep; nil: the agent's limit
-	repairing   bool     // rows that differ are still to be fetched
-	followed    bool     // the secondary followed this side in this term
-	swept       string   // the mark of what a failover's sweep has seen, before the fence
-	accepted    []string // ids of the links that the other side takes up with this one
-	incomplete  bool     // tables were to be copied where another link handed over
-	lastState   State    // as last told, and since when
+	forcing     bool             // a forced failover or a resync is under way: nothing may be applied
+	rejoining   bool             // a rejoin is under way
+	verifying   int              // comparisons that wait for the stream
+	leaving     int              // drops of the link that were let through, see leave
+	tail        string           // what this side alone has, in words
+	tailDDL     *problem.Problem // why this side can't rejoin, if it can't
+	held        int64            // bytes of WAL that the slot keeps
+	maxWAL      *int64           // that it may keep; nil: the agent's limit
+	repairing   bool             // rows that differ are still to be fetched
+	followed    bool             // the secondary followed this side in this term
+	swept       string           // the mark of what a failover's sweep has seen, before the fence
+	accepted    []string         // ids of the links that the other side takes up with this one
+	incomplete  bool             // tables were to be copied where another link handed over
+	lastState   State            // as last told, and since when
 	since       time.Time
 	troubles    Troubles  // guards itself
 	turned      time.Time // when this side began, or its role or phase changed
@@ -594,6 +597,17 @@ func (l *link) unknownThere(err error) *problem.Problem {
 			"hawser link drop "+l.rec.Name).Advise("if it stays so, and then hawser link create makes it anew").Retry()
 	}
 	return nil
+}
+
+// gone says that the other side does not have this link any more; nil: that is not what
+// err is.
+func (l *link) gone(err error) *problem.Problem {
+	p, ok := problem.As(err)
+	if !ok || p.Code != "link-not-found" || !strings.HasPrefix(p.Object, "on instance "+l.rec.Peer+": ") {
+		return nil
+	}
+	return problem.New("link-gone", "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there by hawser link drop --force, without this side",
+		"hawser link drop "+l.rec.Name).Advise("the database stays here, and takes writes then")
 }
 
 // codeElsewhere is of a link that this side took up, and the secondary does not have with it.

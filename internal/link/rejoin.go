@@ -192,13 +192,18 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 			return nil
 		}
 		if c.msg == nil {
-			return problem.New("tail-has-ddl", "link "+l.rec.Name,
-				"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+excerpt(c.statement),
-				"hawser link drop "+l.rec.Name).Advise("this side keeps its data then; hawser link create copies the new primary again")
+			return l.tailHasDDL(c)
 		}
 		return plan.add(ctx, conn, c)
 	})
 	return plan, err
+}
+
+// tailHasDDL is why this side can't rejoin.
+func (l *link) tailHasDDL(c tailChange) *problem.Problem {
+	return problem.New("tail-has-ddl", "link "+l.rec.Name,
+		"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+excerpt(c.statement),
+		"hawser link drop "+l.rec.Name).Advise("this side keeps its data then; hawser link create copies the new primary again")
 }
 
 // excerpt is the beginning of a statement on one line.

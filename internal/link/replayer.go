@@ -15,7 +15,6 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/pgoutput"
-	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 )
@@ -195,9 +194,7 @@ const maxNotes = 20
 func (l *link) note(result schema.Result) {
 	notes := result.Notes
 	for _, name := range result.Roles {
-		role := postgres.QuoteIdent(name)
-		notes = append(notes, problem.Warn("role-created", "role "+role,
-			"it was missing here and the primary's database names it: it was created without login", "ALTER ROLE "+role+" LOGIN PASSWORD '…';").Advise("if it is to log in here"))
+		notes = append(notes, createdRole(name))
 	}
 	if result.Tag != "" {
 		l.log.Info("DDL replayed", "tag", result.Tag)

@@ -79,7 +79,9 @@ func (l *link) stopped(err error) {
 		l.userPath.Store(true)
 	}
 	if p, ok := problem.As(err); ok && !p.Retryable {
-		if l.forgot() { // which is why it lacks what it was refused for
+		if gone := l.gone(err); gone != nil {
+			p = gone
+		} else if l.forgot() { // which is why it lacks what it was refused for
 			p = l.forgotten()
 		}
 		why := *p

@@ -85,6 +85,9 @@ func (l *link) status() Status {
 	if l.awaits != nil {
 		s.Notes = append(s.Notes, l.awaits)
 	}
+	if l.verifying > 0 {
+		s.Notes = append(s.Notes, problem.Noted("verify-waits", "link "+l.rec.Name, "a comparison waits until the two sides agree on their roles and the stream between them is open"))
+	}
 	if n := l.comparison(); n != nil {
 		s.Notes = append(s.Notes, n)
 	}
@@ -151,14 +154,7 @@ func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) 
 	case l.side.Phase == role.Expelled:
 		return FailingOver, problem.Noted("expelled", "link "+s.Name, "instance "+s.Peer+" took over by force; the database is being closed here")
 	case l.side.Phase == role.Diverged:
-		cause := "instance " + s.Peer + " took over by force; the database is read-only here"
-		if l.tail != "" {
-			cause += "; " + l.tail
-		}
-		if !l.filter().All() {
-			return Diverged, problem.New("diverged", "link "+s.Name, cause+"; the tables that the link does not carry are here alone", "hawser link drop "+s.Name).Advise(partsForGood)
-		}
-		return Diverged, problem.New("diverged", "link "+s.Name, cause, "hawser link rejoin "+s.Name).Advise("it follows the new primary then")
+		return Diverged, l.diverged()
 	case l.suspended != nil && (l.side.Phase == role.Waiting || l.side.Phase == role.Moved):
 		return Suspended, l.suspended
 	case l.side.Phase == role.Moved:
@@ -217,6 +213,23 @@ func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) 
 	return Synchronized, problem.Noted("synchronized", "link "+s.Name, "the secondary follows the primary")
 }
 
+// diverged tells what an old primary has to do. The other side tells it too, so it says
+// which of the two it is. The caller holds mu.
+func (l *link) diverged() *problem.Problem {
+	name := l.rec.Name
+	cause := "instance " + l.rec.Peer + " took over by force and is the primary now; the database on instance " + l.m.cfg.Instance + ", the old primary, is read-only"
+	if l.tail != "" {
+		cause += "; " + l.tail
+	}
+	switch {
+	case !l.filter().All():
+		return problem.New("diverged", "link "+name, cause+"; the tables that the link does not carry are here alone", "hawser link drop "+name).Advise(partsForGood)
+	case l.tailDDL != nil:
+		return problem.New("diverged", "link "+name, cause+"; it can't rejoin: "+l.tailDDL.Cause, l.tailDDL.Remedy).Advise(l.tailDDL.Advice)
+	}
+	return problem.New("diverged", "link "+name, cause, "hawser link rejoin "+name).Advise("it follows the new primary then")
+}
+
 // unsettled is the state of a side whose database, or record, is not yet as its role wants
 // it. The caller holds mu.
 func (l *link) unsettled() State {
@@ -264,9 +277,16 @@ func (l *link) full(ctx context.Context) Status {
 		}
 		l.measure(ctx, conn, &s)
 	})
-	if s.Role != role.Primary {
-		return s
+	s.Notes = l.withoutLogin(ctx, s.Notes)
+	if s.Role == role.Primary {
+		s = l.withTheirs(ctx, s)
 	}
+	l.noteLogins(ctx, &s)
+	return s
+}
+
+// withTheirs is a primary's status with what the secondary knows.
+func (l *link) withTheirs(ctx context.Context, s Status) Status {
 	var theirs Status
 	if side, _ := l.now(); side.Phase == role.Preparing && l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs) == nil {
 		s.Notes = append(s.Notes, awaited(theirs.Notes).On(s.Peer)...)
@@ -276,6 +296,9 @@ func (l *link) full(ctx context.Context) Status {
 		return s
 	}
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
+		if gone := l.gone(err); gone != nil && s.State == Disconnected && s.Cause.Code != "opening" && s.Cause.Code != codeElsewhere {
+			s.Cause = gone
+		}
 		return s
 	}
 	s.State, s.Cause, s.Seeding = theirs.State, theirs.Cause.On(s.Peer), theirs.Seeding
@@ -310,6 +333,7 @@ func (l *link) told(ctx context.Context) (Status, error) {
 	if s.Role == role.Primary {
 		l.glance(ctx, func(conn *pgx.Conn) { l.measure(ctx, conn, &s) })
 	}
+	s.Notes = l.withoutLogin(ctx, s.Notes)
 	return s, nil
 }
 

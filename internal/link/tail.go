@@ -40,6 +40,9 @@ type tailChange struct {
 	state              bool   // an owner, a setting or a privilege that changed: a kind, and words
 }
 
+// isDDL tells of a change of the schema, which a rejoin can't take back.
+func (c tailChange) isDDL() bool { return c.msg == nil && !c.state }
+
 // readTail visits every change behind since, in commit order. A message is valid
 // during the visit alone.
 func (l *link) readTail(ctx context.Context, since frame.LSN, visit func(tailChange) error) error {
@@ -270,12 +273,18 @@ func (l *link) account(ctx context.Context) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	var sum tailSum
+	var ddl *problem.Problem
 	err = l.readTail(ctx, side.Since, func(c tailChange) error {
 		sum.add(c)
+		if ddl == nil && c.isDDL() {
+			ddl = l.tailHasDDL(c)
+		}
 		return enc.Encode(c.line())
 	})
 	if errors.Is(err, errTailLost) {
-		l.update(func() { l.tail = "which transactions these are is not known, since the replication slot was lost" })
+		l.update(func() {
+			l.tail, l.tailDDL = "which transactions these are is not known, since the replication slot was lost", nil
+		})
 		return nil
 	}
 	if err == nil {
@@ -291,7 +300,10 @@ func (l *link) account(ctx context.Context) error {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	l.log.Warn("this side was forced out", "transactions", sum.transactions, "changes", sum.changes, "states", sum.states, "report", path)
-	l.update(func() { l.tail = sum.words(path) })
+	if ddl != nil && l.forgot() { // a rejoin compares all tables then
+		ddl = nil
+	}
+	l.update(func() { l.tail, l.tailDDL = sum.words(path), ddl })
 	return nil
 }
 

@@ -65,7 +65,17 @@ func (m *Manager) Verify(ctx context.Context, name string) (VerifyReport, error)
 	return l.verify(ctx)
 }
 
-func (l *link) verify(ctx context.Context) (VerifyReport, error) {
+// verify asks the secondary. Behind a change of roles neither side may know yet that it is.
+func (l *link) verify(ctx context.Context) (report VerifyReport, err error) {
+	l.whileOpening(ctx, func() bool {
+		report, err = l.verifyOnce(ctx)
+		p, ok := problem.As(err)
+		return !ok || p.Code != codeNoSecondary
+	})
+	return report, err
+}
+
+func (l *link) verifyOnce(ctx context.Context) (VerifyReport, error) {
 	if side, _ := l.now(); side.Role == role.Primary && !expelled(side) {
 		var report VerifyReport
 		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callVerify, struct{}{}, &report)
@@ -76,6 +86,7 @@ func (l *link) verify(ctx context.Context) (VerifyReport, error) {
 
 // verifyHere is the secondary's part.
 func (l *link) verifyHere(ctx context.Context) (VerifyReport, error) {
+	l.whileOpening(ctx, func() bool { return l.following() != nil || !l.unopened() })
 	if err := l.follower(); err != nil {
 		return VerifyReport{}, err
 	}
@@ -105,7 +116,40 @@ func (l *link) follower() error {
 	case expelled(side):
 		return problem.New("diverged", "link "+l.rec.Name, "instance "+l.rec.Peer+" took over by force, and nobody follows it yet by this link", "hawser link rejoin "+l.rec.Name).At("the side that was forced out")
 	}
-	return problem.New("no-secondary", "link "+l.rec.Name, "neither side is the secondary at this moment", "hawser link show "+l.rec.Name).Advise("on both sides").Retry()
+	return problem.New(codeNoSecondary, "link "+l.rec.Name, "neither side is the secondary at this moment", "hawser link show "+l.rec.Name).Advise("on both sides").Retry()
+}
+
+const codeNoSecondary = "no-secondary"
+
+// whileOpening tries again, as long as this side has only just begun or changed its role
+// and its stream may open any moment, until something is done. That it waits stands in the
+// status.
+func (l *link) whileOpening(ctx context.Context, done func() bool) {
+	l.mu.Lock()
+	ctx, cancel := context.WithDeadline(ctx, l.turned.Add(openWithin))
+	l.mu.Unlock()
+	defer cancel()
+	for waits := false; !done() && ctx.Err() == nil; waits = true {
+		if !waits {
+			l.update(func() { l.verifying++ })
+			defer l.update(func() { l.verifying-- })
+		}
+		select {
+		case <-ctx.Done():
+		case <-l.ctx.Done():
+			return
+		case <-time.After(openingEvery):
+		}
+	}
+}
+
+// openingEvery is how often a comparison looks whether the stream is open.
+const openingEvery = 50 * time.Millisecond
+
+// unopened tells that a stream is missing, and nothing but time stands against it.
+func (l *link) unopened() bool {
+	s := l.status()
+	return s.State == FailingOver || s.State == Disconnected && s.Cause != nil && (s.Cause.Retryable || s.Cause.Severity == problem.Note)
 }
 
 // following is the applier of a secondary that has all of its tables and takes in what

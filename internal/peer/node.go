@@ -270,7 +270,7 @@ func (n *Node) live(name string) (*session, error) {
 	defer n.mu.Unlock()
 	r := n.peers[name]
 	if r == nil {
-		return nil, notFound(name).Meant(problem.Nearest(name, slices.Sorted(maps.Keys(n.peers))))
+		return nil, n.notFound(name)
 	}
 	if r.session == nil && r.last == nil && n.refused.claims(name) {
 		// Whoever it was: it is no word of the peer's.
@@ -286,8 +286,10 @@ func (n *Node) live(name string) (*session, error) {
 	return r.session, nil
 }
 
-func notFound(name string) *problem.Problem {
-	return problem.New("peer-not-found", "peer "+shown(name), "this instance does not know it", "hawser peer add "+file(name))
+// notFound asks back with the peer that was most likely meant. The caller holds mu.
+func (n *Node) notFound(name string) *problem.Problem {
+	return problem.New("peer-not-found", "peer "+shown(name), "this instance does not know it", "hawser peer add "+file(name)).
+		Meant(problem.Nearest(name, slices.Sorted(maps.Keys(n.peers))))
 }
 
 // Call asks a peer. It lasts as long as ctx and the session do. Without a session

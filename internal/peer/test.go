@@ -65,13 +65,14 @@ func (n *Node) Test(ctx context.Context, peer string) []Step {
 	t := &tester{}
 	n.mu.Lock()
 	r, address := n.peers[peer], ""
+	unknown := n.notFound(peer)
 	if r != nil {
 		address = r.address
 	}
 	n.mu.Unlock()
 	switch {
 	case r == nil:
-		t.try("trust", func() (string, error) { return "", notFound(peer) })
+		t.try("trust", func() (string, error) { return "", unknown })
 	case address == "":
 		n.testSession(ctx, t, r)
 	default:

@@ -287,16 +287,19 @@ func (c *checker) checkPreload(ctx context.Context) error {
 }
 
 func (c *checker) checkRoles(ctx context.Context) error {
-	supers := make(map[string]bool)
+	supers, logins := make(map[string]bool), make(map[string]bool)
 	var name string
-	var super bool
-	err := forEach(ctx, c.conn, `SELECT rolname, rolsuper FROM pg_roles`, []any{&name, &super}, func() { supers[name] = super })
+	var super, login bool
+	err := forEach(ctx, c.conn, `SELECT rolname, rolsuper, rolcanlogin FROM pg_roles`, []any{&name, &super, &login}, func() { supers[name], logins[name] = super, login })
 	if err != nil {
 		return err
 	}
 	for _, r := range c.Roles {
 		if _, exists := supers[r.Name]; !exists {
 			c.add(r.created())
+		} else if r.Login && !logins[r.Name] {
+			c.add(problem.Warn("role-locked-out", "role "+postgres.QuoteIdent(r.Name), "it can log in on the primary and not on the target, where its clients could not come back after a failover",
+				"ALTER ROLE "+postgres.QuoteIdent(r.Name)+" LOGIN PASSWORD '…';").At("the secondary"))
 		}
 	}
 	for _, role := range c.Predefined {

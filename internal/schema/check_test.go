@@ -127,6 +127,10 @@ func TestCheckOfAnUnfitTarget(t *testing.T) {
 	}
 	major := version / 10000
 	stat := testpg.Rows(t, conn, `SELECT default_version FROM pg_available_extensions WHERE name = 'pg_stat_statements'`)[0]
+	for _, name := range []string{"locked out", "a group"} {
+		c.Exec(t, "postgres", `CREATE ROLE "`+name+`"`)
+		t.Cleanup(func() { c.Exec(t, "postgres", `DROP ROLE "`+name+`"`) })
+	}
 	here := DatabaseSettings{Name: "d", Encoding: "UTF8", Collate: "C", Ctype: "C", Provider: "libc"}
 	cases := map[string]struct {
 		r    Requirements
@@ -142,6 +146,7 @@ func TestCheckOfAnUnfitTarget(t *testing.T) {
 			[]string{`extension-missing extension "from_nowhere"`, `warning extension-version extension "hstore"`, `note extension-version extension "pg_trgm"`}},
 		"preload": {Requirements{Extensions: []Extension{{"pg_stat_statements", stat, "public"}}, Preload: []string{"pg_stat_statements"}},
 			[]string{`warning library-not-preloaded extension "pg_stat_statements"`}},
+		"logins": {Requirements{Roles: []Role{{Name: "locked out", Login: true}, {Name: "a group"}}}, []string{`warning role-locked-out role "locked out"`}},
 		"roles": {Requirements{Roles: []Role{{Name: "no such role", Login: true, Superuser: true, Settings: []string{"work_mem=1MB"}}}, Predefined: []string{"pg_future", "pg_monitor"},
 			Superusers: []Ownership{{"event trigger e", "no such role"}}},
 			[]string{`note role-created role "no such role"`, `role-unknown role "pg_future"`, "owner-not-superuser event trigger e"}},

@@ -601,6 +601,56 @@ func TestReplayOfWhatTwoTell(t *testing.T) {
 	p.equal()
 }
 
+// TestReplayOfExplainedQueries has tables and views that came by EXPLAIN ANALYZE, whose
+// queries call functions that name things without their schema: under a search_path of the
+// session, of the role, and of the database, told of by the next command and by a sweep.
+func TestReplayOfExplainedQueries(t *testing.T) {
+	t.Parallel()
+	c := testpg.Shared(t)
+	p := newPair(t, c, c)
+	if got := column(t, p.primary, `SELECT 'yes' WHERE current_setting('server_version_num')::int >= 170000`); len(got) > 0 {
+		t.Skip("from version 17 on the server fills a view without a search_path, on the primary too")
+	}
+	owner := p.source + "_owner"
+	p.exec(p.primary, `CREATE ROLE `+owner+`; ALTER ROLE `+owner+` SET search_path = app; GRANT CREATE ON DATABASE `+p.source+` TO `+owner)
+	t.Cleanup(func() {
+		for _, db := range []string{p.source, p.target} {
+			c.Exec(t, db, `DROP OWNED BY `+owner+` CASCADE`)
+		}
+		c.Exec(t, "postgres", `DROP ROLE `+owner)
+	})
+	sweep := func() {
+		t.Helper()
+		if _, err := capture.SweepDDL(t.Context(), p.primary); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sweep()
+	first := c.Connect(t, p.source)
+	const functions = `CREATE TABLE t AS SELECT 1 AS a; CREATE FUNCTION inner_(int) RETURNS int LANGUAGE sql AS 'SELECT $1 + 1';
+		CREATE FUNCTION f(int) RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN inner_($1) + (SELECT count(*) FROM t); END'`
+	p.exec(first, functions)
+	p.exec(first, `EXPLAIN ANALYZE CREATE MATERIALIZED VIEW told AS SELECT f(a) AS n FROM t; CREATE TABLE after_told (a int)`)
+	p.exec(first, `EXPLAIN ANALYZE CREATE MATERIALIZED VIEW swept AS SELECT f(a) AS n FROM t`)
+	p.exec(first, `EXPLAIN ANALYZE CREATE TABLE explained AS SELECT f(a) AS n FROM t`)
+	sweep()
+	p.exec(first, `CREATE SCHEMA app; SET search_path = app`)
+	p.exec(first, strings.ReplaceAll(functions, "inner_", "deeper"))
+	p.exec(first, `BEGIN; EXPLAIN ANALYZE CREATE MATERIALIZED VIEW in_session AS SELECT f(a) AS n FROM t; CREATE TABLE after_told (a int); COMMIT`)
+	p.exec(first, `EXPLAIN ANALYZE CREATE TABLE explained AS SELECT f(a) AS n FROM t`)
+	sweep()
+	p.exec(first, `ALTER SCHEMA app OWNER TO `+owner+`; ALTER TABLE t OWNER TO `+owner+`; SET ROLE `+owner)
+	p.exec(first, `EXPLAIN ANALYZE CREATE MATERIALIZED VIEW of_role AS SELECT f(a) AS n FROM t`)
+	sweep()
+	p.play()
+	p.equal()
+	for _, view := range []string{"public.told", "public.swept", "public.explained", "app.in_session", "app.explained", "app.of_role"} {
+		if got := column(t, p.secondary, `SELECT n::text FROM `+view); !slices.Equal(got, []string{"3"}) {
+			t.Errorf("%s holds %q", view, got)
+		}
+	}
+}
+
 // TestReplayOfAMarkThatIsTakenBack has a sweep tell of what CLUSTER marked behind the
 // command that took the mark back meanwhile.
 func TestReplayOfAMarkThatIsTakenBack(t *testing.T) {

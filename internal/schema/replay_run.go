@@ -21,6 +21,7 @@ type order struct {
 	sql       string
 	node      *pgq.Node // nil when generated or not readable
 	generated bool      // all its names are qualified: no search_path is wanted
+	path      string    // but this one, for the functions that it calls
 	agent     bool      // no user's code can run in it and it is of our own making
 	fills     bool      // it fills a materialized view
 }
@@ -115,14 +116,13 @@ func (r *replay) createRole(ctx context.Context, name string) (made bool, err er
 
 // enter puts the order's search_path and settings in force until restore is called.
 func (r *replay) enter(ctx context.Context, o order) (restore func(context.Context) error, err error) {
-	// "$user" is the user of the primary, whoever runs the statement here.
-	path := strings.ReplaceAll(r.m.SearchPath, `"$user"`, pgx.Identifier{r.m.User.Name}.Sanitize())
+	path := r.ofUser(r.m.SearchPath)
 	if _, begun := r.begun[r.m.Schema]; begun { // up to PostgreSQL 15 the setting does not tell
 		path = withSchema(r.m.Schema, path)
 	}
 	want := map[string]string{"search_path": path, "check_function_bodies": "off"}
 	if o.generated {
-		want["search_path"] = ""
+		want["search_path"] = r.ofUser(o.path)
 	}
 	for name, value := range r.m.Settings {
 		// The locale's settings matter to values that are converted, and may not exist here.
@@ -167,6 +167,12 @@ func (r *replay) enter(ctx context.Context, o order) (restore func(context.Conte
 		return nil, r.failed(o, err)
 	}
 	return func(ctx context.Context) error { return r.set(ctx, changed, before) }, nil
+}
+
+// ofUser has "$user" in a search_path be the user of the primary, whoever runs the
+// statement here.
+func (r *replay) ofUser(path string) string {
+	return strings.ReplaceAll(path, `"$user"`, pgx.Identifier{r.m.User.Name}.Sanitize())
 }
 
 // known drops from want what this side does not have: tablespaces and access methods.

@@ -38,6 +38,7 @@ type ddlMade struct {
 	View      string    `json:"view"`
 	Name      string    `json:"name"` // of the view, quoted
 	Filled    bool      `json:"filled"`
+	Path      string    `json:"path"` // search_path of its query
 	Schema    string    `json:"schema"`
 }
 
@@ -168,7 +169,7 @@ func (r *replay) makeTold(ctx context.Context, made ddlMade) error {
 	}
 	st := &ddlStatement{text: "REFRESH MATERIALIZED VIEW " + name}
 	r.result.Refreshed = append(r.result.Refreshed, name)
-	return r.fill(ctx, st, name, func() error { return r.run(ctx, order{sql: st.text, generated: true, fills: true}) })
+	return r.fill(ctx, st, name, func() error { return r.run(ctx, order{sql: st.text, generated: true, path: made.Path, fills: true}) })
 }
 
 // multirange gives a multirange type its owner. Its range type's command leaves it alone

@@ -77,6 +77,8 @@ type Service interface {
 type FailoverOptions struct {
 	// Force makes the secondary read-write without the primary.
 	Force bool
+	// Check changes nothing: it only refuses what this side would refuse.
+	Check bool
 	// Timeout bounds a planned failover. When the secondary has not caught up
 	// by then, the primary opens again and nothing has changed. 0 leaves it to
 	// the agent.

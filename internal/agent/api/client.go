@@ -175,7 +175,7 @@ func (c *Client) FollowLink(ctx context.Context, name, primary string) error {
 
 // FailoverLink swaps the roles.
 func (c *Client) FailoverLink(ctx context.Context, name string, o FailoverOptions) (FailoverResult, error) {
-	return call[FailoverResult](ctx, c, http.MethodPost, linkPath(name, "/failover"), failoverBody{Force: o.Force, TimeoutSeconds: o.Timeout.Seconds()})
+	return call[FailoverResult](ctx, c, http.MethodPost, linkPath(name, "/failover"), failoverBody{Force: o.Force, Check: o.Check, TimeoutSeconds: o.Timeout.Seconds()})
 }
 
 // VerifyLink compares both sides.

@@ -159,9 +159,14 @@ func AsBlocked(err error) (*Blocked, bool) {
 	return &Blocked{Findings: findings}, len(findings) > 0
 }
 
-// PeerNotFound is the problem of a peer that is not trusted.
-func PeerNotFound(name string) *problem.Problem {
-	return problem.New("peer-not-found", "peer "+strconv.Quote(name), "This instance has no peer of this name.", "hawser peer list")
+// PeerNotFound is the problem of a peer that is not among those that are trusted.
+func PeerNotFound(name string, known ...string) *problem.Problem {
+	if len(known) == 0 {
+		return problem.New("peer-not-found", "peer "+strconv.Quote(name), "This instance has no peer yet.",
+			"hawser peer add "+problem.Word(name+".pem")+" --address HOST:5022").Advise("the file is what hawser cert show prints on that instance")
+	}
+	return problem.New("peer-not-found", "peer "+strconv.Quote(name), "This instance has no peer of this name.", "hawser peer list").
+		Meant(problem.Nearest(name, known))
 }
 
 // CheckName refuses what can't be the name of a link or an instance; what says

@@ -51,6 +51,7 @@ type (
 	}
 	failoverBody struct {
 		Force          bool    `json:"force,omitempty" doc:"Open the secondary without the primary"`
+		Check          bool    `json:"check,omitempty" doc:"Change nothing: only refuse what this side would refuse"`
 		TimeoutSeconds float64 `json:"timeout_seconds,omitempty" minimum:"0" maximum:"86400" doc:"Bounds a planned failover; 0 leaves it to the agent"`
 	}
 	followBody struct {
@@ -263,7 +264,7 @@ func (h *handler) linkOperations(api huma.API) {
 	changes(h, api, huma.Operation{OperationID: "failover-link", Method: http.MethodPost, Path: "/v1/links/{name}/failover", Summary: "Swap the roles",
 		Description: "Answers when the new primary is open. Meanwhile the link's failover field tells how far it is."},
 		func(ctx context.Context, in *namedWith[failoverBody]) (FailoverResult, error) {
-			r, err := h.service.FailoverLink(ctx, in.Name, FailoverOptions{Force: in.Body.Force, Timeout: seconds(in.Body.TimeoutSeconds)})
+			r, err := h.service.FailoverLink(ctx, in.Name, FailoverOptions{Force: in.Body.Force, Check: in.Body.Check, Timeout: seconds(in.Body.TimeoutSeconds)})
 			r.Phases = orEmpty(r.Phases)
 			return r, err
 		})
