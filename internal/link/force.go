@@ -89,7 +89,7 @@ func (l *link) decideAlone(ctx context.Context) (last catalog.Applied, side role
 		if last, err = followed(ctx, conn, apply.Origin(l.rec.ID, side.Term), side.From); err != nil {
 			return err
 		}
-		asked, err = l.getReady(ctx, conn, last.End)
+		asked, err = l.getReady(ctx, conn, last)
 		return err
 	})
 	if err == nil {
@@ -178,8 +178,11 @@ func (l *link) fitToForce(ctx context.Context, conn *pgx.Conn) error {
 
 // getReady prepares the opening: the fence's triggers, the sequences, and the way
 // back for the old primary, if there is to be one.
-func (l *link) getReady(ctx context.Context, conn *pgx.Conn, since frame.LSN) (asked role.ForceAsked, err error) {
-	asked.Since = since
+func (l *link) getReady(ctx context.Context, conn *pgx.Conn, last catalog.Applied) (asked role.ForceAsked, err error) {
+	asked.Since, asked.Last = last.End, role.Last{XID: last.XID, Commit: last.Commit}
+	if last.Known {
+		asked.Last.Reached = last.Reached
+	}
 	l.timed("prepare", func() {
 		if err = fence.Prepare(ctx, conn, nil); err == nil {
 			err = apply.AdvanceSequences(ctx, conn)
@@ -190,7 +193,7 @@ func (l *link) getReady(ctx context.Context, conn *pgx.Conn, since frame.LSN) (a
 	}
 	if l.unproven() {
 		// Of what the old primary wrote, the positions tell nothing.
-		asked.Since = 0
+		asked.Since, asked.Last = 0, role.Last{}
 		return asked, nil
 	}
 	l.timed("way back", func() {
