@@ -285,3 +285,59 @@ func forcedOutAndRestored(t *testing.T, what string) {
 	equal(t, b, a, "shop")
 	proven(t, b, "shop")
 }
+
+// TestRestoredToAnEarlierLink: a link was dropped and made again under its name, and then one
+// side is put back to when it had the earlier one. Its terms and positions tell nothing of the
+// later: each side says so, neither follows or hands over, and a drop takes away no more than
+// it means.
+func TestRestoredToAnEarlierLink(t *testing.T) {
+	t.Parallel()
+	for _, which := range []string{"primary", "secondary"} {
+		t.Run(which, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			a, b := small(t)
+			back := map[string]*instance{"primary": a, "secondary": b}[which]
+			restore := backup(t, back)
+			b.awaitState(t, "shop", api.StateSynchronized)
+			if _, err := a.DropLink(ctx, "shop", api.DropOptions{RemoveReplica: true}); err != nil {
+				t.Fatal(err)
+			}
+			spec := api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}
+			if _, err := a.CreateLink(ctx, spec); err != nil {
+				t.Fatal(err)
+			}
+			b.awaitState(t, "shop", api.StateSynchronized)
+			back.stop()
+			restore()
+			back.run(t)
+			awaitCause(t, b, "another-link")
+			testpg.Eventually(t, 30*time.Second, "alpha says so, too", func() (bool, error) {
+				l, err := a.Link(ctx, "shop")
+				if err != nil || l.Cause == nil || l.Cause.Code != "another-link" {
+					return false, fmt.Errorf("it is %s: %v, %v", l.State, l.Cause, err)
+				}
+				return true, nil
+			})
+			if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 5 * time.Second}); err == nil {
+				t.Error("alpha handed over")
+			}
+			a.opens(t, `INSERT INTO t VALUES (1, 'alpha leads on')`)
+			for _, i := range []*instance{b, a} {
+				if _, err := i.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				if list, err := a.Links(ctx); i == b && (err != nil || len(list) != 1) {
+					t.Errorf("the drop on beta left alpha %v, %v", list, err)
+				}
+			}
+			b.Exec(t, "postgres", `DROP DATABASE shop WITH (FORCE)`)
+			if _, err := a.CreateLink(ctx, spec); err != nil {
+				t.Fatal(err)
+			}
+			b.awaitState(t, "shop", api.StateSynchronized)
+			equal(t, a, b, "shop")
+			proven(t, a, "shop")
+		})
+	}
+}

@@ -55,8 +55,8 @@ func (l *link) rejoin(ctx context.Context) error {
 	if p := l.m.granted(l.rec.Peer, l.rec.Database, grant.FromPeer); p != nil {
 		return p
 	}
-	var theirs role.State
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, side, &theirs); err != nil {
+	theirs, err := l.meet(ctx)
+	if err != nil {
 		return err
 	}
 	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term <= side.Term {

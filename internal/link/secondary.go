@@ -224,8 +224,7 @@ func (l *link) replicate(ctx context.Context) error {
 
 // exchange tells the other side our state and takes in theirs.
 func (l *link) exchange(ctx context.Context) (theirs role.State, err error) {
-	ours, _ := l.now()
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs); err != nil {
+	if theirs, err = l.meet(ctx); err != nil {
 		return theirs, err
 	}
 	_, err = l.ask(ctx, role.PeerSeen{Peer: theirs})

@@ -781,7 +781,7 @@ func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 	if err != nil {
 		return err
 	}
-	if err := m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{}, nil); err != nil {
+	if err := m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{ID: l.rec.ID}, nil); err != nil {
 		l.log.Warn("the old primary could not be told that this link left it; it asks by itself", "error", err)
 	}
 	return next.resync(ctx, nil)
