@@ -24,14 +24,14 @@ const wayBackWithin = 10 * time.Second
 
 // force opens this side, the secondary, without the primary.
 func (l *link) force(ctx context.Context) (FailoverResult, error) {
+	if err := l.mayForce(); err != nil {
+		return FailoverResult{}, err
+	}
 	run, err := l.begin()
 	if err != nil {
 		return FailoverResult{}, err
 	}
 	defer l.ended(run)
-	if err := l.mayForce(); err != nil {
-		return FailoverResult{}, err
-	}
 	if err := l.needless(ctx); err != nil {
 		return FailoverResult{}, err
 	}
@@ -57,6 +57,9 @@ func (l *link) mayForce() error {
 		return problem.New("diverged", "link "+l.rec.Name,
 			"instance "+l.rec.Peer+" took over by force, and this side has transactions that the other one never received: it is no copy that could be opened",
 			"hawser link rejoin "+l.rec.Name).Advise("when instance " + l.rec.Peer + " can be reached; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is")
+	}
+	if side.Phase == role.Handing || side.Phase == role.Aborting {
+		return l.unanswered(nil)
 	}
 	if side.Role != role.Secondary {
 		return problem.New("not-secondary", "link "+l.rec.Name,
