@@ -434,3 +434,189 @@ func TestResumeOfAnInterruptedFollow(t *testing.T) {
 	equal(t, b, c, "shop")
 	proven(t, b, "other")
 }
+
+// runAsProcess has an instance's agent run as a process from now on, so that stop kills it.
+func (i *instance) runAsProcess(t *testing.T) {
+	t.Helper()
+	i.stop()
+	i.process = true
+	i.run(t)
+}
+
+// awaitStanding waits until a secondary says that it stands for a rejoin by another link.
+func (i *instance) awaitStanding(t *testing.T, link, help string) {
+	t.Helper()
+	testpg.Eventually(t, 40*time.Second, i.name+" stands for the rejoin", func() (bool, error) {
+		l, err := i.Link(context.Background(), link)
+		if err != nil || l.Cause == nil || l.State != api.StateDisconnected || l.Cause.Code != "rows-taken-away" || !strings.Contains(l.Cause.Help(), help) {
+			return false, fmt.Errorf("it is %s: %v, %v", l.State, l.Cause, err)
+		}
+		return true, nil
+	})
+}
+
+// TestSiblingOfARejoinThatEnds: a rejoin of alpha, for which gamma stands, fails or is killed
+// before it took a row away. Nothing happened to what gamma follows: it goes on by itself, and
+// leads on with alpha when the other link is dropped.
+func TestSiblingOfARejoinThatEnds(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"failed", "killed"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			a, b, c := leftBehind(t)
+			a.runAsProcess(t)
+			a.awaitState(t, "shop", api.StateDiverged)
+			c.awaitState(t, "other", api.StateSynchronized)
+			before := digest(t, c.Cluster, "shop")
+			release := hold(t, a, "shop", "customer")
+			rejoined := make(chan error, 1)
+			go func() { rejoined <- a.RejoinLink(ctx, "shop") }()
+			a.awaitSession(t, "takes rows away", `application_name = 'hawser:shop:rejoin' AND wait_event_type = 'Lock'`)
+			c.awaitStanding(t, "other", "when that has ended")
+			a.awaitStanding(t, "other", "when that has ended")
+			if how == "killed" {
+				a.stop()
+			}
+			a.Exec(t, "postgres", `SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'hawser:shop:rejoin'`)
+			if err := <-rejoined; err == nil {
+				t.Fatal("it rejoined")
+			}
+			release()
+			if how == "killed" {
+				a.run(t)
+			}
+			c.awaitState(t, "other", api.StateSynchronized)
+			a.awaitState(t, "other", api.StateSynchronized)
+			if after := digest(t, c.Cluster, "shop"); after != before {
+				t.Errorf("the rejoin changed gamma from\n%s\nto\n%s", before, after)
+			}
+			proven(t, a, "other")
+			if how == "killed" { // and does so again
+				if err := a.RejoinLink(ctx, "shop"); err != nil {
+					t.Fatal(err)
+				}
+				a.awaitState(t, "shop", api.StateSynchronized)
+				equal(t, a, b, "shop")
+				c.awaitState(t, "other", api.StateSuspended)
+				return
+			}
+			if _, err := a.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads on')`)
+			equal(t, a, c, "shop")
+			failover(t, a, "other")
+			equal(t, a, c, "shop")
+		})
+	}
+}
+
+// TestSiblingOfARejoinCutShort: alpha is killed when its rejoin took rows away, and before it
+// follows beta. What gamma has stays whole, and the way on is named. Alpha rejoins beta once
+// more, or, beta being gone for good, gamma, which was opened by force: the rows that are
+// gone on alpha come back in either case.
+func TestSiblingOfARejoinCutShort(t *testing.T) {
+	t.Parallel()
+	for _, with := range []string{"beta", "gamma"} {
+		t.Run("rejoins "+with, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			a, b, c := leftBehind(t)
+			a.runAsProcess(t)
+			a.awaitState(t, "shop", api.StateDiverged)
+			c.awaitState(t, "other", api.StateSynchronized)
+			before := digest(t, c.Cluster, "shop")
+			release := hold(t, a, "postgres", "hawser.link") // no role is stored
+			rejoined := make(chan error, 1)
+			go func() { rejoined <- a.RejoinLink(ctx, "shop") }()
+			const stores = `wait_event_type = 'Lock' AND query LIKE 'UPDATE hawser.link SET s%'`
+			a.awaitSession(t, "stores what the rejoin changes", stores)
+			a.stop()
+			<-rejoined
+			a.Exec(t, "postgres", `SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE `+stores)
+			release()
+			a.run(t)
+			a.awaitState(t, "shop", api.StateDiverged)
+			c.awaitStanding(t, "other", "on instance alpha: hawser link rejoin shop")
+			_, err := a.DropLink(ctx, "shop", api.DropOptions{})
+			turnedDown(t, "drop", err, "copy-incomplete", "rows are missing")
+			if with == "beta" {
+				if err := a.RejoinLink(ctx, "shop"); err != nil {
+					t.Fatal(err)
+				}
+				a.awaitState(t, "shop", api.StateSynchronized)
+				equal(t, a, b, "shop")
+				proven(t, b, "shop")
+				c.awaitState(t, "other", api.StateSuspended)
+				if after := digest(t, c.Cluster, "shop"); after != before {
+					t.Errorf("the rejoin changed gamma from\n%s\nto\n%s", before, after)
+				}
+				return
+			}
+			b.stop()
+			if _, err := c.FailoverLink(ctx, "other", api.FailoverOptions{Force: true}); err != nil {
+				t.Fatal(err)
+			}
+			if after := digest(t, c.Cluster, "shop"); after != before {
+				t.Errorf("gamma, opened by force, has\n%s\nand had\n%s", after, before)
+			}
+			a.awaitState(t, "other", api.StateDiverged)
+			if err := a.RejoinLink(ctx, "other"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.DropLink(ctx, "shop", api.DropOptions{Force: true}); err != nil {
+				t.Fatal(err)
+			}
+			a.awaitState(t, "other", api.StateSynchronized)
+			equal(t, a, c, "shop")
+			proven(t, c, "other")
+			failover(t, c, "other")
+		})
+	}
+}
+
+// TestTwoRejoins: alpha was forced out by both of its secondaries, and is told to rejoin the
+// one while it rejoins the other: it would follow two primaries.
+func TestTwoRejoins(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b, c := family(t)
+	know(t, b, c)
+	a.stop()
+	a.Exec(t, "shop", `UPDATE customer SET name = 'of alpha' WHERE id = 1`)
+	for link, i := range map[string]*instance{"shop": b, "other": c} {
+		i.awaitState(t, link, api.StateDisconnected)
+		if _, err := i.FailoverLink(ctx, link, api.FailoverOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	a.awaitState(t, "other", api.StateDiverged)
+	release := hold(t, a, "shop", "customer")
+	rejoined := make(chan error, 1)
+	go func() { rejoined <- a.RejoinLink(ctx, "shop") }()
+	a.awaitSession(t, "takes rows away", `application_name = 'hawser:shop:rejoin' AND wait_event_type = 'Lock'`)
+	within, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	turnedDown(t, "rejoin of the other", a.RejoinLink(within, "other"), "rejoin-running", "under way")
+	release()
+	if err := <-rejoined; err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+
+	// A person has second thoughts: what came from beta is not what gamma has.
+	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('of beta')`, `UPDATE customer SET name = 'changed by beta' WHERE id = 2`)
+	equal(t, a, b, "shop")
+	if _, err := a.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.RejoinLink(ctx, "other"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "other", api.StateSynchronized)
+	equal(t, a, c, "shop")
+	proven(t, c, "other")
+}

@@ -212,3 +212,131 @@ func restoredToBeforeAFailover(t *testing.T, runs bool) {
 		t.Error(err)
 	}
 }
+
+// TestForcedOutAndRestored: alpha is forced out by beta, and what its slot has is not what
+// beta lacks: its PostgreSQL was put back to before what beta has, and clients wrote where
+// that stood; or beta's was put back before it opened; or somebody made the slot anew, or
+// moved it on. The report claims nothing then, and the rejoin compares.
+func TestForcedOutAndRestored(t *testing.T) {
+	t.Parallel()
+	for _, what := range []string{"alpha restored", "beta restored", "slot made anew", "slot moved on"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			forcedOutAndRestored(t, what)
+		})
+	}
+}
+
+func forcedOutAndRestored(t *testing.T, what string) {
+	ctx := context.Background()
+	a, b := small(t)
+	a.Exec(t, "shop", `INSERT INTO t SELECT i, 'old' FROM generate_series(1, 100) i`)
+	equal(t, a, b, "shop")
+	restored := map[string]*instance{"alpha restored": a, "beta restored": b}[what]
+	restore := func() {}
+	if restored != nil {
+		restore = backup(t, restored)
+		b.awaitState(t, "shop", api.StateSynchronized)
+	}
+	a.Exec(t, "shop", `INSERT INTO t SELECT i, 'of alpha' FROM generate_series(101, 3000) i`, `UPDATE t SET v = 'of alpha' WHERE id <= 10`)
+	equal(t, a, b, "shop")
+	awaitConfirmed(t, a)
+	a.stop()
+	if what != "alpha restored" { // else it would be lost with that
+		a.Exec(t, "shop", `INSERT INTO t VALUES (5000, 'of alpha alone')`, `DELETE FROM t WHERE id = 20`)
+	}
+	if restored == b {
+		b.stop()
+		restore()
+		b.run(t)
+	}
+	b.awaitState(t, "shop", api.StateDisconnected)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.Exec(t, "shop", `INSERT INTO t VALUES (6000, 'of beta')`)
+	if restored == a {
+		restore()
+	}
+	name := "'hawser_" + idOf(t, b, "shop") + "'"
+	switch what {
+	case "slot made anew":
+		change(t, a, `SELECT pg_drop_replication_slot(`+name+`)`)
+		change(t, a, `SELECT pg_create_logical_replication_slot(`+name+`, 'pgoutput')`)
+	case "slot moved on":
+		change(t, a, `SELECT pg_replication_slot_advance(`+name+`, pg_current_wal_lsn())`)
+	}
+	a.Exec(t, "shop", `INSERT INTO t VALUES (7000, 'of alpha alone')`, `UPDATE t SET v = 'of alpha alone' WHERE id = 30`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	testpg.Eventually(t, 30*time.Second, "alpha says that it does not know what it alone has", func() (bool, error) {
+		l, err := a.Link(ctx, "shop")
+		if err != nil || l.Cause == nil || !strings.Contains(l.Cause.Cause, "is not known") {
+			return false, fmt.Errorf("it says %v: %v", l.Cause, err)
+		}
+		return true, nil
+	})
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	b.Exec(t, "shop", `INSERT INTO t VALUES (8000, 'after')`)
+	equal(t, b, a, "shop")
+	proven(t, b, "shop")
+}
+
+// TestRestoredToAnEarlierLink: a link was dropped and made again under its name, and then one
+// side is put back to when it had the earlier one. Its terms and positions tell nothing of the
+// later: each side says so, neither follows or hands over, and a drop takes away no more than
+// it means.
+func TestRestoredToAnEarlierLink(t *testing.T) {
+	t.Parallel()
+	for _, which := range []string{"primary", "secondary"} {
+		t.Run(which, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			a, b := small(t)
+			back := map[string]*instance{"primary": a, "secondary": b}[which]
+			restore := backup(t, back)
+			b.awaitState(t, "shop", api.StateSynchronized)
+			if _, err := a.DropLink(ctx, "shop", api.DropOptions{RemoveReplica: true}); err != nil {
+				t.Fatal(err)
+			}
+			spec := api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}
+			if _, err := a.CreateLink(ctx, spec); err != nil {
+				t.Fatal(err)
+			}
+			b.awaitState(t, "shop", api.StateSynchronized)
+			back.stop()
+			restore()
+			back.run(t)
+			awaitCause(t, b, "another-link")
+			testpg.Eventually(t, 30*time.Second, "alpha says so, too", func() (bool, error) {
+				l, err := a.Link(ctx, "shop")
+				if err != nil || l.Cause == nil || l.Cause.Code != "another-link" {
+					return false, fmt.Errorf("it is %s: %v, %v", l.State, l.Cause, err)
+				}
+				return true, nil
+			})
+			if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 5 * time.Second}); err == nil {
+				t.Error("alpha handed over")
+			}
+			a.opens(t, `INSERT INTO t VALUES (1, 'alpha leads on')`)
+			for _, i := range []*instance{b, a} {
+				if _, err := i.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				if list, err := a.Links(ctx); i == b && (err != nil || len(list) != 1) {
+					t.Errorf("the drop on beta left alpha %v, %v", list, err)
+				}
+			}
+			b.Exec(t, "postgres", `DROP DATABASE shop WITH (FORCE)`)
+			if _, err := a.CreateLink(ctx, spec); err != nil {
+				t.Fatal(err)
+			}
+			b.awaitState(t, "shop", api.StateSynchronized)
+			equal(t, a, b, "shop")
+			proven(t, a, "shop")
+		})
+	}
+}

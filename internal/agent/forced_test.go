@@ -299,3 +299,52 @@ func TestForcedBeforeItFollowed(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, a, b, "shop")
 }
+
+// TestReportOfAnEarlierLink: a link is made again under the name of one whose primary was
+// forced out, and that happens to it as well, in the same term. The first report stays.
+func TestReportOfAnEarlierLink(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := forcedOut(t)
+	reports := func(what string) {
+		t.Helper()
+		a.awaitState(t, "shop", api.StateDiverged)
+		testpg.Eventually(t, 30*time.Second, "alpha reports", func() (bool, error) {
+			l, err := a.Link(ctx, "shop")
+			return err == nil && strings.Contains(l.Cause.Cause, what), err
+		})
+	}
+	reports("never received: 2, with 2 changes")
+	first := report(t, a, "shop-term1.jsonl")
+	if len(first) != 2 {
+		t.Fatalf("the report has %v", first)
+	}
+	if _, err := b.DropLink(ctx, "shop", api.DropOptions{}); err != nil { // both sides stay, each for itself
+		t.Fatal(err)
+	}
+	b.Exec(t, "postgres", `DROP DATABASE shop WITH (FORCE)`)
+	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	a.stop()
+	a.Exec(t, "shop", `INSERT INTO t VALUES (50, 'of alpha, later')`)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second run writes the report again
+		a.run(t)
+		reports("never received: 1, with 1 changes")
+		if later := report(t, a, "shop-term1.jsonl"); len(later) != 1 {
+			t.Errorf("the report has %v", later)
+		}
+		if kept := report(t, a, "shop-term1.1.jsonl"); fmt.Sprint(kept) != fmt.Sprint(first) {
+			t.Errorf("the first report has %v, and had %v", kept, first)
+		}
+		a.stop()
+	}
+	if _, err := os.Stat(filepath.Join(a.dir, "reports", "shop-term1.2.jsonl")); err == nil {
+		t.Error("a report that was written again is kept twice")
+	}
+}

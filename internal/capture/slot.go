@@ -108,6 +108,23 @@ func Held(ctx context.Context, conn *pgx.Conn, id string) (int64, error) {
 	return bytes, nil
 }
 
+// Confirmed returns from where the link's slot still holds what is committed; found tells
+// that there is one.
+func Confirmed(ctx context.Context, conn *pgx.Conn, id string) (from frame.LSN, found bool, err error) {
+	var text string
+	err = conn.QueryRow(ctx, `SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn IS NOT NULL`, Object(id)).Scan(&text)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err == nil {
+		from, err = frame.ParseLSN(text)
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("ask from where replication slot %s holds transactions: %w", Object(id), err)
+	}
+	return from, true, nil
+}
+
 // Behind returns how much WAL the primary wrote since what the secondary has confirmed;
 // found tells that there is a slot.
 func Behind(ctx context.Context, conn *pgx.Conn, id string) (bytes int64, found bool, err error) {

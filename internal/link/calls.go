@@ -24,7 +24,7 @@ const (
 	callCreate     = "create"     // createRequest -> createReply
 	callStart      = "start"      // the link stands on both sides
 	callDrop       = "drop"       // dropRequest -> dropReply
-	callState      = "state"      // role.State -> role.State
+	callState      = "state"      // meeting -> meeting
 	callStatus     = "status"     // Status
 	callPause      = "pause"      // pauseRequest
 	callFailover   = "failover"   // FailoverOptions -> FailoverResult
@@ -115,6 +115,12 @@ type prepareRequest struct {
 	Term     frame.Term    `json:"term"`     // that the handoff will bring
 	Siblings []sibling     `json:"siblings,omitempty"`
 	Users    []string      `json:"users,omitempty"` // roles whose clients use the primary
+}
+
+// meeting is one side's state, and which link of the name it means.
+type meeting struct {
+	role.State
+	ID string `json:"id,omitempty"` // older agents do not tell
 }
 
 type refuseRequest struct {
@@ -224,7 +230,7 @@ func told(n need, do func(l *link, ctx context.Context) error) linkCall {
 
 // linkCalls are all others.
 var linkCalls = map[string]linkCall{
-	callState:     onLink(settles, (*link).meet),
+	callState:     onLink(settles, (*link).met),
 	callRefuse:    onLink(settles, func(l *link, ctx context.Context, r refuseRequest) (role.State, error) { return l.refuse(ctx, r.Term) }),
 	callUnprepare: told(settles, (*link).unprepareToLead),
 	callOutcome:   onLink(settles, (*link).tellOutcome),

@@ -515,14 +515,14 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) (problem
 	}
 	defer stay()
 	side, _ := l.now()
-	request := dropRequest{RemoveReplica: o.RemoveReplica, Force: o.Force}
+	request := dropRequest{RemoveReplica: o.RemoveReplica, Force: o.Force, ID: l.rec.ID}
 	found, err := l.leaves(ctx, request)
 	if err != nil {
 		return nil, err
 	}
 	if side.Phase == role.Waiting {
 		// It may have taken the link up. If it can't be told, its half is dropped there.
-		if err := m.call(ctx, side.Heir, name, callDrop, dropRequest{}, nil); err != nil {
+		if err := m.call(ctx, side.Heir, name, callDrop, dropRequest{ID: l.rec.ID}, nil); err != nil {
 			l.log.Warn("the instance that takes the database over could not be told", "instance", side.Heir, "error", err)
 		}
 	}

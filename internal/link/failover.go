@@ -21,6 +21,7 @@ import (
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
 )
 
 // FailoverOptions are what a person asks for.
@@ -852,10 +853,15 @@ func (l *link) askRefusal(ctx context.Context, term frame.Term) {
 	}
 }
 
-// unanswered is why a side that handed over stays closed.
+// unanswered is why a side that handed over stays closed, and what opens one of the two.
 func (l *link) unanswered(err error) *problem.Problem {
-	why := problem.Of(err, "")
-	return problem.New("outcome-unknown", "link "+l.rec.Name,
-		"instance "+l.rec.Peer+" has not answered whether it took over, so this side takes no writes: "+why.Cause,
-		cmp.Or(why.Remedy, "hawser link show "+l.rec.Name)).At(why.Place).Advise(joined(why.Advice, "bring instance "+l.rec.Peer+" back, and this side opens or follows by itself; if that is gone for good: hawser link drop "+l.rec.Name+" --force, which opens this database as it is")).Because(err)
+	p := problem.New("outcome-unknown", "link "+l.rec.Name,
+		"instance "+l.rec.Peer+" has not answered whether it took over, so this side takes no writes", "hawser link show "+l.rec.Name).Because(err)
+	if err != nil {
+		why := problem.Of(err, "")
+		p.Cause, p.Remedy, p.Place, p.Advice = p.Cause+": "+why.Cause, cmp.Or(why.Remedy, p.Remedy), why.Place, why.Advice
+	}
+	return p.Advise(joined(p.Advice, "bring instance "+l.rec.Peer+" back, and this side opens or follows by itself; "+
+		"if the two can't reach each other: hawser link failover "+l.rec.Name+" --force on instance "+l.rec.Peer+" opens that one, unless it is open; "+
+		"if that is gone for good: hawser link drop "+l.rec.Name+" --force here, which opens this database as it is"))
 }

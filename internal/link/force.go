@@ -24,14 +24,14 @@ const wayBackWithin = 10 * time.Second
 
 // force opens this side, the secondary, without the primary.
 func (l *link) force(ctx context.Context) (FailoverResult, error) {
+	if err := l.mayForce(); err != nil {
+		return FailoverResult{}, err
+	}
 	run, err := l.begin()
 	if err != nil {
 		return FailoverResult{}, err
 	}
 	defer l.ended(run)
-	if err := l.mayForce(); err != nil {
-		return FailoverResult{}, err
-	}
 	if err := l.needless(ctx); err != nil {
 		return FailoverResult{}, err
 	}
@@ -74,6 +74,9 @@ func (l *link) mayForce() error {
 			"instance "+l.rec.Peer+" took over by force, and this side has transactions that the other one never received: it is no copy that could be opened",
 			"hawser link rejoin "+l.rec.Name).Advise("when instance " + l.rec.Peer + " can be reached; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is")
 	}
+	if side.Phase == role.Handing || side.Phase == role.Aborting {
+		return l.unanswered(nil)
+	}
 	if side.Role != role.Secondary {
 		return problem.New("not-secondary", "link "+l.rec.Name,
 			"this side is the primary; it is the secondary that can be opened without the other side", "hawser link failover "+l.rec.Name+" --force").At("instance " + l.rec.Peer)
@@ -105,7 +108,7 @@ func (l *link) decideAlone(ctx context.Context) (last catalog.Applied, side role
 		if last, err = followed(ctx, conn, apply.Origin(l.rec.ID, side.Term), side.From); err != nil {
 			return err
 		}
-		asked, err = l.getReady(ctx, conn, last.End)
+		asked, err = l.getReady(ctx, conn, last)
 		return err
 	})
 	if err == nil {
@@ -194,8 +197,11 @@ func (l *link) fitToForce(ctx context.Context, conn *pgx.Conn) error {
 
 // getReady prepares the opening: the fence's triggers, the sequences, and the way
 // back for the old primary, if there is to be one.
-func (l *link) getReady(ctx context.Context, conn *pgx.Conn, since frame.LSN) (asked role.ForceAsked, err error) {
-	asked.Since = since
+func (l *link) getReady(ctx context.Context, conn *pgx.Conn, last catalog.Applied) (asked role.ForceAsked, err error) {
+	asked.Since, asked.Last = last.End, role.Last{XID: last.XID, Commit: last.Commit}
+	if last.Known {
+		asked.Last.Reached = last.Reached
+	}
 	l.timed("prepare", func() {
 		if err = fence.Prepare(ctx, conn, nil); err == nil {
 			err = apply.AdvanceSequences(ctx, conn)
@@ -206,7 +212,7 @@ func (l *link) getReady(ctx context.Context, conn *pgx.Conn, since frame.LSN) (a
 	}
 	if l.unproven() {
 		// Of what the old primary wrote, the positions tell nothing.
-		asked.Since = 0
+		asked.Since, asked.Last = 0, role.Last{}
 		return asked, nil
 	}
 	l.timed("way back", func() {

@@ -220,9 +220,7 @@ func (l *link) guardPrepared(ctx context.Context) error {
 // wantedThere tells that the primary hands over to this side just now: it takes back itself
 // what it asked for.
 func (l *link) wantedThere(ctx context.Context) bool {
-	ours, _ := l.now()
-	var theirs role.State
-	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs)
+	theirs, err := l.meet(ctx)
 	return err == nil && theirs.Swapping()
 }
 

@@ -101,6 +101,8 @@ type link struct {
 	rejoining   bool             // a rejoin is under way
 	verifying   int              // comparisons that wait for the stream
 	leaving     int              // drops of the link that were let through, see leave
+	serving     int              // streams of changes that may have begun
+	stands      *problem.Problem // a rejoin by another link of the database takes rows away
 	tail        string           // what this side alone has, in words
 	tailDDL     *problem.Problem // why this side can't rejoin, if it can't
 	held        int64            // bytes of WAL that the slot keeps
@@ -556,9 +558,36 @@ func (l *link) obstacle() error {
 	return l.obstructed
 }
 
-// meet takes the other side's state and returns ours.
-func (l *link) meet(ctx context.Context, theirs role.State) (role.State, error) {
-	return l.ask(ctx, role.PeerSeen{Peer: theirs})
+// met takes the other side's state and returns ours.
+func (l *link) met(ctx context.Context, theirs meeting) (meeting, error) {
+	if err := l.sameLink(theirs.ID); err != nil {
+		return meeting{}, err
+	}
+	ours, err := l.ask(ctx, role.PeerSeen{Peer: theirs.State})
+	return meeting{ours, l.rec.ID}, err
+}
+
+// meet tells the other side our state and returns theirs, of this very link.
+func (l *link) meet(ctx context.Context) (role.State, error) {
+	ours, _ := l.now()
+	var theirs meeting
+	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, meeting{ours, l.rec.ID}, &theirs); err != nil {
+		return role.State{}, err
+	}
+	return theirs.State, l.sameLink(theirs.ID)
+}
+
+const codeAnotherLink = "another-link"
+
+// sameLink refuses to take another link of this name for this one: its roles, positions and
+// handoffs are not this one's.
+func (l *link) sameLink(id string) error {
+	if id == "" || id == l.rec.ID {
+		return nil
+	}
+	return problem.New(codeAnotherLink, "link "+l.rec.Name,
+		"instances "+l.m.cfg.Instance+" and "+l.rec.Peer+" each have a link of this name, and not the same: it was made anew, and PostgreSQL of one of the two was put back to a state from before",
+		"hawser link drop "+l.rec.Name).Advise("on both sides, of which each keeps its database, and then make the link anew; or put that PostgreSQL back to a later state")
 }
 
 // meetPeer exchanges states with the other side. It tries until that succeeds: a
@@ -566,9 +595,8 @@ func (l *link) meet(ctx context.Context, theirs role.State) (role.State, error) 
 func (l *link) meetPeer(ctx context.Context) {
 	var theirs role.State
 	for wait := NewBackoff(); ; {
-		ours, _ := l.now()
-		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs)
-		if err == nil {
+		var err error
+		if theirs, err = l.meet(ctx); err == nil {
 			break
 		}
 		l.log.Debug("can't tell the peer", "error", err)
@@ -590,7 +618,7 @@ func (l *link) meetPeer(ctx context.Context) {
 func (l *link) unknownThere(err error) *problem.Problem {
 	p, ok := problem.As(err)
 	switch {
-	case ok && p.Code == "peer-not-found":
+	case ok && (p.Code == "peer-not-found" || p.Code == codeAnotherLink):
 		return p
 	case ok && p.Code == "link-not-found":
 		return problem.New(codeElsewhere, "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it with this one: it has not gone over to this primary yet, or was opened by force meanwhile",

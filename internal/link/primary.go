@@ -75,6 +75,9 @@ func (l *link) serves() error {
 	if l.suspended != nil && l.side.Role == role.Primary {
 		return l.suspended
 	}
+	if l.stands != nil {
+		return l.stands
+	}
 	if l.side.Role != role.Primary || l.side.Phase == role.Promoting || expelled(l.side) {
 		return problem.New("not-primary", "link "+l.rec.Name,
 			fmt.Sprintf("instance %s is %s and %s, and does not stream", l.m.cfg.Instance, l.side.Role, l.side.Phase), "hawser link show "+l.rec.Name).Retry()
@@ -108,6 +111,14 @@ func (l *link) serveChanges(ctx context.Context, s peer.Stream) error {
 	if start.Term != side.Term {
 		return problem.New("term-differs", "link "+l.rec.Name,
 			fmt.Sprintf("this side is in term %d, the other in term %d", side.Term, start.Term), "").Advise("the sides tell each other their terms by themselves").Retry()
+	}
+	end, err := l.beginServing()
+	if err != nil {
+		return err
+	}
+	defer end()
+	if err := l.rowsTaken(ctx); err != nil {
+		return err
 	}
 	if err := l.renew(ctx, side); err != nil {
 		return err

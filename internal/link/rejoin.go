@@ -55,8 +55,8 @@ func (l *link) rejoin(ctx context.Context) error {
 	if p := l.m.granted(l.rec.Peer, l.rec.Database, grant.FromPeer); p != nil {
 		return p
 	}
-	var theirs role.State
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, side, &theirs); err != nil {
+	theirs, err := l.meet(ctx)
+	if err != nil {
 		return err
 	}
 	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term <= side.Term {
@@ -74,13 +74,19 @@ func (l *link) rejoin(ctx context.Context) error {
 		return err
 	}
 	plan, err := l.planRejoin(ctx, side)
-	if err == nil || errors.Is(err, errTailLost) {
-		if stood := l.standSiblings(ctx); stood != nil {
+	lost, isLost := lostTail(err)
+	if isLost {
+		l.log.Warn("every table is compared", "cause", lost)
+	}
+	if err == nil || isLost {
+		goOn, stood := l.standSiblings(ctx)
+		if stood != nil {
 			return stood
 		}
+		defer goOn()
 	}
 	switch {
-	case errors.Is(err, errTailLost) || err == nil && (theirs.Position == 0 || !theirs.Forced):
+	case isLost || err == nil && (theirs.Position == 0 || !theirs.Forced):
 		// What the two sides do not share is not known: every table is compared. So it is
 		// where this side had handed over once, and was then restored to a time before.
 		theirs.Position, err = l.compareToRejoin(ctx)
@@ -99,8 +105,19 @@ func (l *link) rejoin(ctx context.Context) error {
 	return err
 }
 
-// beginRejoin lets one rejoin run at a time.
+// beginRejoin lets one rejoin of a database run at a time: two would make it the secondary
+// of two primaries.
 func (l *link) beginRejoin() (release func(), err error) {
+	l.m.swap.Lock()
+	defer l.m.swap.Unlock()
+	for _, s := range l.m.siblings(l) {
+		s.mu.Lock()
+		rejoining := s.rejoining
+		s.mu.Unlock()
+		if rejoining {
+			return nil, s.rejoinRuns()
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -182,11 +199,11 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 	defer conn.Close(context.WithoutCancel(ctx))
 	if err := l.recall(ctx, conn); err != nil { // what it wrote since may have no DDL in it
 		if p, ok := problem.As(err); ok && p.Code == codeForgotten {
-			err = errTailLost
+			err = &tailLost{"schema hawser was dropped", err}
 		}
 		return nil, err
 	}
-	err = l.readTail(ctx, side.Since, func(c tailChange) error {
+	err = l.readTail(ctx, side, false, func(c tailChange) error {
 		if c.state {
 			plan.states = append(plan.states, excerpt(c.statement))
 			return nil

@@ -181,7 +181,7 @@ func (l *link) replicate(ctx context.Context) error {
 	}
 	theirs, err := l.exchange(ctx)
 	if err != nil {
-		return err
+		return l.goneThere(err)
 	}
 	side, _ := l.now()
 	if side.Role != role.Secondary {
@@ -224,10 +224,18 @@ func (l *link) replicate(ctx context.Context) error {
 	return l.stream(ctx, side, !state.Done)
 }
 
+// goneThere says what is left of a link that the primary does not have any more.
+func (l *link) goneThere(err error) error {
+	if p, ok := problem.As(err); !ok || p.Code != "link-not-found" {
+		return err
+	}
+	return problem.New("link-not-found", "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there, and this side could not be told",
+		"hawser link drop "+l.rec.Name).Advise("it keeps the database, which takes writes then; where another instance leads the database: hawser link follow " + l.rec.Name + " --primary INSTANCE")
+}
+
 // exchange tells the other side our state and takes in theirs.
 func (l *link) exchange(ctx context.Context) (theirs role.State, err error) {
-	ours, _ := l.now()
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, ours, &theirs); err != nil {
+	if theirs, err = l.meet(ctx); err != nil {
 		return theirs, err
 	}
 	_, err = l.ask(ctx, role.PeerSeen{Peer: theirs})

@@ -124,21 +124,86 @@ func (m *Manager) primaryMoved(l *link) {
 	}
 }
 
-// standSiblings has the database's other links stand before a rejoin takes rows away: what it
-// does until it is through is no state that a primary had, and may reach nobody.
-func (l *link) standSiblings(ctx context.Context) error {
+// standSiblings has the database's other links stand while a rejoin takes rows away: what it
+// does until it is through is no state that a primary had, and may reach nobody. They go on
+// when it ended without that; what becomes of them otherwise is told by rowsTaken.
+func (l *link) standSiblings(ctx context.Context) (release func(), err error) {
+	stand := l.m.siblings(l)
+	for _, s := range stand {
+		why := l.takesRows(s.rec.Name, "is under way").Advise("it goes on, or says what it takes, when that has ended")
+		s.update(func() { s.stands = why })
+	}
+	release = func() {
+		for _, s := range stand {
+			s.update(func() { s.stands = nil })
+		}
+	}
+	for _, s := range stand {
+		if err := s.until(ctx, func() bool { return s.serving == 0 }); err != nil && !errors.Is(err, errHalted) {
+			release()
+			return nil, err
+		}
+	}
+	return release, nil
+}
+
+// takesRows is why a sibling stands during the rejoin, or after one that did not end.
+func (l *link) takesRows(name, what string) *problem.Problem {
+	return problem.New(codeRowsTaken, "link "+name,
+		"a rejoin of the database by link "+l.rec.Name+" "+what+": it takes rows away on instance "+l.m.cfg.Instance+", to fetch them from instance "+l.rec.Peer+", and this link's secondary stays as it is",
+		"hawser link show "+l.rec.Name).At("instance " + l.m.cfg.Instance).Retry()
+}
+
+const codeRowsTaken = "rows-taken-away"
+
+// beginServing enters a stream of changes, unless the link stands for a rejoin.
+func (l *link) beginServing() (end func(), err error) {
+	l.update(func() {
+		if l.stands != nil {
+			err = l.stands
+			return
+		}
+		l.serving++
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func() { l.update(func() { l.serving-- }) }, nil
+}
+
+// rowsTaken refuses to stream what a rejoin by another link left: rows that it took away,
+// and did not live to fetch, or those of another primary. The database itself tells.
+func (l *link) rowsTaken(ctx context.Context) error {
 	for _, s := range l.m.siblings(l) {
-		if side, _ := s.now(); side.Role != role.Primary || side.Phase != role.Steady {
+		side, _ := s.now()
+		switch {
+		case side.Role == role.Secondary && side.Rejoined && l.steady():
+			return s.forcedMove(l.rec.Name)
+		case side.Phase != role.Diverged:
 			continue
 		}
-		if !s.left() {
-			s.suspend(l.forcedMove(s.rec.Name))
-		}
-		if err := s.until(ctx, func() bool { return !s.streaming }); err != nil && !errors.Is(err, errHalted) {
+		conn, err := l.connect(ctx, "rows")
+		if err != nil {
 			return err
+		}
+		lacks, err := catalog.Lacking(ctx, conn, s.rec.ID)
+		_ = conn.Close(context.WithoutCancel(ctx))
+		if err != nil {
+			return err
+		}
+		if lacks != nil {
+			p := s.takesRows(l.rec.Name, "did not end")
+			p.Remedy = "hawser link rejoin " + s.rec.Name
+			return p.Advise("if instance " + s.rec.Peer + " is gone for good: hawser link failover " + l.rec.Name + " --force on instance " + l.rec.Peer + ", which has all rows")
 		}
 	}
 	return nil
+}
+
+// steady tells that this side leads the link, as far as it knows.
+func (l *link) steady() bool {
+	side, _ := l.now()
+	return side.Role == role.Primary && side.Phase == role.Steady
 }
 
 // forcedMove is why a sibling stands on a side that was forced out.
@@ -716,7 +781,7 @@ func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 	if err != nil {
 		return err
 	}
-	if err := m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{}, nil); err != nil {
+	if err := m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{ID: l.rec.ID}, nil); err != nil {
 		l.log.Warn("the old primary could not be told that this link left it; it asks by itself", "error", err)
 	}
 	return next.resync(ctx, nil)

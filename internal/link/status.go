@@ -169,6 +169,8 @@ func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) 
 		return FailingOver, problem.Noted("failing-over", "link "+s.Name, "a failover is under way: "+string(l.side.Phase))
 	case l.suspended != nil:
 		return Suspended, l.suspended
+	case l.stands != nil:
+		return Disconnected, l.stands
 	case l.paused:
 		return Paused, problem.Noted("paused", "link "+s.Name, "a person paused it")
 	}

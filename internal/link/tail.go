@@ -2,10 +2,13 @@ package link
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +18,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/hawser/hawser/internal/capture"
+	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
+	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/pgoutput"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
@@ -25,8 +30,22 @@ import (
 // The tail is what a primary committed that the other side, which took over by
 // force, had not received. This side's slot still holds it.
 
-// errTailLost says that the slot is gone, and with it the knowledge of the tail.
-var errTailLost = errors.New("the replication slot that held the transactions of this side alone is lost")
+// tailLost says why this side's slot does not tell the tail.
+type tailLost struct {
+	why string
+	err error
+}
+
+func (e *tailLost) Error() string {
+	return "which transactions this side alone has is not known, since " + e.why
+}
+func (e *tailLost) Unwrap() error { return e.err }
+
+// lostTail returns that the tail is not known, if err says so.
+func lostTail(err error) (lost *tailLost, is bool) {
+	is = errors.As(err, &lost)
+	return lost, is
+}
 
 // tailChange is one change of the tail.
 type tailChange struct {
@@ -43,9 +62,10 @@ type tailChange struct {
 // isDDL tells of a change of the schema, which a rejoin can't take back.
 func (c tailChange) isDDL() bool { return c.msg == nil && !c.state }
 
-// readTail visits every change behind since, in commit order. A message is valid
-// during the visit alone.
-func (l *link) readTail(ctx context.Context, since frame.LSN, visit func(tailChange) error) error {
+// readTail visits every change behind what the other side has, in commit order. A message is
+// valid during the visit alone. Alone leaves out what is no loss: of a rejoin, or of another
+// primary.
+func (l *link) readTail(ctx context.Context, side role.State, alone bool, visit func(tailChange) error) error {
 	conn, err := l.m.openValues(ctx, postgres.Session{Database: l.rec.Database, Purpose: l.rec.Name + ":tail", Settings: postgres.ValueSettings()})
 	if err != nil {
 		return err
@@ -55,16 +75,41 @@ func (l *link) readTail(ctx context.Context, since frame.LSN, visit func(tailCha
 	if err != nil {
 		return err
 	}
+	r := tailReader{since: side.Since, alone: alone, key: key, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
+	if err := r.meetSlot(ctx, conn, l.rec, side.Last); err != nil {
+		return err
+	}
 	rows, err := conn.Query(ctx, `
 		SELECT data FROM pg_logical_slot_peek_binary_changes($1::text::name, NULL, NULL, 'proto_version', '1', 'publication_names', $1::text, 'messages', 'true')`,
 		capture.Object(l.rec.ID))
 	if err != nil {
 		return tailProblem(err)
 	}
-	r := tailReader{since: since, key: key, visit: visit, relations: map[uint32]*pgoutput.Relation{}}
 	var data []byte
 	_, err = pgx.ForEachRow(rows, []any{&data}, func() error { return r.take(data) })
+	if err == nil && r.expected.Commit > 0 {
+		err = errOtherWAL
+	}
 	return tailProblem(err)
+}
+
+// errOtherWAL is of a tail that does not go on from what the other side has.
+var errOtherWAL = &tailLost{why: "PostgreSQL was put back here to an earlier state than the other side has"}
+
+// meetSlot sees whether the slot holds all behind what the other side has, and what has to
+// come first if it does.
+func (r *tailReader) meetSlot(ctx context.Context, conn *pgx.Conn, rec catalog.Link, last role.Last) error {
+	confirmed, found, err := capture.Confirmed(ctx, conn, rec.ID)
+	if err != nil || !found {
+		return err
+	}
+	if last.Reached > 0 && confirmed > last.Reached {
+		return &tailLost{why: fmt.Sprintf("the replication slot holds them from %s on alone, and instance %s has what came before %s: somebody made the slot anew or moved it on, or PostgreSQL was put back there to an earlier state", confirmed, rec.Peer, last.Reached)}
+	}
+	if confirmed <= last.Commit {
+		r.expected = last
+	}
+	return nil
 }
 
 func tailProblem(err error) error {
@@ -75,7 +120,7 @@ func tailProblem(err error) error {
 	case !errors.As(err, &pg):
 		return err
 	case pg.Code == "42704" || pg.Code == "55000": // undefined_object, invalidated
-		return fmt.Errorf("%w: %w", errTailLost, err)
+		return &tailLost{"the replication slot was lost", err}
 	case pg.Code == "55006":
 		return problem.New("slot-in-use", "", "the stream to the other side has not ended yet", "").Advise("it is tried again by itself").Retry().Because(err)
 	}
@@ -84,12 +129,15 @@ func tailProblem(err error) error {
 
 type tailReader struct {
 	since     frame.LSN
+	expected  role.Last // what the other side had last, until it came
+	alone     bool
 	key       []byte // that signs the primary's messages
 	visit     func(tailChange) error
 	dec       pgoutput.Decoder
 	relations map[uint32]*pgoutput.Relation
 	begin     pgoutput.Begin
-	own       bool         // this transaction is a rejoin's, or came by another link of the database
+	own       bool         // this transaction is a rejoin's
+	came      bool         // it came by another link of the database
 	texts     schema.Texts // of this transaction's DDL
 }
 
@@ -100,9 +148,10 @@ func (r *tailReader) take(data []byte) error {
 	}
 	switch m := msg.(type) {
 	case *pgoutput.Begin:
-		r.begin, r.own, r.texts = *m, false, schema.Texts{}
+		r.begin, r.own, r.came, r.texts = *m, false, false, schema.Texts{}
+		return r.meet()
 	case *pgoutput.Origin:
-		r.own = r.own || strings.HasPrefix(m.Name, capture.Object(""))
+		r.came = strings.HasPrefix(m.Name, capture.Object(""))
 	case *pgoutput.Relation:
 		r.relations[m.ID] = m
 	case *pgoutput.Insert:
@@ -155,15 +204,32 @@ func (l *link) markOwn(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// meet is told of every transaction: the one that the other side had last has to come
+// before any that it has not.
+func (r *tailReader) meet() error {
+	switch want, commit := r.expected, frame.LSN(r.begin.FinalLSN); {
+	case want.Commit == 0 || commit < want.Commit:
+		return nil
+	case commit > want.Commit || r.begin.XID != want.XID:
+		return errOtherWAL
+	}
+	r.expected = role.Last{}
+	return nil
+}
+
 // change passes a change on unless the other side has it, since its position is the end
-// of the last transaction that it applied, or nobody lost it.
+// of the last transaction that it applied, or nobody lost it. What came by another link is
+// another primary's, and its DDL is not told here.
 func (r *tailReader) change(id uint32, msg pgoutput.Message) error {
-	if r.own || frame.LSN(r.begin.FinalLSN) < r.since {
+	if r.alone && (r.own || r.came) || frame.LSN(r.begin.FinalLSN) < r.since {
 		return nil
 	}
 	rel := r.relations[id]
 	if rel != nil && rel.Namespace == "hawser" {
 		return nil
+	}
+	if r.came {
+		return &tailLost{why: "this side followed another primary in between"}
 	}
 	return r.visit(tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), rel: rel, msg: msg})
 }
@@ -252,7 +318,8 @@ func values(rel *pgoutput.Relation, row []pgoutput.Column, keyOnly bool) (named 
 	return named, unchanged
 }
 
-// account writes the tail into a report, which replaces one of an earlier try.
+// account writes the tail into a report, which replaces one of an earlier try, and no other:
+// an earlier link may have had the name, or this PostgreSQL another past.
 func (l *link) account(ctx context.Context) error {
 	side, _ := l.now()
 	// What fired no event is told in the WAL by this. It is no reason to have no report.
@@ -274,17 +341,15 @@ func (l *link) account(ctx context.Context) error {
 	enc.SetEscapeHTML(false)
 	var sum tailSum
 	var ddl *problem.Problem
-	err = l.readTail(ctx, side.Since, func(c tailChange) error {
+	err = l.readTail(ctx, side, true, func(c tailChange) error {
 		sum.add(c)
 		if ddl == nil && c.isDDL() {
 			ddl = l.tailHasDDL(c)
 		}
 		return enc.Encode(c.line())
 	})
-	if errors.Is(err, errTailLost) {
-		l.update(func() {
-			l.tail, l.tailDDL = "which transactions these are is not known, since the replication slot was lost", nil
-		})
+	if lost, is := lostTail(err); is {
+		l.update(func() { l.tail, l.tailDDL = lost.Error(), nil })
 		return nil
 	}
 	if err == nil {
@@ -292,6 +357,9 @@ func (l *link) account(ctx context.Context) error {
 	}
 	if err == nil {
 		err = f.Sync()
+	}
+	if err == nil {
+		err = keepEarlier(path, f.Name())
 	}
 	if err == nil {
 		err = os.Rename(f.Name(), path)
@@ -334,6 +402,53 @@ func (s *tailSum) words(path string) string {
 	return out + ", in " + path
 }
 
+// keepEarlier gives a report another name that the new one does not go on from.
+func keepEarlier(path, next string) error {
+	same, err := beginsWith(next, path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && same {
+		return nil
+	}
+	for n := 1; err == nil; n++ {
+		aside := strings.TrimSuffix(path, reportEnd) + fmt.Sprintf(".%d", n) + reportEnd
+		if err = os.Link(path, aside); err == nil || !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		err = nil
+	}
+	return err
+}
+
+// beginsWith tells whether a file begins with all that another one has.
+func beginsWith(file, start string) (bool, error) {
+	s, err := os.Open(start)
+	if err != nil {
+		return false, err
+	}
+	defer s.Close()
+	f, err := os.Open(file)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	a, b := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, err := s.Read(a)
+		if n > 0 {
+			if _, short := io.ReadFull(f, b[:n]); short != nil || !bytes.Equal(a[:n], b[:n]) {
+				return false, nil
+			}
+		}
+		if err == io.EOF {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+const reportEnd = ".jsonl"
+
 func (l *link) reportPath(term frame.Term) string {
-	return filepath.Join(l.m.cfg.StateDir, "reports", fmt.Sprintf("%s-term%d.jsonl", l.rec.Name, term))
+	return filepath.Join(l.m.cfg.StateDir, "reports", fmt.Sprintf("%s-term%d", l.rec.Name, term)+reportEnd)
 }

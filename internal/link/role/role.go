@@ -80,6 +80,14 @@ type Handoff struct {
 	Term frame.Term `json:"term"`
 }
 
+// Last is the last transaction that a side had of the other one's. By it that one sees
+// whether its WAL, and its slot, are still those that were followed.
+type Last struct {
+	XID     uint32    `json:"xid,omitempty"`
+	Commit  frame.LSN `json:"commit,omitempty"`  // of its commit record; 0: there was none
+	Reached frame.LSN `json:"reached,omitempty"` // as far as the slot may be confirmed; 0: not known
+}
+
 // State is one side's part in a link. It is stored as JSON.
 type State struct {
 	Role  Role       `json:"role"`
@@ -97,8 +105,10 @@ type State struct {
 	// Forced tells that this side became primary without the other. Since is then
 	// how far in the other side's WAL it had followed: what lies behind is lost to it.
 	// On a diverged side it is where the transactions begin that only it has.
+	// Last tells what it had followed last.
 	Forced bool      `json:"forced,omitempty"`
 	Since  frame.LSN `json:"since,omitempty"`
+	Last   Last      `json:"last,omitzero"`
 	// Handed tells that this secondary was the primary until it handed over.
 	Handed bool `json:"handed,omitempty"`
 	// Rejoined tells that this secondary was a primary that was forced out.
@@ -177,8 +187,11 @@ type (
 	PeerSeen struct{ Peer State }
 	// ForceAsked: a person wants this side, the secondary, to take over without the
 	// other. Position is where its own WAL stands, or 0 when the other side will not
-	// be able to follow from there; Since is how far it followed the other side.
-	ForceAsked struct{ Position, Since frame.LSN }
+	// be able to follow from there; Since is how far it followed the other side, to Last.
+	ForceAsked struct {
+		Position, Since frame.LSN
+		Last            Last
+	}
 	// RejoinAsked: this side, diverged, is ready to follow Peer.
 	RejoinAsked struct{ Peer State }
 	// LeadsFrom: this side, which took up a link's place of primary, streams from Position on.
@@ -376,7 +389,7 @@ func force(s State, e ForceAsked) (State, []Action) {
 	if s.Role != Secondary || s.Phase != Steady && s.Phase != Waiting {
 		return s, nil
 	}
-	s = State{Role: Primary, Term: s.Following(), Phase: Promoting, Floor: s.Floor, Position: e.Position, Forced: true, Since: e.Since}
+	s = State{Role: Primary, Term: s.Following(), Phase: Promoting, Floor: s.Floor, Position: e.Position, Forced: true, Since: e.Since, Last: e.Last}
 	return s, []Action{Persist{}, Open{}}
 }
 
@@ -455,7 +468,7 @@ func peerSeen(s State, p State) (State, []Action) {
 		if s.Next > 0 { // somebody waits for a failover
 			actions = []Action{Persist{}, Report{errForcedOut}, Close{}}
 		}
-		s.Phase, s.Next, s.Since = Expelled, 0, p.Since
+		s.Phase, s.Next, s.Since, s.Last = Expelled, 0, p.Since, p.Last
 		return s, actions
 	case closed(s) && s.Role == Primary && p.Role == Secondary && p.Floor >= s.Next && s.Next > 0:
 		return Step(s, Refused{s.Next})
