@@ -703,10 +703,12 @@ var agentSettings = map[string]string{
 }
 
 // settled is set in a session, not as it begins: what a script of an extension's takes for
-// the database's own search_path is that from which sessions begin, and not every version
-// has all of the time limits. A large table's copy takes longer than any of them.
-const settled = `SET search_path = '';
-	SELECT set_config(n, '0', false) FROM unnest(ARRAY['idle_session_timeout', 'transaction_timeout']) n WHERE current_setting(n, true) IS NOT NULL`
+// the database's own search_path is that from which sessions begin.
+const settled = `SET search_path = '';` + untimed
+
+// untimed takes off the time limits that not every version has. A large table's copy takes
+// longer than any of them.
+const untimed = `SELECT set_config(n, '0', false) FROM unnest(ARRAY['idle_session_timeout', 'transaction_timeout']) n WHERE current_setting(n, true) IS NOT NULL`
 
 func (m *Manager) connect(ctx context.Context, database, purpose string, extra map[string]string) (*pgx.Conn, error) {
 	return m.open(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: extra})

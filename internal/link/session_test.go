@@ -3,6 +3,8 @@ package link
 import (
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/testpg"
 )
@@ -22,7 +24,22 @@ func TestSessionsHaveNoTimeLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ours.Close(t.Context())
-	for _, left := range testpg.Rows(t, ours, `SELECT name FROM pg_settings WHERE setting = '7000'`) {
-		t.Errorf("%s ends the agent's session", left)
+	const left = `SELECT name FROM pg_settings WHERE setting = '7000'`
+	for _, name := range testpg.Rows(t, ours, left) {
+		t.Errorf("%s ends the agent's session", name)
 	}
+	server, err := postgres.Open(c.DSN(db))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewStore(server)
+	if err := s.Do(t.Context(), func(conn *pgx.Conn) error {
+		for _, name := range testpg.Rows(t, conn, left) {
+			t.Errorf("%s ends the session of the instance's catalog", name)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.Close(t.Context())
 }

@@ -61,14 +61,19 @@ func (s *Store) Do(ctx context.Context, f func(conn *pgx.Conn) error) error {
 
 func (s *Store) connect(ctx context.Context) (*pgx.Conn, error) {
 	conn, err := s.server.Connect(ctx, postgres.Session{Database: s.server.Database(), Purpose: "catalog", Settings: map[string]string{
-		"default_transaction_read_only": "off",
-		"synchronous_commit":            "on",
-		"statement_timeout":             "0",
+		"default_transaction_read_only":       "off",
+		"synchronous_commit":                  "on",
+		"statement_timeout":                   "0",
+		"lock_timeout":                        "0",
+		"idle_in_transaction_session_timeout": "0",
 	}})
 	if err != nil {
 		return nil, err
 	}
-	err = s.beAlone(ctx, conn)
+	// With an idle session the lock of being alone would end.
+	if _, err = conn.PgConn().Exec(ctx, untimed).ReadAll(); err == nil {
+		err = s.beAlone(ctx, conn)
+	}
 	if err == nil && s.same != nil {
 		err = s.same(ctx, conn)
 	}
