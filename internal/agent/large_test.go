@@ -43,6 +43,7 @@ func TestLargeTransactions(t *testing.T) {
 		i.process = true
 		i.run(t)
 	}
+	a.awaitPeer(t)
 	link(t, a, b, `CREATE TABLE one (id bigint PRIMARY KEY, v text, n int)`, `CREATE TABLE loose (a int, b text)`, `CREATE TABLE parts (id bigint, s int)`,
 		`INSERT INTO loose SELECT i / 2, 'row ' || i / 2 FROM generate_series(1, `+fmt.Sprint(rows/10)+`) i`)
 	b.awaitState(t, "shop", api.StateSynchronized)
