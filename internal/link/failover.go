@@ -863,5 +863,5 @@ func (l *link) unanswered(err error) *problem.Problem {
 	}
 	return p.Advise(joined(p.Advice, "bring instance "+l.rec.Peer+" back, and this side opens or follows by itself; "+
 		"if the two can't reach each other: hawser link failover "+l.rec.Name+" --force on instance "+l.rec.Peer+" opens that one, unless it is open; "+
-		"if that is gone for good: hawser link drop "+l.rec.Name+" --force here, which opens this database as it is"))
+		"if that is gone for good: hawser link drop "+l.rec.Name+" --force on instance "+l.m.cfg.Instance+", which opens its database as it is"))
 }

@@ -634,8 +634,12 @@ func (l *link) gone(err error) *problem.Problem {
 	if !ok || p.Code != "link-not-found" || !strings.HasPrefix(p.Object, "on instance "+l.rec.Peer+": ") {
 		return nil
 	}
-	return problem.New("link-gone", "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there by hawser link drop --force, without this side",
-		"hawser link drop "+l.rec.Name).Advise("the database stays here, and takes writes then")
+	advice := "the database stays here, and takes writes then"
+	if side, _ := l.now(); side.Role == role.Secondary {
+		advice += "; where another instance leads it: hawser link follow " + l.rec.Name + " --primary INSTANCE"
+	}
+	return problem.New("link-gone", "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there, and this side could not be told",
+		"hawser link drop "+l.rec.Name).Advise(advice)
 }
 
 // codeElsewhere is of a link that this side took up, and the secondary does not have with it.

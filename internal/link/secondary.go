@@ -181,7 +181,7 @@ func (l *link) replicate(ctx context.Context) error {
 	}
 	theirs, err := l.exchange(ctx)
 	if err != nil {
-		return l.goneThere(err)
+		return err
 	}
 	side, _ := l.now()
 	if side.Role != role.Secondary {
@@ -222,15 +222,6 @@ func (l *link) replicate(ctx context.Context) error {
 	_ = conn.Close(ctx)
 	l.update(func() { l.seeded, l.repairing = state.Done, len(repairs) > 0 })
 	return l.stream(ctx, side, !state.Done)
-}
-
-// goneThere says what is left of a link that the primary does not have any more.
-func (l *link) goneThere(err error) error {
-	if p, ok := problem.As(err); !ok || p.Code != "link-not-found" {
-		return err
-	}
-	return problem.New("link-not-found", "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there, and this side could not be told",
-		"hawser link drop "+l.rec.Name).Advise("it keeps the database, which takes writes then; where another instance leads the database: hawser link follow " + l.rec.Name + " --primary INSTANCE")
 }
 
 // exchange tells the other side our state and takes in theirs.

@@ -130,7 +130,7 @@ func (m *Manager) primaryMoved(l *link) {
 func (l *link) standSiblings(ctx context.Context) (release func(), err error) {
 	stand := l.m.siblings(l)
 	for _, s := range stand {
-		why := l.takesRows(s.rec.Name, "is under way").Advise("it goes on, or says what it takes, when that has ended")
+		why := l.takesRows(s.rec.Name, "is under way: it takes").Advise("it goes on, or says what it takes, when that has ended")
 		s.update(func() { s.stands = why })
 	}
 	release = func() {
@@ -147,10 +147,11 @@ func (l *link) standSiblings(ctx context.Context) (release func(), err error) {
 	return release, nil
 }
 
-// takesRows is why a sibling stands during the rejoin, or after one that did not end.
+// takesRows is why a sibling stands during the rejoin, or after one that did not end: what
+// says which.
 func (l *link) takesRows(name, what string) *problem.Problem {
 	return problem.New(codeRowsTaken, "link "+name,
-		"a rejoin of the database by link "+l.rec.Name+" "+what+": it takes rows away on instance "+l.m.cfg.Instance+", to fetch them from instance "+l.rec.Peer+", and this link's secondary stays as it is",
+		"a rejoin of the database by link "+l.rec.Name+" "+what+" rows away on instance "+l.m.cfg.Instance+", to fetch them from instance "+l.rec.Peer+", and this link's secondary stays as it is",
 		"hawser link show "+l.rec.Name).At("instance " + l.m.cfg.Instance).Retry()
 }
 
@@ -192,7 +193,7 @@ func (l *link) rowsTaken(ctx context.Context) error {
 			return err
 		}
 		if lacks != nil {
-			p := s.takesRows(l.rec.Name, "did not end")
+			p := s.takesRows(l.rec.Name, "did not end: it took")
 			p.Remedy = "hawser link rejoin " + s.rec.Name
 			return p.Advise("if instance " + s.rec.Peer + " is gone for good: hawser link failover " + l.rec.Name + " --force on instance " + l.rec.Peer + ", which has all rows")
 		}

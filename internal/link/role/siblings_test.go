@@ -16,15 +16,18 @@ import (
 // each of the others. It does what the agents would (package link, siblings.go). Its WAL
 // and rows tell whether a side that follows has what it should.
 type household struct {
-	rooms  []*room
-	writes int
-	forced bool // somebody opened a side by force
+	rooms   []*room
+	writes  int
+	foreign int  // writes of databases of their own
+	forced  bool // somebody opened a side by force
 }
 
 // room is an instance.
 type room struct {
 	name  string
 	open  bool
+	own   bool // a link was dropped here, and it is a database of its own
+	apart bool // a person took it elsewhere, or its link away
 	wal   []record
 	rows  []int         // writes that it has, in order
 	began map[int][]int // rows where a time as primary began, by its position
@@ -301,20 +304,25 @@ func (h *household) await(m *member) {
 			return
 		}
 	}
-	if o := m.other(); o != nil && o.refused(m) {
+	if o := m.other(); o != nil && o.outcome(m) == "refused" {
 		m.tell(role.ElsewhereRefused{By: m.state.By})
 	}
 }
 
-// refused answers whether the handoff at which a sibling's secondary stands was taken back.
-func (m *member) refused(of *member) bool {
+// outcome is what a primary says of the handoff at which a sibling's secondary stands.
+func (m *member) outcome(of *member) string {
 	for _, s := range m.siblings() {
-		if s.state.Role == role.Secondary || s.state.Phase == role.Expelled || s.state.Phase == role.Diverged ||
-			s.link == of.state.By.Link && s.state.Floor < of.state.By.Term {
-			return false
+		switch {
+		case s.state.Role == role.Secondary:
+			return "taken"
+		case s.state.Phase == role.Expelled || s.state.Phase == role.Diverged, s.link == of.state.By.Link && s.state.Floor < of.state.By.Term:
+			return "pending"
 		}
 	}
-	return m.state.Role == role.Primary && m.state.Phase != role.Moved && m.state.Term == of.state.Term
+	if m.state.Role != role.Primary || m.state.Phase == role.Moved || m.state.Term != of.state.Term {
+		return "taken"
+	}
+	return "refused"
 }
 
 // seeOff forgets a link whose secondary follows the heir.
@@ -369,6 +377,101 @@ func (h *household) rejoin(m *member) {
 	}
 }
 
+// follow is a person's, who has a secondary follow another instance. It gets as far as that
+// instance's half, this one's, or all of it.
+func (h *household) follow(m *member, to *room, lose bool, far int) {
+	if m.state.Role != role.Secondary || to == m.peer || to == m.in {
+		return
+	}
+	o := m.other()
+	if o != nil && !lose && o.outcome(m) != "taken" {
+		return
+	}
+	if lose {
+		m.in.apart = true // who names an instance is believed
+	}
+	s := to.sides[m.link]
+	switch {
+	case s == nil && !to.leads():
+		return
+	case s == nil:
+		s = &member{in: to, peer: m.in, link: m.link, state: role.Inherited(role.Handoff{}, m.state.Term, m.state.Following(), 0)}
+		to.sides[m.link] = s
+		s.tell(role.LeadsFrom{Position: frame.LSN(len(to.wal))})
+	case s.peer != m.in || s.state.Role != role.Primary || s.state.Term != m.state.Following() || s.state.After != m.state.Term:
+		return
+	}
+	if next, _ := role.Step(m.state, role.PrimaryChosen{Primary: s.state}); next == m.state || far == 0 {
+		return
+	}
+	m.peer, m.suspended = to, true
+	m.tell(role.PrimaryChosen{Primary: s.state})
+	m.todo = nil
+	if o != nil && !lose && !o.state.Swapping() {
+		h.remove(o)
+	}
+	if far > 1 {
+		h.resync(m)
+	}
+}
+
+// leads tells that a room is the primary by every link of it.
+func (r *room) leads() bool {
+	for _, m := range r.members() {
+		if m.state.Role != role.Primary || m.state.Phase != role.Steady && m.state.Phase != role.Moved {
+			return false
+		}
+	}
+	return len(r.sides) > 0
+}
+
+// resync is a person's, who has a secondary that stands compared with its primary.
+func (h *household) resync(m *member) {
+	o := m.other()
+	if m.state.Role != role.Secondary || m.state.Phase != role.Steady || o == nil || o.state.Role != role.Primary || o.state.Phase != role.Steady ||
+		o.closed() || o.state.Term != m.state.Term {
+		return
+	}
+	m.in.rows, m.applied = slices.Clone(o.in.rows), len(o.in.wal)
+	m.suspended, o.suspended = false, false
+}
+
+// drop is a person's, who may force it where the other side can't be told or a failover is
+// under way.
+func (h *household) drop(m *member, lose, force bool) {
+	if m.state.Swapping() && !force || lose && !force {
+		return
+	}
+	h.forced = h.forced || m.state.Swapping()
+	if m.state.Phase == role.Waiting && !lose {
+		if s := h.rooms[m.state.Heir[0]-'A'].sides[m.link]; s != nil && s.peer == m.in && !s.state.Swapping() {
+			h.remove(s)
+		}
+	}
+	o := m.other()
+	switch {
+	case o == nil:
+	case lose || o.state.Swapping() && force:
+		o.in.apart = true
+		h.forced = h.forced || o.state.Swapping()
+	case o.state.Swapping():
+		return
+	default:
+		h.remove(o)
+	}
+	h.remove(m)
+}
+
+// remove ends one side. Its database opens, unless another link closes it.
+func (h *household) remove(m *member) {
+	m.discard()
+	m.in.apart = true
+	delete(m.in.sides, m.link)
+	if !m.in.open && !m.closed() {
+		m.in.open, m.in.own = true, m.in.own || !m.state.Writable()
+	}
+}
+
 func (h *household) exchange(m *member) {
 	if o := m.other(); o != nil {
 		ours, theirs := m.state, o.state
@@ -380,6 +483,9 @@ func (h *household) exchange(m *member) {
 func (h *household) write(r *room) {
 	if r.open {
 		h.writes++
+		if r.own {
+			h.foreign++
+		}
 		r.wal, r.rows = append(r.wal, record{write: h.writes}), append(r.rows, h.writes)
 	}
 }
@@ -399,14 +505,15 @@ func (r *room) crash() {
 }
 
 // check: of each link one side at most is open in its highest term, but for one that was
-// opened by force where it could not know that an heir has the link; without force one
+// opened by force where it could not know that an heir has the link, and for a database of
+// its own, with the half of a link that nobody came to follow; without force one
 // instance at most is open at all; and whoever follows has what the other side had.
 func (h *household) check(t *rapid.T) {
 	open := 0
 	highest := map[string]frame.Term{}
 	leads := map[string]string{}
 	for _, r := range h.rooms {
-		if r.open {
+		if r.open && !r.own {
 			open++
 		}
 		for _, m := range r.members() {
@@ -415,7 +522,7 @@ func (h *household) check(t *rapid.T) {
 	}
 	for _, m := range h.members() {
 		torn := m.state.Forced && (m.other() == nil || h.inherited(m))
-		if m.in.open && m.state.Role == role.Primary && m.state.Term == highest[m.link] && !torn {
+		if m.in.open && !m.in.own && m.state.Role == role.Primary && m.state.Term == highest[m.link] && !torn {
 			if leads[m.link] != "" {
 				t.Fatalf("%s and %s both lead link %s in term %d\n%s", leads[m.link], m.in.name, m.link, m.state.Term, h)
 			}
@@ -444,7 +551,7 @@ func (h *household) inherited(m *member) bool {
 
 func (h *household) String() (out string) {
 	for _, r := range h.rooms {
-		out += fmt.Sprintf("%s open %v rows %v wal %d heirs %d\n", r.name, r.open, r.rows, len(r.wal), len(r.heirs))
+		out += fmt.Sprintf("%s open %v own %v rows %v wal %d heirs %d\n", r.name, r.open, r.own, r.rows, len(r.wal), len(r.heirs))
 		for _, m := range r.members() {
 			out += fmt.Sprintf("  %s with %s at %d suspended %v: %+v todo %T\n", m.link, m.peer.name, m.applied, m.suspended, m.state, m.todo)
 		}
@@ -495,7 +602,13 @@ func TestSiblings(t *testing.T) {
 		if rapid.Bool().Draw(t, "force") {
 			what = append(what, "force", "rejoin")
 		}
+		if rapid.Bool().Draw(t, "people") {
+			what = append(what, "follow", "drop", "resync")
+		}
 		for range rapid.IntRange(1, 120).Draw(t, "steps") {
+			if len(h.members()) == 0 {
+				break
+			}
 			h.step(t, rapid.SampledFrom(what).Draw(t, "what"), rapid.SampledFrom(h.members()).Draw(t, "side"))
 			h.check(t)
 		}
@@ -532,22 +645,28 @@ func (h *household) step(t *rapid.T, what string, m *member) {
 		h.force(m)
 	case "rejoin":
 		h.rejoin(m)
+	case "follow":
+		h.follow(m, rapid.SampledFrom(h.rooms).Draw(t, "to"), rapid.Bool().Draw(t, "lost"), rapid.IntRange(0, 2).Draw(t, "far"))
+	case "drop":
+		h.drop(m, rapid.Bool().Draw(t, "lost"), rapid.Bool().Draw(t, "force"))
+	case "resync":
+		h.resync(m)
 	}
 }
 
 // rested: one instance is open and has every write, and each of the others follows it, has
 // all as well, or stands where a person has to look.
 func (h *household) rested(t *rapid.T) {
-	i := slices.IndexFunc(h.rooms, func(r *room) bool { return r.open })
+	i := slices.IndexFunc(h.rooms, func(r *room) bool { return r.open && !r.own })
 	if i < 0 {
 		t.Fatalf("nobody is open\n%s", h)
 	}
 	lead := h.rooms[i]
-	if len(lead.rows) != h.writes {
-		t.Fatalf("%s has %d of %d writes\n%s", lead.name, len(lead.rows), h.writes, h)
+	if len(lead.rows) != h.writes-h.foreign {
+		t.Fatalf("%s has %d of %d writes\n%s", lead.name, len(lead.rows), h.writes-h.foreign, h)
 	}
 	for _, r := range h.rooms {
-		if r == lead {
+		if r == lead || r.apart {
 			continue
 		}
 		follows := slices.ContainsFunc(r.members(), func(m *member) bool {
