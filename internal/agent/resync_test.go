@@ -91,7 +91,7 @@ func TestRepairByHand(t *testing.T) {
 	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1, 'one'); INSERT INTO u VALUES (1)`)
 	b.awaitState(t, "shop", api.StateSynchronized)
 	change(t, b, `ALTER TABLE t DROP COLUMN v; DROP TABLE u`)
-	const want = "SET session_replication_role = replica; SET hawser.agent = on; SET default_transaction_read_only = off;"
+	const want = "SET session_replication_role = replica; SET hawser.agent = on; SET default_transaction_read_only = off; SET transaction_read_only = off;"
 	r, err := a.VerifyLink(ctx, "shop", api.VerifyOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -105,8 +105,11 @@ func TestRepairByHand(t *testing.T) {
 	if !ok || p.Code != "schema-differs" || !strings.Contains(p.Cause, "column public.t.v: the primary has text") || !strings.Contains(p.Cause, "the secondary none") || !strings.Contains(p.Remedy, want) {
 		t.Fatalf("the resync says %+v", p)
 	}
+	if _, err := b.Connect(t, "shop").PgConn().Exec(ctx, want+` ALTER TABLE t ADD v text`).ReadAll(); err != nil { // one transaction, as of psql -c
+		t.Fatal(err)
+	}
 	conn := b.Connect(t, "shop")
-	for _, sql := range append(strings.SplitAfter(strings.TrimSuffix(want, ";"), ";"), `ALTER TABLE t ADD v text`, `CREATE TABLE u (id int PRIMARY KEY)`) {
+	for _, sql := range append(strings.SplitAfter(strings.TrimSuffix(want, ";"), ";"), `CREATE TABLE u (id int PRIMARY KEY)`) {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			t.Fatalf("%s: %v", sql, err)
 		}

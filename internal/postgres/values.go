@@ -22,8 +22,9 @@ const AgentFills = "fills"
 const CreatedSetting = "hawser.created"
 
 // ByHand are the statements with which a superuser's session begins that repairs a
-// secondary: they let it pass the fence, as an agent's sessions do.
-const ByHand = "SET session_replication_role = replica; SET " + AgentSetting + " = on; SET default_transaction_read_only = off;"
+// secondary: they let it pass the fence, as an agent's sessions do. The last serves a string
+// of statements, as of psql -c, which is one transaction that began read-only.
+const ByHand = "SET session_replication_role = replica; SET " + AgentSetting + " = on; SET default_transaction_read_only = off; SET transaction_read_only = off;"
 
 // ValueSettings give values in text one meaning on every server, whatever ALTER
 // DATABASE or ALTER ROLE say there. Sessions whose values travel use them.
