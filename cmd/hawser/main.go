@@ -45,8 +45,12 @@ func (s signalled) Error() string { return "ended by " + s.signal.String() }
 // package link does.
 func (s signalled) Is(target error) bool { return target == context.Canceled }
 
+// sameAsking is how soon behind the first a signal means the same: who stops a process
+// with its group, as timeout does, sends it two.
+const sameAsking = time.Second
+
 // untilSignal returns a context that the first SIGINT or SIGTERM ends. A second
-// one ends the process at once.
+// one, but for those of the same asking, ends the process at once.
 func untilSignal(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
@@ -57,7 +61,10 @@ func untilSignal(parent context.Context) (context.Context, func()) {
 			return // stopped
 		}
 		cancel(signalled{s})
-		if s, ok := (<-signals).(syscall.Signal); ok {
+		for first := time.Now(); ok && time.Since(first) < sameAsking; {
+			s, ok = (<-signals).(syscall.Signal)
+		}
+		if ok {
 			fmt.Fprintln(os.Stderr, "hawser: ended at once by a second signal")
 			os.Exit(exitSignal + int(s))
 		}

@@ -694,6 +694,9 @@ func ignoreOneSignal() {
 	fmt.Println("ready")
 	<-ctx.Done()
 	fmt.Println(context.Cause(ctx))
+	_ = syscall.Kill(os.Getpid(), syscall.SIGTERM) // of the same asking
+	time.Sleep(sameAsking)
+	fmt.Println("still here")
 	select {}
 }
 
@@ -709,9 +712,12 @@ func TestSecondSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := bufio.NewReader(stdout)
-	for _, want := range []string{"ready\n", "ended by terminated\n"} {
+	for _, want := range []string{"ready\n", "ended by terminated\n", "still here\n"} {
 		if line, err := lines.ReadString('\n'); line != want {
 			t.Fatalf("got %q, %v", line, err)
+		}
+		if strings.HasPrefix(want, "ended") {
+			continue
 		}
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
