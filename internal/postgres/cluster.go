@@ -290,6 +290,9 @@ func (c *Cluster) ensure(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
+	if err := c.refuseStrangers(); err != nil {
+		return err
+	}
 	if err := c.redoUnfinished(); err != nil {
 		return err
 	}
@@ -316,6 +319,24 @@ func (c *Cluster) ensure(ctx context.Context) error {
 		return err
 	}
 	return c.run(ctx, changed)
+}
+
+// refuseStrangers leaves a server alone that runs in a directory in which no agent ever
+// ran one: each leaves its settings there. It may be somebody else's, and in use.
+func (c *Cluster) refuseStrangers() error {
+	pm, running := c.postmaster()
+	if !running {
+		return nil
+	}
+	switch _, err := os.Lstat(filepath.Join(c.cfg.DataDir, confName)); {
+	case err == nil:
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("look for %s: %w", confName, err)
+	}
+	return problem.New("stranger-runs", "directory "+c.cfg.DataDir,
+		fmt.Sprintf("a PostgreSQL that Hawser never ran is running in it (process %d), and to take it over it would be stopped and configured anew", pm.pid),
+		"").Advise("stop that server in order first, if the directory is to be this instance's; or name an empty one in postgres.managed.data_dir; or leave that server as it is, and name it in postgres.connection")
 }
 
 func (c *Cluster) checkMajor(have string) error {

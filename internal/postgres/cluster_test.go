@@ -224,6 +224,46 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// TestStranger: a server that no agent ever ran in its directory is left as it is,
+// wherever it listens. Stopped in order, the directory can be an instance's.
+func TestStranger(t *testing.T) {
+	t.Parallel()
+	cfg := managed(t)
+	theirs := newCluster(t, cfg)
+	pid := ensure(t, theirs).PID
+	if err := os.Remove(filepath.Join(cfg.DataDir, "hawser.conf")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"postgresql.conf", "pg_hba.conf", "pg_ident.conf"} { // as initdb makes them: without a word of Hawser's
+		write(t, filepath.Join(cfg.DataDir, name), []byte("# theirs\n"), 0o600)
+	}
+	before := listing(cfg.DataDir)
+	ours := cfg
+	ours.Port, ours.SocketDir = closedPort(t), cfg.SocketDir+"2"
+	for name, cfg := range map[string]postgres.ClusterConfig{"elsewhere": ours, "where we look": cfg} {
+		c := newCluster(t, cfg)
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		err := c.Ensure(ctx)
+		cancel()
+		wantProblem(t, err, "stranger-runs", "stop that server in order first", false)
+		if after := listing(cfg.DataDir); after != before {
+			t.Errorf("%s: the directory was changed: %s, was %s", name, after, before)
+		}
+		for _, name := range []string{"postgresql.conf", "pg_hba.conf", "pg_ident.conf"} {
+			if text, err := os.ReadFile(filepath.Join(cfg.DataDir, name)); string(text) != "# theirs\n" {
+				t.Errorf("%s was changed: %s, %v", name, text, err)
+			}
+		}
+	}
+	if got := rows(t, theirs, `SHOW port`); got[0] != strconv.Itoa(cfg.Port) || theirs.Status().PID != pid {
+		t.Errorf("the server was touched: port %s", got[0])
+	}
+	stop(t, theirs)
+	c := newCluster(t, ours)
+	ensure(t, c)
+	stop(t, c)
+}
+
 // TestPostmasterKilled: Watch brings the server back when its first process is
 // killed, although a busy backend does not notice that; by whomever it was started.
 func TestPostmasterKilled(t *testing.T) {
