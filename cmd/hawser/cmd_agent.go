@@ -26,7 +26,8 @@ docs/configuration.md.
 What ends the agent is told once: to a terminal, and with -o json, as any command tells
 an error, and else in the log.
 
-The first SIGINT or SIGTERM ends the agent in good order; a second one at once.
+The first SIGINT or SIGTERM ends the agent in good order; another one, at least a
+second later, at once.
 With -o json the log is in JSON.`,
 		Example: `  hawser agent --config /etc/hawser.yaml
   hawser agent --name on-prem --postgres-connection 'host=db1 user=hawser dbname=postgres'
