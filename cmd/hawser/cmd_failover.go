@@ -71,27 +71,31 @@ Ctrl-C leaves the command, not the failover: that goes on to its end.`,
 
 // failover asks for a failover and shows meanwhile, on a terminal, its phases, and
 // elsewhere what it waits for.
-func (a *app) failover(ctx context.Context, c *api.Client, name string, o api.FailoverOptions) (api.FailoverResult, error) {
-	var result api.FailoverResult
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		result, err = c.FailoverLink(ctx, name, o)
-		done <- err
-	}()
+func (a *app) failover(ctx context.Context, c *api.Client, name string, o api.FailoverOptions) (result api.FailoverResult, err error) {
 	show, d := a.noteWaits(), &display{a: a, render: failoverLines}
 	if a.inPlace() {
 		show = d.show
 	}
 	defer d.clear()
+	err = a.showing(ctx, c, name, show, func() (err error) {
+		result, err = c.FailoverLink(ctx, name, o)
+		return err
+	})
+	return result, err
+}
+
+// showing shows a link again and again until do has returned, and returns its error.
+func (a *app) showing(ctx context.Context, c *api.Client, name string, show func([]api.Link), do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
 	ticker := time.NewTicker(a.poll)
 	defer ticker.Stop()
 	for {
 		select {
 		case err := <-done:
-			return result, err
+			return err
 		case <-ticker.C:
-			if l, err := c.Link(ctx, name); err == nil { // what goes wrong is told by the failover itself
+			if l, err := c.Link(ctx, name); err == nil { // what goes wrong is told by do itself
 				show([]api.Link{l})
 			}
 		}

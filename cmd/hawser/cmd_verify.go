@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -48,27 +47,12 @@ compared.`,
 }
 
 // verify compares, and notes meanwhile what that waits for.
-func (a *app) verify(ctx context.Context, c *api.Client, name string, o api.VerifyOptions) (api.VerifyReport, error) {
-	var report api.VerifyReport
-	done := make(chan error, 1)
-	go func() {
-		var err error
+func (a *app) verify(ctx context.Context, c *api.Client, name string, o api.VerifyOptions) (report api.VerifyReport, err error) {
+	err = a.showing(ctx, c, name, a.noteWaits(), func() (err error) {
 		report, err = c.VerifyLink(ctx, name, o)
-		done <- err
-	}()
-	show := a.noteWaits()
-	ticker := time.NewTicker(a.poll)
-	defer ticker.Stop()
-	for {
-		select {
-		case err := <-done:
-			return report, err
-		case <-ticker.C:
-			if l, err := c.Link(ctx, name); err == nil { // what goes wrong is told by the comparison itself
-				show([]api.Link{l})
-			}
-		}
-	}
+		return err
+	})
+	return report, err
 }
 
 // differing counts what was compared and differs. What two versions may only print

@@ -26,8 +26,9 @@ import (
 )
 
 // Run is the agent until ctx ends. A managed PostgreSQL is started first and
-// stopped last. What ends it otherwise is returned, and for the caller to tell. An agent that can't begin stops the one that it started, but where the
-// reason is another agent: it is that one's.
+// stopped last. What ends it otherwise is returned, and for the caller to tell. An agent
+// that can't begin stops the one that it started, but where the reason is another agent:
+// it is that one's.
 func Run(ctx context.Context, cfg Config, version string) error {
 	log := cfg.Log.Logger(os.Stderr).With("instance", cfg.Name)
 	log.Info("agent starts", "version", version, "config", cfg)

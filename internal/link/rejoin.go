@@ -208,7 +208,7 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 			plan.states = append(plan.states, excerpt(c.statement))
 			return nil
 		}
-		if c.msg == nil {
+		if c.isDDL() {
 			return l.tailHasDDL(c)
 		}
 		return plan.add(ctx, conn, c)

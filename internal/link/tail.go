@@ -408,14 +408,15 @@ func keepEarlier(path, next string) error {
 	if errors.Is(err, fs.ErrNotExist) || err == nil && same {
 		return nil
 	}
-	for n := 1; err == nil; n++ {
+	if err != nil {
+		return err
+	}
+	for n := 1; ; n++ {
 		aside := strings.TrimSuffix(path, reportEnd) + fmt.Sprintf(".%d", n) + reportEnd
-		if err = os.Link(path, aside); err == nil || !errors.Is(err, fs.ErrExist) {
+		if err := os.Link(path, aside); !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		err = nil
 	}
-	return err
 }
 
 // beginsWith tells whether a file begins with all that another one has.
