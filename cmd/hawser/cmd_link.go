@@ -437,7 +437,8 @@ publication, triggers and the schema hawser. The replica stays, as an ordinary
 read-write database, unless --remove-replica drops it; that never drops a database
 which Hawser had not created, such as the old primary's after a failover. One whose
 copy is not complete is opened with --force alone, which names the tables that lack
-rows.`,
+rows. It asks before it drops a database, and before it ends a link that is diverged:
+nothing brings together then what the two sides wrote. Without a terminal that needs --yes.`,
 		Example:           "  hawser link drop orders\n  hawser link drop orders --remove-replica --yes",
 		Args:              args("NAME"),
 		ValidArgsFunction: a.completeLink,
@@ -446,14 +447,15 @@ rows.`,
 	c.Flags().BoolVar(&o.Force, "force", false, "drop this side even when the other can't be reached, and open a replica whose copy is not complete")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.RunE = a.ask(func(ctx context.Context, c *api.Client, args []string) error {
-		if o.RemoveReplica {
-			if !yes {
-				if _, err := c.Link(ctx, args[0]); err != nil {
-					return err // there is nothing to confirm
-				}
+		if !yes {
+			l, err := c.Link(ctx, args[0])
+			if err != nil {
+				return err // there is nothing to confirm
 			}
-			if err := a.confirm(yes, fmt.Sprintf("Drop the link %s and the database of its secondary, with all that is in it?", clean(args[0]))); err != nil {
-				return err
+			if question := dropQuestion(l, o); question != "" {
+				if err := a.confirm(yes, question); err != nil {
+					return err
+				}
 			}
 		}
 		result, err := c.DropLink(ctx, args[0], o)
@@ -467,6 +469,21 @@ rows.`,
 		return nil
 	})
 	return c
+}
+
+// dropQuestion is what has to be confirmed before a link is dropped; "": nothing is lost by it.
+func dropQuestion(l api.Link, o api.DropOptions) string {
+	var lost []string
+	if o.RemoveReplica {
+		lost = append(lost, "The database of its secondary goes, with all that is in it.")
+	}
+	if l.State == api.StateDiverged {
+		lost = append(lost, "It is diverged: the old primary takes writes again, beside the new one, and neither gets any more what the other wrote. What the old primary alone has can't be brought together with the rest by hawser link rejoin then.")
+	}
+	if len(lost) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("Drop the link %s? %s", clean(l.Name), strings.Join(lost, " "))
 }
 
 // replicaText tells what became of a replica that was to be removed.

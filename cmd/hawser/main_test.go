@@ -221,6 +221,7 @@ func TestGolden(t *testing.T) {
 		"link-drop-kept":            {call{args: "link drop orders --remove-replica --yes", fake: &fake{removed: ptr(false)}}, 0},
 		"link-drop-unknown":         {call{args: "link drop orders --remove-replica --yes", fake: &fake{}}, 0},
 		"link-drop-hopeless":        {call{args: "link drop ordres --remove-replica"}, 3},
+		"link-drop-diverged":        {call{args: "link drop orders", terminal: true, stdin: "n\n", fake: &fake{links: []api.Link{forcedOut}}}, 1},
 		"link-drop-unconfirmed":     {call{args: "link drop orders --remove-replica"}, 2},
 		"internal-error":            {call{args: "link list", fake: &fake{err: errors.New("boom")}}, 1},
 		"usage-command":             {call{args: "lnk list"}, 2},
@@ -359,6 +360,30 @@ func TestHints(t *testing.T) {
 		code, out, errOut := c.run(t)
 		if code != c.code || !strings.Contains(out+errOut, c.want) {
 			t.Errorf("%s: code %d, %s%s; want %d and %q", c.args, code, out, errOut, c.code, c.want)
+		}
+	}
+}
+
+// TestDropOfADivergedLink: what ends the way back has to be confirmed.
+func TestDropOfADivergedLink(t *testing.T) {
+	t.Parallel()
+	diverged := synchronized()
+	diverged.State, diverged.Cause = api.StateDiverged, problem.New("diverged", "link orders", "instance mi-west took over by force", "hawser link rejoin orders")
+	for _, c := range []struct {
+		call
+		code    int
+		dropped bool
+	}{
+		{call{args: "link drop orders"}, exitUsage, false},
+		{call{args: "link drop orders --force"}, exitUsage, false},
+		{call{args: "link drop orders", terminal: true, stdin: "n\n"}, exitFailed, false},
+		{call{args: "link drop orders", terminal: true, stdin: "y\n"}, exitOK, true},
+		{call{args: "link drop orders --yes"}, exitOK, true},
+	} {
+		c.fake = &fake{links: []api.Link{diverged}}
+		code, out, errOut := c.run(t)
+		if code != c.code || (len(c.fake.asked) > 0) != c.dropped || c.terminal && !strings.Contains(errOut, "rejoin") {
+			t.Errorf("%s %q: code %d, asked %v: %s%s", c.args, c.stdin, code, c.fake.asked, out, errOut)
 		}
 	}
 }

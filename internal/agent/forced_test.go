@@ -91,9 +91,9 @@ func TestForcedFailoverAndRejoin(t *testing.T) {
 	defer cancel()
 	for _, i := range []*instance{a, b} {
 		_, err := i.VerifyLink(soon, "shop", api.VerifyOptions{})
-		for _, err := range []error{err, i.ResyncLink(soon, "shop", nil)} {
-			if p, ok := problem.As(err); !ok || p.Code != "diverged" {
-				t.Errorf("%s compares, or copies, while nobody follows: %v", i.name, err)
+		for _, err := range []error{err, i.ResyncLink(soon, "shop", nil), i.ResumeLink(soon, "shop"), i.PauseLink(soon, "shop")} {
+			if p, ok := problem.As(err); !ok || p.Code != "diverged" || p.Remedy != "hawser link rejoin shop" || i == b && p.Place != "instance alpha" {
+				t.Errorf("%s compares, copies, resumes or pauses while nobody follows: %v", i.name, err)
 			}
 		}
 	}
@@ -177,6 +177,15 @@ func TestTailWithDDL(t *testing.T) {
 		if l, err := i.Link(ctx, "shop"); err != nil || l.Cause.Code != "diverged" || l.Cause.Remedy != "hawser link drop shop" || !strings.Contains(l.Cause.Cause, "ADD COLUMN lost") {
 			t.Errorf("%s, where the rejoin can't be, says %v, %v", i.name, l.Cause, err)
 		}
+		for what, err := range map[string]error{"resume": i.ResumeLink(ctx, "shop"), "verify": second(i.VerifyLink(ctx, "shop", api.VerifyOptions{}))} {
+			if p, ok := problem.As(err); !ok || p.Code != "diverged" || p.Remedy != "hawser link drop shop" {
+				t.Errorf("%s: %s, where the rejoin can't be: %v", i.name, what, err)
+			}
+		}
+	}
+	_, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
+	if p, ok := problem.As(err); !ok || p.Code != "diverged" || p.Remedy != "hawser link drop shop" {
+		t.Errorf("the old primary, to be opened by force: %v", err)
 	}
 	var got []string
 	for _, line := range report(t, a, "shop-term1.jsonl") {

@@ -236,8 +236,18 @@ func TestDropOfOneSide(t *testing.T) {
 			t.Fatal(err)
 		}
 		other.run(t)
-		if _, remedy := other.awaitCause(t, state, "link-gone", "secondary-elsewhere"); !strings.HasPrefix(remedy, "hawser link drop shop") {
+		if _, remedy := other.awaitCause(t, state, "link-gone"); !strings.HasPrefix(remedy, "hawser link drop shop") {
 			t.Errorf("%s says what to do: %s", other.name, remedy)
+		}
+		for what, err := range map[string]error{
+			"failover": second(other.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 20 * time.Second})),
+			"resume":   other.ResumeLink(ctx, "shop"),
+			"verify":   second(other.VerifyLink(ctx, "shop", api.VerifyOptions{})),
+			"resync":   other.ResyncLink(ctx, "shop", nil),
+		} {
+			if p, ok := problem.As(err); !ok || p.Code != "link-gone" || p.Remedy != "hawser link drop shop" {
+				t.Errorf("%s of a link that %s has alone: %v", what, other.name, err)
+			}
 		}
 		if _, err := other.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
 			t.Error(err)

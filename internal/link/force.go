@@ -69,10 +69,12 @@ func (l *link) checkForce(ctx context.Context) error {
 // mayForce refuses to open by force what is no secondary.
 func (l *link) mayForce() error {
 	side, _ := l.now()
-	if side.Phase == role.Expelled || side.Phase == role.Diverged {
-		return problem.New("diverged", "link "+l.rec.Name,
-			"instance "+l.rec.Peer+" took over by force, and this side has transactions that the other one never received: it is no copy that could be opened",
-			"hawser link rejoin "+l.rec.Name).Advise("when instance " + l.rec.Peer + " can be reached; if that is gone for good: hawser link drop " + l.rec.Name + " --force, which opens this database as it is")
+	if expelled(side) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		p := *l.diverged()
+		p.Cause += "; it is no copy that could be opened by force"
+		return p.Advise(joined(p.Advice, "if instance "+l.rec.Peer+" is gone for good: hawser link drop "+l.rec.Name+" --force, which opens this database as it is"))
 	}
 	if side.Phase == role.Handing || side.Phase == role.Aborting {
 		return l.unanswered(nil)

@@ -600,7 +600,7 @@ func (l *link) meetPeer(ctx context.Context) {
 			break
 		}
 		l.log.Debug("can't tell the peer", "error", err)
-		if p := l.unknownThere(err); p != nil {
+		if p := l.unknownThere(ctx, err); p != nil {
 			l.update(func() { l.cause = p })
 		}
 		if !wait.Sleep(ctx) {
@@ -613,34 +613,55 @@ func (l *link) meetPeer(ctx context.Context) {
 	}
 }
 
-// unknownThere says why the secondary of a link that was taken up does not follow; nil where
-// that is not known. It may only be about to.
-func (l *link) unknownThere(err error) *problem.Problem {
+// unknownThere says why the other side does not know this link, or not as one with this
+// instance; nil where that is not what err is.
+func (l *link) unknownThere(ctx context.Context, err error) *problem.Problem {
 	p, ok := problem.As(err)
 	switch {
 	case ok && (p.Code == "peer-not-found" || p.Code == codeAnotherLink):
 		return p
-	case ok && p.Code == "link-not-found":
-		return problem.New(codeElsewhere, "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it with this one: it has not gone over to this primary yet, or was opened by force meanwhile",
-			"hawser link drop "+l.rec.Name).Advise("if it stays so, and then hawser link create makes it anew").Retry()
+	case !l.notThere(err):
+		return nil
+	case !l.heldThere(ctx):
+		return l.gone()
 	}
-	return nil
+	return problem.New(codeElsewhere, "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it with this one: it has not gone over to this primary yet, or was opened by force meanwhile",
+		"hawser link drop "+l.rec.Name).Advise("if it stays so, and then hawser link create makes it anew").Retry()
 }
 
-// gone says that the other side does not have this link any more; nil: that is not what
-// err is.
-func (l *link) gone(err error) *problem.Problem {
+// notThere reports whether err is the other side's, which has no such link with this one.
+func (l *link) notThere(err error) bool {
 	p, ok := problem.As(err)
-	if !ok || p.Code != "link-not-found" || !strings.HasPrefix(p.Object, "on instance "+l.rec.Peer+": ") {
-		return nil
+	return ok && p.Code == "link-not-found" && strings.HasPrefix(p.Object, "on instance "+l.rec.Peer+": ")
+}
+
+// heldThere asks whether the other side has this very link all the same, with another
+// instance. A link that was taken up has a secondary which may not know of that yet.
+func (l *link) heldThere(ctx context.Context) bool {
+	var there whereReply
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &there)
+	return err != nil || there.Known
+}
+
+// explained is err as a person is told it, who asked for something that needs the other side.
+func (l *link) explained(ctx context.Context, err error) error {
+	if !l.notThere(err) {
+		return err
 	}
-	advice := "the database stays here, and takes writes then"
+	return l.unknownThere(ctx, err)
+}
+
+// gone says that the other side does not have this link any more.
+func (l *link) gone() *problem.Problem {
+	advice := "the database stays here as it is"
 	if side, _ := l.now(); side.Role == role.Secondary {
-		advice += "; where another instance leads it: hawser link follow " + l.rec.Name + " --primary INSTANCE"
+		advice = "the database stays here, and takes writes then; where another instance leads it: hawser link follow " + l.rec.Name + " --primary INSTANCE"
 	}
-	return problem.New("link-gone", "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there, and this side could not be told",
+	return problem.New(codeGone, "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there, and this side could not be told",
 		"hawser link drop "+l.rec.Name).Advise(advice)
 }
+
+const codeGone = "link-gone"
 
 // codeElsewhere is of a link that this side took up, and the secondary does not have with it.
 const codeElsewhere = "secondary-elsewhere"
@@ -651,8 +672,18 @@ var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "prima
 // pause does what a person asks. A link that can't go on from where it stands is not
 // resumed: what mends it is told.
 func (l *link) pause(ctx context.Context, paused bool) error {
-	if s := l.informed(ctx); !paused && s.State == Suspended && s.Cause != nil && slices.Contains(beyondResume, s.Cause.Code) {
+	s := l.informed(ctx)
+	switch {
+	case s.State == Diverged: // it neither runs nor would
 		return s.Cause
+	case !paused && s.State == Suspended && s.Cause != nil && slices.Contains(beyondResume, s.Cause.Code):
+		return s.Cause
+	case !paused && s.State == Suspended && s.Cause != nil && s.Cause.Code == codeGone:
+		// It may be there again, where its PostgreSQL had been put back.
+		var theirs Status
+		if p := l.unknownThere(ctx, l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs)); p != nil {
+			return p
+		}
 	}
 	return l.setPaused(ctx, paused)
 }

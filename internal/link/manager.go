@@ -254,7 +254,7 @@ func (m *Manager) SetPaused(ctx context.Context, name string, paused bool) error
 	}
 	if side, _ := l.now(); side.Role == role.Primary {
 		if err := m.call(ctx, l.rec.Peer, name, callPause, pauseRequest{paused}, nil); err != nil {
-			return err
+			return l.explained(ctx, err)
 		}
 	}
 	return l.pause(ctx, paused)
@@ -266,7 +266,8 @@ func (m *Manager) Failover(ctx context.Context, name string, o FailoverOptions) 
 	if err != nil {
 		return FailoverResult{}, err
 	}
-	return l.failover(ctx, o)
+	result, err := l.failover(ctx, o)
+	return result, l.explained(ctx, err)
 }
 
 // Rejoin makes this side, which was forced out, follow the new primary.
@@ -295,7 +296,7 @@ func (m *Manager) Resync(ctx context.Context, name string, tables []string) erro
 	if err != nil {
 		return err
 	}
-	return l.resync(ctx, tables)
+	return l.explained(ctx, l.resync(ctx, tables))
 }
 
 // UsesPeer returns the names of the links with a peer.

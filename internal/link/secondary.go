@@ -79,8 +79,8 @@ func (l *link) stopped(err error) {
 		l.userPath.Store(true)
 	}
 	if p, ok := problem.As(err); ok && !p.Retryable {
-		if gone := l.gone(err); gone != nil {
-			p = gone
+		if l.notThere(err) {
+			p = l.gone()
 		} else if l.forgot() { // which is why it lacks what it was refused for
 			p = l.forgotten()
 		}

@@ -298,8 +298,8 @@ func (l *link) withTheirs(ctx context.Context, s Status) Status {
 		return s
 	}
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
-		if gone := l.gone(err); gone != nil && s.State == Disconnected && s.Cause.Code != "opening" && s.Cause.Code != codeElsewhere {
-			s.Cause = gone
+		if l.notThere(err) && s.State == Disconnected && s.Cause.Code != "opening" {
+			s.Cause = l.unknownThere(ctx, err)
 		}
 		return s
 	}

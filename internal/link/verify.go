@@ -62,7 +62,8 @@ func (m *Manager) Verify(ctx context.Context, name string) (VerifyReport, error)
 	if err != nil {
 		return VerifyReport{}, err
 	}
-	return l.verify(ctx)
+	report, err := l.verify(ctx)
+	return report, l.explained(ctx, err)
 }
 
 // verify asks the secondary. Behind a change of roles neither side may know yet that it is.
@@ -114,7 +115,9 @@ func (l *link) follower() error {
 	case side.Role == role.Secondary:
 		return nil
 	case expelled(side):
-		return problem.New("diverged", "link "+l.rec.Name, "instance "+l.rec.Peer+" took over by force, and nobody follows it yet by this link", "hawser link rejoin "+l.rec.Name).At("the side that was forced out")
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.diverged()
 	}
 	return problem.New(codeNoSecondary, "link "+l.rec.Name, "neither side is the secondary at this moment", "hawser link show "+l.rec.Name).Advise("on both sides").Retry()
 }
