@@ -17,6 +17,7 @@ import (
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
 	"github.com/hawser/hawser/internal/seed"
 	"github.com/hawser/hawser/internal/verify"
 )
@@ -232,7 +233,7 @@ func failoverOf(r link.FailoverResult) api.FailoverResult {
 	for _, p := range r.Phases {
 		out.Phases = append(out.Phases, api.FailoverPhase{Name: p.Name, Seconds: p.Seconds})
 	}
-	for _, p := range link.LockedOut(r.LockedOut, r.OldPrimary, r.NewPrimary) {
+	for _, p := range schema.TellLockedOut(r.LockedOut, r.OldPrimary, r.NewPrimary) {
 		out.Findings = append(out.Findings, p.At("instance "+r.NewPrimary))
 	}
 	return out

@@ -19,16 +19,16 @@ import (
 
 // ddlVersion is the version of ddl.sql. A newer one in the database is left alone:
 // an older agent of the same database must not undo an upgrade.
-const ddlVersion = 11
+const ddlVersion = 12
 
 //go:embed ddl.sql
 var ddlText string
 
 // ddlSQL has what is worded in Go: the rule by which a link chooses tables, of a row f
-// of hawser.ddl_filter, and which table is bare of a replica identity.
+// of hawser.ddl_filter, which table is bare of a replica identity, and what is Hawser's own.
 var ddlSQL = strings.NewReplacer(
 	"@CHOSEN@", filter.Chosen("f.in_schema", "f.in_table", "f.out_schema", "f.out_table"),
-	"@BARE@", bare).Replace(ddlText)
+	"@BARE@", bare, "@OWN@", postgres.OwnObjects).Replace(ddlText)
 
 // ddlTriggers are the event triggers that call ddl.sql's functions. Triggers of one
 // event fire in the byte order of their names. The exclamation mark puts Hawser's

@@ -641,7 +641,8 @@ END $f$;
 -- settings of the database and of roles in it, its owner, privileges, comment and
 -- connection limit, the roles that it names and their members, with the groups of theirs
 -- that are among them, what CLUSTER marked, indexes that CREATE INDEX CONCURRENTLY left unfinished and owners
--- (REASSIGN OWNED). Of these, objects that follow another object's owner are left out.
+-- (REASSIGN OWNED). Of these, objects that follow another object's owner are left out, and
+-- of all what is Hawser's own: its owner is the agent's role of this instance alone.
 CREATE OR REPLACE FUNCTION hawser.ddl_unfired(wanted text)
 RETURNS TABLE (kind text, class oid, id oid, name text, value text)
 LANGUAGE plpgsql AS $f$
@@ -678,7 +679,7 @@ BEGIN
 	RETURN QUERY WITH RECURSIVE named AS (
 			(SELECT d.refobjid AS oid FROM pg_shdepend d, pg_database b WHERE b.datname = current_database()
 			AND d.refclassid = 'pg_authid'::regclass AND d.refobjid >= 16384
-			AND (d.dbid = b.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid)
+			AND (d.dbid = b.oid AND (d.classid, d.objid) NOT IN (@OWN@) OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = b.oid)
 			UNION SELECT s.setrole FROM pg_db_role_setting s JOIN pg_database b ON b.oid = s.setdatabase WHERE b.datname = current_database() AND s.setrole >= 16384
 			-- One that was told once is told of when it is no member any more.
 			UNION SELECT r.oid FROM hawser.ddl_seen s JOIN pg_roles r ON r.rolname = s.name WHERE s.kind = 'role')
@@ -700,7 +701,7 @@ BEGIN
 		UNION ALL SELECT 'pg_proc'::regclass, p.oid, p.proowner FROM pg_proc p
 		UNION ALL SELECT 'pg_type'::regclass, t.oid, t.typowner FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
 			WHERE t.typcategory <> 'A' AND coalesce(c.relkind, 'c') = 'c'
-		UNION ALL SELECT 'pg_namespace'::regclass, n.oid, n.nspowner FROM pg_namespace n WHERE n.nspname <> 'hawser' AND n.nspname NOT LIKE 'pg|_%' ESCAPE '|'
+		UNION ALL SELECT 'pg_namespace'::regclass, n.oid, n.nspowner FROM pg_namespace n WHERE n.nspname NOT LIKE 'pg|_%' ESCAPE '|'
 		UNION ALL SELECT 'pg_operator'::regclass, x.oid, x.oprowner FROM pg_operator x
 		UNION ALL SELECT 'pg_opclass'::regclass, x.oid, x.opcowner FROM pg_opclass x
 		UNION ALL SELECT 'pg_opfamily'::regclass, x.oid, x.opfowner FROM pg_opfamily x
@@ -711,10 +712,10 @@ BEGIN
 		UNION ALL SELECT 'pg_statistic_ext'::regclass, x.oid, x.stxowner FROM pg_statistic_ext x
 		UNION ALL SELECT 'pg_foreign_server'::regclass, x.oid, x.srvowner FROM pg_foreign_server x
 		UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, x.oid, x.fdwowner FROM pg_foreign_data_wrapper x
-		UNION ALL SELECT 'pg_publication'::regclass, x.oid, x.pubowner FROM pg_publication x WHERE x.pubname NOT LIKE 'hawser|_%' ESCAPE '|'
+		UNION ALL SELECT 'pg_publication'::regclass, x.oid, x.pubowner FROM pg_publication x
 		UNION ALL SELECT 'pg_language'::regclass, x.oid, x.lanowner FROM pg_language x
 	) o(class, id, owner)
-	WHERE o.id >= 16384 OR o.class = 'pg_namespace'::regclass;
+	WHERE (o.id >= 16384 OR o.class = 'pg_namespace'::regclass) AND (o.class, o.id) NOT IN (@OWN@);
 END $f$;
 
 -- hawser.ddl_sweep tells the other side what changed since the last time without an

@@ -3,51 +3,14 @@ package link
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/link/role"
-	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 )
-
-const codeRoleCreated = "role-created"
-
-// createdRole tells of a role that came to a secondary without login.
-func createdRole(name string) *problem.Problem {
-	return problem.Warn(codeRoleCreated, roleObject(name), "it was missing here and the primary's database names it: it was created without login",
-		"ALTER ROLE "+postgres.QuoteIdent(name)+" LOGIN PASSWORD '…';").Advise("if it is to log in here")
-}
-
-func roleObject(name string) string { return "role " + postgres.QuoteIdent(name) }
-
-// maxLockedOut bounds the findings of LockedOut; the last one tells of all others.
-const maxLockedOut = 20
-
-// LockedOut finds that roles can log in on one instance, and can't on the one that is, or
-// may become, the primary in its place.
-func LockedOut(names []string, on, not string) problem.Findings {
-	cause := fmt.Sprintf("its clients use the database on %s, and can't log in on %s", on, not)
-	var out problem.Findings
-	one := names[:min(len(names), maxLockedOut)]
-	for _, name := range one {
-		out = append(out, problem.Warn("role-locked-out", roleObject(name), cause, "ALTER ROLE "+postgres.QuoteIdent(name)+" LOGIN PASSWORD '…';"))
-	}
-	if rest := names[len(one):]; len(rest) > 0 {
-		var quoted, logins []string
-		for _, name := range rest {
-			name = postgres.QuoteIdent(name)
-			quoted, logins = append(quoted, name), append(logins, "ALTER ROLE "+name+" LOGIN PASSWORD '…';")
-		}
-		out = append(out, problem.Warn("role-locked-out", fmt.Sprintf("%d more roles: %s", len(rest), strings.Join(quoted, ", ")),
-			strings.Replace(cause, "its", "their", 1), strings.Join(logins, "\n")))
-	}
-	return out
-}
 
 // noteLogins tells which roles could not log in any more after a failover, while there is
 // time to give them login. What was told of roles when they were created on the secondary
@@ -61,23 +24,23 @@ func (l *link) noteLogins(ctx context.Context, s *Status) {
 		l.log.Debug("can't compare who can log in on the two sides", "error", err)
 		return
 	}
-	on, not, object := s.Peer, l.m.cfg.Instance, roleObject
+	on, not, object := s.Peer, l.m.cfg.Instance, schema.RoleObject
 	if s.Role == role.Primary {
 		on, not = not, on
-		object = func(name string) string { return createdRole(name).On(s.Peer).Object }
+		object = func(name string) string { return schema.CreatedRole(name).On(s.Peer).Object }
 	}
 	told := func(name string) bool {
-		return slices.ContainsFunc(s.Notes, func(p *problem.Problem) bool { return p.Code == codeRoleCreated && p.Object == object(name) })
+		return slices.ContainsFunc(s.Notes, func(p *problem.Problem) bool { return p.Code == schema.CodeRoleCreated && p.Object == object(name) })
 	}
 	var found problem.Findings
 	if l.filter().All() { // else nobody fails over
-		found = LockedOut(slices.DeleteFunc(slices.Clone(locked), told), on, not)
+		found = schema.TellLockedOut(slices.DeleteFunc(slices.Clone(locked), told), on, not)
 	}
 	if s.Role == role.Primary {
 		found = found.On(s.Peer)
 	}
 	s.Notes = append(slices.DeleteFunc(s.Notes, func(p *problem.Problem) bool {
-		return p.Code == codeRoleCreated && (s.Role == role.Secondary || p.Place != "") && // else of a time when this was the secondary
+		return p.Code == schema.CodeRoleCreated && (s.Role == role.Secondary || p.Place != "") && // else of a time when this was the secondary
 			!slices.ContainsFunc(locked, func(name string) bool { return p.Object == object(name) })
 	}), found...)
 }
@@ -119,7 +82,7 @@ func (l *link) lockedOutHere(ctx context.Context, names []string) (locked []stri
 
 // withoutLogin are the notes but for those of roles that were created here and can log in by now.
 func (l *link) withoutLogin(ctx context.Context, notes problem.Findings) problem.Findings {
-	created := func(p *problem.Problem) bool { return p.Code == codeRoleCreated }
+	created := func(p *problem.Problem) bool { return p.Code == schema.CodeRoleCreated }
 	if !slices.ContainsFunc(notes, created) {
 		return notes
 	}
@@ -135,6 +98,6 @@ func (l *link) withoutLogin(ctx context.Context, notes problem.Findings) problem
 		return notes
 	}
 	return slices.DeleteFunc(notes, func(p *problem.Problem) bool {
-		return created(p) && slices.ContainsFunc(can, func(name string) bool { return p.Object == roleObject(name) })
+		return created(p) && slices.ContainsFunc(can, func(name string) bool { return p.Object == schema.RoleObject(name) })
 	})
 }

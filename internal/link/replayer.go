@@ -194,7 +194,7 @@ const maxNotes = 20
 func (l *link) note(result schema.Result) {
 	notes := result.Notes
 	for _, name := range result.Roles {
-		notes = append(notes, createdRole(name))
+		notes = append(notes, schema.CreatedRole(name))
 	}
 	if result.Tag != "" {
 		l.log.Info("DDL replayed", "tag", result.Tag)

@@ -3,11 +3,9 @@ package link
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/hawser/hawser/internal/catalog"
@@ -78,27 +76,5 @@ func TestNotesQuoteRoles(t *testing.T) {
 	l.note(schema.Result{Roles: []string{"My Role"}})
 	if len(l.notes) != 1 || l.notes[0].Remedy != `ALTER ROLE "My Role" LOGIN PASSWORD '…';` {
 		t.Errorf("notes are %v", l.notes)
-	}
-}
-
-// TestLockedOutNamesAll: however many they are, each is named, with what gives it login.
-func TestLockedOutNamesAll(t *testing.T) {
-	t.Parallel()
-	var names []string
-	for i := range maxLockedOut + 2 {
-		names = append(names, fmt.Sprintf("My role %d", i))
-	}
-	found := LockedOut(names, "alpha", "beta")
-	if len(found) != maxLockedOut+1 {
-		t.Fatalf("%d findings", len(found))
-	}
-	last := found[maxLockedOut]
-	for _, name := range []string{`"My role 20"`, `"My role 21"`} {
-		if !strings.Contains(last.Object, name) || !strings.Contains(last.Remedy, "ALTER ROLE "+name+" LOGIN PASSWORD '…';") {
-			t.Errorf("%s is not named: %v", name, last)
-		}
-	}
-	if LockedOut(nil, "alpha", "beta") != nil {
-		t.Error("something is found where nobody is locked out")
 	}
 }

@@ -298,8 +298,7 @@ func (c *checker) checkRoles(ctx context.Context) error {
 		if _, exists := supers[r.Name]; !exists {
 			c.add(r.created())
 		} else if r.Login && !logins[r.Name] {
-			c.add(problem.Warn("role-locked-out", "role "+postgres.QuoteIdent(r.Name), "it can log in on the primary and not on the target, where its clients could not come back after a failover",
-				"ALTER ROLE "+postgres.QuoteIdent(r.Name)+" LOGIN PASSWORD '…';").At("the secondary"))
+			c.add(r.lockedOut().At("the secondary"))
 		}
 	}
 	for _, role := range c.Predefined {
@@ -315,33 +314,6 @@ func (c *checker) checkRoles(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// created tells what RestoreRoles leaves for a person to decide.
-func (r Role) created() *problem.Problem {
-	var has []string
-	for _, a := range []struct {
-		set  bool
-		name string
-	}{{r.Superuser, "SUPERUSER"}, {r.BypassRLS, "BYPASSRLS"}, {r.CreateRole, "CREATEROLE"}, {r.CreateDB, "CREATEDB"}} {
-		if a.set {
-			has = append(has, a.name)
-		}
-	}
-	for _, s := range r.Settings {
-		name, _, _ := strings.Cut(s, "=")
-		has = append(has, "SET "+name)
-	}
-	p := problem.Noted("role-created", "role "+postgres.QuoteIdent(r.Name),
-		"the target lacks it; it is created there without login and without a password")
-	if len(has) > 0 {
-		p.Cause += ", and without its " + strings.Join(has, ", ")
-	}
-	if r.Login {
-		p = p.At("the secondary").Advise("when it is to be used there")
-		p.Remedy = "ALTER ROLE " + postgres.QuoteIdent(r.Name) + " LOGIN PASSWORD '…';"
-	}
-	return p
 }
 
 // checkCollations looks where the replica will look: in the database if it is

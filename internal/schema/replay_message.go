@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/hawser/hawser/internal/problem"
@@ -217,7 +216,7 @@ func (t Texts) Read(content, key []byte) []Told {
 	}
 	var out []Told
 	for _, c := range m.Changes {
-		if strings.HasPrefix(c.Identity, "hawser.") || c.onlyNamed() { // what an agent made, or nothing of its own
+		if c.own() || c.onlyNamed() { // what an agent made, or nothing of its own
 			continue
 		}
 		out = append(out, Told{Tag: c.Kind, Text: c.words(), State: true})

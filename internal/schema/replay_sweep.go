@@ -59,6 +59,9 @@ func (c ddlChange) words() string {
 // not stop for an owner or a setting.
 func (r *replay) sweep(ctx context.Context) error {
 	for _, c := range r.m.Changes {
+		if c.own() {
+			continue
+		}
 		var statements []string
 		var err error
 		switch c.Kind {
@@ -104,6 +107,10 @@ func (r *replay) sweep(ctx context.Context) error {
 	}
 	return nil
 }
+
+// own tells that the change is of what Hawser keeps in the database, of which older agents
+// told too. On each side that is the local agent's.
+func (c ddlChange) own() bool { return strings.HasPrefix(c.Identity, "hawser.") }
 
 func (r *replay) ownerChange(ctx context.Context, c ddlChange) ([]string, error) {
 	if c.Value == nil || c.Identity == "" { // dropped since

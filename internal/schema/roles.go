@@ -45,46 +45,14 @@ type Membership struct {
 }
 
 // namedHere begins a query with the roles that the current database names: those that
-// own something or have a privilege in it, and those with a setting of their own for
+// own something or have a privilege in it, other than what is Hawser's own, and those with a setting of their own for
 // it. Those that are members of one of them, and so of what it may do, are among them.
 const namedHere = `
 		WITH RECURSIVE here AS (SELECT oid FROM pg_database WHERE datname = current_database()), named AS (
 			(SELECT d.refobjid AS oid FROM pg_shdepend d, here WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid >= 16384
-				AND (d.dbid = here.oid OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = here.oid)
+				AND (d.dbid = here.oid AND (d.classid, d.objid) NOT IN (` + postgres.OwnObjects + `) OR d.dbid = 0 AND d.classid = 'pg_database'::regclass AND d.objid = here.oid)
 			UNION SELECT setrole FROM pg_db_role_setting, here WHERE setdatabase = here.oid AND setrole >= 16384)
 			UNION SELECT m.member FROM pg_auth_members m JOIN named n ON n.oid = m.roleid)`
-
-// Logins are the roles whose clients use the current database: that can log in to it, and
-// are named in it or have a session there. The agent's own role is one where others use it.
-func Logins(ctx context.Context, db querier) ([]string, error) {
-	rows, err := db.Query(ctx, namedHere+`, present AS (
-			SELECT usesysid AS oid FROM pg_stat_activity
-			WHERE datname = current_database() AND backend_type = 'client backend' AND NOT starts_with(application_name, 'hawser:'))
-		SELECT r.rolname::text FROM pg_roles r
-		WHERE r.rolcanlogin AND has_database_privilege(r.oid, current_database(), 'CONNECT')
-		AND (r.oid IN (SELECT oid FROM present) OR r.oid IN (SELECT oid FROM named) AND r.rolname <> current_user)
-		ORDER BY 1`)
-	if err == nil {
-		var names []string
-		if names, err = pgx.CollectRows(rows, pgx.RowTo[string]); err == nil {
-			return names, nil
-		}
-	}
-	return nil, fmt.Errorf("look who can log in: %w", err)
-}
-
-// LockedOut are those of the names that no client can log in by on this server.
-func LockedOut(ctx context.Context, db querier, names []string) ([]string, error) {
-	rows, err := db.Query(ctx, `
-		SELECT name FROM unnest($1::text[]) name LEFT JOIN pg_roles ON rolname = name WHERE rolcanlogin IS NOT TRUE ORDER BY name`, names)
-	if err == nil {
-		var out []string
-		if out, err = pgx.CollectRows(rows, pgx.RowTo[string]); err == nil {
-			return out, nil
-		}
-	}
-	return nil, fmt.Errorf("look who can log in: %w", err)
-}
 
 // readRoles returns every role that the current database may name: those that it names
 // (see namedHere), the role that made the cluster, and PostgreSQL's predefined ones, which
