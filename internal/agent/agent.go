@@ -104,8 +104,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.state, err = holdStateDir(a.cfg.StateDir); err != nil {
 		return err
 	}
-	identity, err := peer.LoadOrCreateIdentity(a.identityDir(), a.cfg.Name)
-	if err != nil {
+	if err := peer.CheckIdentity(a.identityDir(), a.cfg.Name); err != nil { // before the catalog is this name's
 		return err
 	}
 	if err := a.openPostgres(ctx); err != nil {
@@ -113,6 +112,11 @@ func (a *agent) open(ctx context.Context) (err error) {
 	}
 	a.store = link.NewStore(a.server)
 	if err := a.migrate(ctx); err != nil {
+		return err
+	}
+	// Now: a name that the catalog refuses is to get no certificate.
+	identity, err := peer.LoadOrCreateIdentity(a.identityDir(), a.cfg.Name)
+	if err != nil {
 		return err
 	}
 	a.peers, err = peer.New(peer.Config{
@@ -165,7 +169,7 @@ func (a *agent) openPostgres(ctx context.Context) (err error) {
 func (a *agent) migrate(ctx context.Context) error {
 	var said link.Troubles
 	for wait, tried := link.NewBackoff(), 0; ; tried++ {
-		err := a.store.Migrate(ctx)
+		err := a.store.Migrate(ctx, a.cfg.Name)
 		if p, ok := problem.As(err); !ok || !p.Retryable || p.Code == link.CodeAnotherAgent {
 			if err == nil && tried > 0 {
 				a.log.Info("PostgreSQL can be reached", "tries", tried+1)

@@ -289,6 +289,38 @@ func TestTwoAgentsOfOneStateDir(t *testing.T) {
 	a.run(t)
 }
 
+// TestCatalogOfAnotherInstance: an agent of another name is refused, makes no certificate,
+// and leaves the catalog as it is. One from before it had a name is the first one's.
+func TestCatalogOfAnotherInstance(t *testing.T) {
+	t.Parallel()
+	a := newInstance(t, "alpha")
+	a.stop()
+	begin := func(name, dir string) error {
+		cfg := agent.DefaultConfig()
+		cfg.Name, cfg.StateDir, cfg.Socket = name, dir, filepath.Join(t.TempDir(), "s")
+		cfg.Endpoint.Listen = "127.0.0.1:0"
+		cfg.Postgres.Connection = agent.ConnString(a.DSN("postgres"))
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		return agent.Run(ctx, cfg, "test")
+	}
+	dir := t.TempDir()
+	if p, ok := problem.As(begin("beta", dir)); !ok || p.Code != "catalog-of-another" || p.Remedy != "--name alpha" || !strings.Contains(p.Cause, `"alpha"`) {
+		t.Fatalf("an agent of another instance: %v", p)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "identity", "*")); err != nil || len(left) > 0 {
+		t.Errorf("it left %v, %v", left, err)
+	}
+	a.Exec(t, "postgres", `DELETE FROM hawser.instance`) // as before there was one
+	if p, ok := problem.As(begin("alpah", a.dir)); !ok || p.Code != "identity-name" {
+		t.Errorf("a name that is not the certificate's: %v", p)
+	}
+	a.run(t)
+	if got := a.Rows(t, "postgres", `SELECT name FROM hawser.instance`); len(got) != 1 || got[0] != "alpha" {
+		t.Errorf("the catalog is that of %q", got)
+	}
+}
+
 // TestPeersAreAskedBack: a name that is like a peer's, and one where there is no peer at all.
 func TestPeersAreAskedBack(t *testing.T) {
 	t.Parallel()

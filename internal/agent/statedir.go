@@ -58,5 +58,5 @@ func stateDirTaken(path string) error {
 		}
 	}
 	return problem.New(link.CodeAnotherAgent, "directory "+path, by+" has this state directory; two would act on the same links", remedy).
-		Advise("it is the agent of this instance if it was started twice; another instance needs a state_dir of its own")
+		Advise("it is the agent of this instance if it was started twice; another instance needs a state_dir of its own, and a PostgreSQL of its own")
 }

@@ -13,6 +13,26 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
+// Claim makes the catalog that of the instance, unless it is another one's. A copy of the
+// server, or a standby that was promoted, is the same instance.
+func Claim(ctx context.Context, db DB, name string) error {
+	var database, owner string
+	_, err := db.Exec(ctx, `INSERT INTO hawser.instance (name) VALUES ($1) ON CONFLICT (one) DO NOTHING`, name)
+	if err == nil {
+		err = db.QueryRow(ctx, `SELECT name, quote_ident(current_database()) FROM hawser.instance`).Scan(&owner, &database)
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("look whose catalog it is: %w", err)
+	case owner != name:
+		return problem.New("catalog-of-another", "schema hawser of database "+database,
+			fmt.Sprintf("the catalog in it is that of instance %q, with its links and peers, and this agent's instance is named %q", owner, name),
+			"--name "+problem.Word(owner)).Advise("if this is that instance; another one needs a PostgreSQL of its own, to be named in postgres.connection or postgres.managed; " +
+			"an instance that is to have a new name and has no links any more: UPDATE hawser.instance SET name = '…'; in that database, and a new state_dir")
+	}
+	return nil
+}
+
 // Peer is an instance whose certificate was given to this one.
 type Peer struct {
 	Name        string

@@ -27,9 +27,15 @@ type Store struct {
 // NewStore returns a store that connects on first use.
 func NewStore(server *postgres.Server) *Store { return &Store{server: server} }
 
-// Migrate brings the instance's catalog to this agent's version.
-func (s *Store) Migrate(ctx context.Context) error {
-	return s.Do(ctx, func(conn *pgx.Conn) error { return catalog.MigrateInstance(ctx, conn) })
+// Migrate brings the instance's catalog to this agent's version, and sees that it is that
+// instance's.
+func (s *Store) Migrate(ctx context.Context, instance string) error {
+	return s.Do(ctx, func(conn *pgx.Conn) error {
+		if err := catalog.MigrateInstance(ctx, conn); err != nil {
+			return err
+		}
+		return catalog.Claim(ctx, conn, instance)
+	})
 }
 
 // keepTo has each later connection looked at before it is used: PostgreSQL behind it may

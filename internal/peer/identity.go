@@ -46,6 +46,15 @@ func LoadOrCreateIdentity(dir, name string) (*Identity, error) {
 	return loadOrCreate(dir, identityFile, name)
 }
 
+// CheckIdentity reads the identity, if there is one, and makes none.
+func CheckIdentity(dir, name string) error {
+	if _, err := os.Stat(filepath.Join(dir, identityFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	_, err := LoadOrCreateIdentity(dir, name)
+	return err
+}
+
 // NextIdentity reads or makes the identity that is to follow the present one. A rotation
 // that was broken off goes on with the one that some of the peers have already.
 func NextIdentity(dir, name string) (*Identity, error) {
@@ -93,7 +102,7 @@ func loadOrCreate(dir, file, name string) (*Identity, error) {
 	if id.Name != name {
 		return nil, problem.New("identity-name", "file "+path,
 			fmt.Sprintf("its certificate is that of instance %q, and this instance is named %q", id.Name, name),
-			"--name "+problem.Word(id.Name)).Advise("that is its old name; or give it another state_dir")
+			"--name "+problem.Word(id.Name)).Advise("that is its old name; an instance of its own needs another state_dir, and another PostgreSQL")
 	}
 	return id, nil
 }
