@@ -71,7 +71,7 @@ statement that mends it. The exit code is 5 when one of them blocks.`,
 			Findings problem.Findings `json:"findings"`
 		}{findings}, func(p page) {
 			p.findings(findings)
-			p.line("%s", verdict(p, spec.Database, findings))
+			p.line("%s", verdict(p, spec, findings))
 		})
 		if len(findings.Blocking()) > 0 {
 			return quietly{exitBlocked}
@@ -81,9 +81,13 @@ statement that mends it. The exit code is 5 when one of them blocks.`,
 	return c
 }
 
-func verdict(p page, database string, findings problem.Findings) string {
+func verdict(p page, spec api.LinkSpec, findings problem.Findings) string {
+	database := spec.Database
 	if n := len(findings.Blocking()); n > 0 {
 		return p.paint(bad, fmt.Sprintf("%s can't be linked yet: %s.", clean(database), map[bool]string{true: "1 finding blocks", false: count(n) + " findings block"}[n == 1]))
+	}
+	if spec.Peer == "" {
+		return p.paint(good, clean(database)+" is fit to be linked, as far as this side can tell.")
 	}
 	return p.paint(good, clean(database)+" is fit to be linked.")
 }

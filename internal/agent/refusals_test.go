@@ -321,6 +321,22 @@ func TestCatalogOfAnotherInstance(t *testing.T) {
 	}
 }
 
+// TestValidateSaysItOnce: each thing is found once, and a check of one side says that it is.
+func TestValidateSaysItOnce(t *testing.T) {
+	t.Parallel()
+	a, _ := pair(t)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", `SELECT lo_create(0)`, `CREATE UNLOGGED TABLE u (id int)`)
+	for peer, want := range map[string][]string{"": {"copy-size", "large-objects", "one-side", "unlogged-table"}, "beta": {"copy-size", "large-objects", "unlogged-table"}} {
+		found, err := a.ValidateLink(context.Background(), api.LinkSpec{Name: "shop", Database: "shop", Peer: peer, Role: api.RolePrimary})
+		got := codes(found)
+		slices.Sort(got)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("with peer %q: %q, want %q: %v, %v", peer, got, want, found, err)
+		}
+	}
+}
+
 // TestPeersAreAskedBack: a name that is like a peer's, and one where there is no peer at all.
 func TestPeersAreAskedBack(t *testing.T) {
 	t.Parallel()

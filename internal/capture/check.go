@@ -63,16 +63,13 @@ func Check(ctx context.Context, server *postgres.Server, database string, f filt
 }
 
 func checkWALLevel(ctx context.Context, conn *pgx.Conn) (problem.Findings, error) {
-	var level string
-	if err := conn.QueryRow(ctx, `SELECT current_setting('wal_level')`).Scan(&level); err != nil {
-		return nil, fmt.Errorf("read wal_level: %w", err)
+	level, set, err := postgres.WALLevel(ctx, conn)
+	if err != nil || level == "logical" {
+		return nil, err
 	}
-	if level == "logical" {
-		return nil, nil
-	}
-	return problem.Findings{problem.New("wal-level", "setting wal_level",
+	return problem.Findings{postgres.Waiting(problem.New("wal-level", "setting wal_level",
 		"it is "+level+"; the changes of a database can be streamed only at logical",
-		"ALTER SYSTEM SET wal_level = logical;").Advise("then restart PostgreSQL")}, nil
+		"ALTER SYSTEM SET wal_level = logical;").Advise("then restart PostgreSQL"), set)}, nil
 }
 
 // checkPlugin asks whether the server lets the stream be decoded by its own plugin, which

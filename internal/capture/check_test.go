@@ -33,3 +33,28 @@ func TestCheckOfThePlugin(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckOfTheWALLevel: a level that is set already and waits for a restart is not asked
+// to be set again.
+func TestCheckOfTheWALLevel(t *testing.T) {
+	t.Parallel()
+	c := testpg.Start(t, nil)
+	c.Exec(t, "postgres", `ALTER SYSTEM SET wal_level = replica`)
+	c.Restart(t)
+	for _, step := range []struct{ do, remedy, advice string }{
+		{`SELECT`, "ALTER SYSTEM SET wal_level = logical;", "then restart PostgreSQL"},
+		{`ALTER SYSTEM SET wal_level = logical`, "", "restart PostgreSQL"},
+		{`SELECT pg_reload_conf()`, "", "restart PostgreSQL"},
+	} {
+		c.Exec(t, "postgres", step.do)
+		found, err := Check(t.Context(), c.Server(), "postgres", filter.Filter{})
+		i := slices.IndexFunc(found, func(p *problem.Problem) bool { return p.Code == "wal-level" })
+		if err != nil || i < 0 || found[i].Remedy != step.remedy || found[i].Advice != step.advice || !found[i].Blocks() {
+			t.Errorf("%s: %v, %v", step.do, found, err)
+		}
+	}
+	c.Restart(t)
+	if found, err := Check(t.Context(), c.Server(), "postgres", filter.Filter{}); err != nil || slices.ContainsFunc(found, func(p *problem.Problem) bool { return p.Code == "wal-level" }) {
+		t.Errorf("restarted: %v, %v", found, err)
+	}
+}

@@ -54,7 +54,7 @@ func (m *Manager) Validate(ctx context.Context, s Spec) (problem.Findings, error
 	}
 	if s.Peer == "" {
 		findings, err := m.validateSide(ctx, s.Name, "", validateRequest{Database: s.Database, Role: s.Role, Filter: s.Filter})
-		return findings, err
+		return append(findings, problem.Noted("one-side", "instance "+m.cfg.Instance, "this side alone was looked at; with --peer the other one is, too, and whether it is fit for this database")), err
 	}
 	if p := m.granted(s.Peer, s.Database, wayOf(s.Role)); p != nil {
 		return problem.Findings{p}, nil
@@ -267,10 +267,15 @@ func (m *Manager) validateSecondary(ctx context.Context, r validateRequest) (pro
 		out = append(out, problem.New("not-superuser", "role "+info.User, "the agent's role is no superuser; replication origins and session_replication_role need one",
 			"ALTER ROLE "+info.User+" SUPERUSER;"))
 	}
-	if level := info.Settings["wal_level"]; level != "logical" {
-		out = append(out, problem.Warn("wal-level", "setting wal_level",
+	var level string
+	var set bool
+	if err := m.store.Do(ctx, func(conn *pgx.Conn) (err error) { level, set, err = postgres.WALLevel(ctx, conn); return err }); err != nil {
+		return nil, err
+	}
+	if level != "logical" {
+		out = append(out, postgres.Waiting(problem.Warn("wal-level", "setting wal_level",
 			"it is "+level+" on the secondary; a failover, which makes it the primary, needs logical",
-			"ALTER SYSTEM SET wal_level = logical;").Advise("then restart PostgreSQL"))
+			"ALTER SYSTEM SET wal_level = logical;").Advise("then restart PostgreSQL"), set))
 	}
 	if r.Source == nil {
 		return out, nil

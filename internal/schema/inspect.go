@@ -228,7 +228,7 @@ func (r *Requirements) findOnPrimary(ctx context.Context, tx pgx.Tx) error {
 			"").Advise("rewrite functions and comments, and rename objects, that hold such bytes"))
 	}
 	for _, check := range []func(context.Context, pgx.Tx) error{
-		r.findUnreadable, r.findLargeObjects, r.findTablespaces, r.findUserMappings, r.findUnfilled, r.findLocks,
+		r.findUnreadable, r.findTablespaces, r.findUserMappings, r.findUnfilled, r.findLocks,
 	} {
 		if err := check(ctx, tx); err != nil {
 			return err
@@ -294,14 +294,6 @@ func (r *Requirements) findUnreadable(ctx context.Context, tx pgx.Tx) error {
 		fmt.Sprintf("the agent's role may not read %d tables, %s, which pg_dump has to lock", len(tables), someOf(tables)),
 		"ALTER ROLE "+user+" SUPERUSER;"))
 	return nil
-}
-
-func (r *Requirements) findLargeObjects(ctx context.Context, tx pgx.Tx) error {
-	found, err := postgres.LargeObjects(ctx, tx)
-	if found != nil {
-		r.add(found)
-	}
-	return err
 }
 
 func (r *Requirements) findTablespaces(ctx context.Context, tx pgx.Tx) error {
