@@ -175,8 +175,21 @@ func args(names ...string) cobra.PositionalArgs {
 		if len(names) == 0 {
 			return fmt.Errorf("%s takes no argument, and was given %q", c.CommandPath(), given[0])
 		}
-		return fmt.Errorf("%s takes %s, and was given %d arguments", c.CommandPath(), strings.Join(names, " "), len(given))
+		return fmt.Errorf("%s takes %s, and was given %d arguments%s", c.CommandPath(), strings.Join(names, " "), len(given), suggest(saidTwice(c, given, len(names))))
 	}
+}
+
+// saidTwice is the command without the group's name, or its own, among the arguments, as in
+// link create link orders.
+func saidTwice(c *cobra.Command, given []string, takes int) (typed []string) {
+	rest := slices.Clone(given)
+	for len(rest) > takes && len(rest) > 0 && (rest[0] == c.Name() || c.HasParent() && rest[0] == c.Parent().Name()) {
+		rest = rest[1:]
+	}
+	if len(rest) != takes || len(rest) == len(given) {
+		return nil
+	}
+	return []string{strings.Join(append([]string{c.CommandPath()}, words(rest)...), " ")}
 }
 
 // optional allows one argument.

@@ -123,6 +123,11 @@ func linkTable(p page, links []api.Link) {
 		if telling(l.Cause) {
 			p.problem("", p.paint(linkTone(l), clean(l.Name)+": "), l.Cause)
 		}
+		for _, f := range l.Findings {
+			if f.Code == "wal-held" { // soon it ends the link
+				p.problem("", p.paint(busy, clean(l.Name)+": "), f)
+			}
+		}
 	}
 }
 
@@ -492,9 +497,12 @@ func dropQuestion(l api.Link, o api.DropOptions) string {
 
 // replicaText tells what became of a replica that was to be removed.
 func replicaText(r api.DropResult) string {
+	untold := slices.ContainsFunc(r.Findings, func(p *problem.Problem) bool { return p.Code == "peer-not-told" })
 	switch {
 	case !r.RemoveReplicaRequested:
 		return ""
+	case r.ReplicaRemoved == nil && untold:
+		return " The replica is still there: its instance could not be told."
 	case r.ReplicaRemoved == nil:
 		return " The other instance removes the replica only if Hawser had created that database: see hawser database list there."
 	case *r.ReplicaRemoved:

@@ -22,6 +22,7 @@ type fake struct {
 	peers    *api.PeerList
 	changed  []string // of a peer that is added
 	removed  *bool    // of a drop
+	untold   bool     // of a drop: the other side
 	asked    []any    // options and requests, in order
 	copying  func()   // what a resync waits for
 }
@@ -149,7 +150,11 @@ func (f *fake) VerifyLink(_ context.Context, name string, o api.VerifyOptions) (
 	return f.verify, f.ask(o)
 }
 func (f *fake) DropLink(_ context.Context, name string, o api.DropOptions) (api.DropResult, error) {
-	return api.DropResult{Dropped: name, RemoveReplicaRequested: o.RemoveReplica, ReplicaRemoved: f.removed}, f.ask(o)
+	r := api.DropResult{Dropped: name, RemoveReplicaRequested: o.RemoveReplica, ReplicaRemoved: f.removed}
+	if f.untold {
+		r.Findings = problem.Findings{problem.Warn("peer-not-told", "instance mi-west", "it could not be told", "hawser link drop "+name+" --force")}
+	}
+	return r, f.ask(o)
 }
 func (f *fake) Databases(context.Context) ([]api.Database, error) {
 	return []api.Database{

@@ -100,7 +100,9 @@ func doneText(l api.Link, now time.Time) string {
 // until a person must act.
 func (a *app) untilSynchronized(ctx context.Context, c *api.Client, l api.Link) (api.Link, error) {
 	const patience = 2 * time.Minute // with an agent that is away
+	const opening = 2 * time.Second  // in which a stream that is begun anew is still missing
 	var away time.Time
+	began := a.now()
 	w := &display{a: a, render: a.progressLines, every: 5, silentJSON: true}
 	defer w.clear()
 	err := a.follow(ctx, func(ctx context.Context) ([]api.Link, error) {
@@ -120,6 +122,10 @@ func (a *app) untilSynchronized(ctx context.Context, c *api.Client, l api.Link) 
 			return true, nil
 		case api.StateSuspended, api.StateDiverged, api.StateDropped:
 			return true, stateProblem(l)
+		case api.StateDisconnected:
+			if a.now().Sub(began) < opening {
+				return false, nil
+			}
 		}
 		w.show(links)
 		return false, nil

@@ -344,6 +344,8 @@ func TestPeerSet(t *testing.T) {
 // TestHints: what was most likely meant is told, and what was set is shown.
 func TestHints(t *testing.T) {
 	t.Parallel()
+	heldUp := synchronized()
+	heldUp.Findings = problem.Findings{problem.Warn("wal-held", "link orders", "it holds back 9.0 GiB of at most 16 GiB", "hawser link show orders")}
 	stands := synchronized()
 	stands.State, stands.Cause = api.StateSuspended, problem.New("slot-lost", "on instance on-prem: replication slot hawser_1", "it does not exist any more", "hawser link resync orders")
 	for _, c := range []struct {
@@ -352,6 +354,11 @@ func TestHints(t *testing.T) {
 		want string
 	}{
 		{call{args: "link verify orders --timeout 5", fake: &fake{}}, exitUsage, "did you mean 5s?"},
+		{call{args: "link create link odd --database shop --peer w"}, exitUsage, "did you mean hawser link create odd?"},
+		{call{args: "link show show odd"}, exitUsage, "did you mean hawser link show odd?"},
+		{call{args: "link show one two"}, exitUsage, "was given 2 arguments\n"},
+		{call{args: "link list", fake: &fake{links: []api.Link{heldUp}}}, exitOK, "orders: link orders: it holds back 9.0 GiB of at most 16 GiB"},
+		{call{args: "link drop orders --force --remove-replica -y", fake: &fake{untold: true}}, exitOK, "The replica is still there: its instance could not be told."},
 		{call{args: "link list --socket 127.0.0.1:17524", fake: &fake{}}, exitUsage, "--socket http://127.0.0.1:17524"},
 		{call{args: "link set orders --max-wal 2GiB", fake: &fake{links: []api.Link{synchronized()}}}, exitOK, "may hold back 2.0 GiB of WAL"},
 		{call{args: "link set orders --max-wal 0", fake: &fake{links: []api.Link{synchronized()}}}, exitOK, "may hold back any amount of WAL"},
@@ -385,6 +392,17 @@ func TestDropOfADivergedLink(t *testing.T) {
 		if code != c.code || (len(c.fake.asked) > 0) != c.dropped || c.terminal && !strings.Contains(errOut, "rejoin") {
 			t.Errorf("%s %q: code %d, asked %v: %s%s", c.args, c.stdin, code, c.fake.asked, out, errOut)
 		}
+	}
+}
+
+// TestResyncBeginsItsStreamAnew: that the two sides are not connected for a moment is not told.
+func TestResyncBeginsItsStreamAnew(t *testing.T) {
+	t.Parallel()
+	between := synchronized()
+	between.State, between.Cause = api.StateDisconnected, problem.New("disconnected", "link orders", "the two sides are not connected", "hawser peer test mi-west").Retry()
+	code, out, errOut := call{args: "link resync orders", fake: &fake{links: []api.Link{between, synchronized()}}}.run(t)
+	if code != exitOK || strings.Contains(out+errOut, "disconnected") {
+		t.Errorf("code %d: %s%s", code, out, errOut)
 	}
 }
 

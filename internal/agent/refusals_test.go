@@ -252,6 +252,11 @@ func TestDropOfOneSide(t *testing.T) {
 		if _, err := other.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
 			t.Error(err)
 		}
+		for _, i := range []*instance{one, other} {
+			if left, err := filepath.Glob(filepath.Join(i.dir, "spool", "*")); err != nil || len(left) > 0 {
+				t.Errorf("%s keeps %v, %v", i.name, left, err)
+			}
+		}
 	}
 	drop(a, b, api.StateSuspended)
 	b.Exec(t, "postgres", `DROP DATABASE shop WITH (FORCE)`)

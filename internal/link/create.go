@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -542,8 +543,12 @@ func (m *Manager) Drop(ctx context.Context, name string, o DropOptions) (problem
 		return nil, problem.New("peer-not-told", "link "+name, "the other side could not be told, and would keep its half of the link",
 			"hawser link drop "+name+" --force").Advise("or try again when it is connected; with --force the same has to be run on instance " + l.rec.Peer + ", too").Because(err)
 	default:
-		found = append(found, problem.Warn("peer-not-told", "instance "+l.rec.Peer, "it could not be told, and keeps its half of the link: slot, publication, triggers, replica identities and schema hawser",
-			"hawser link drop "+name+" --force").At("instance "+l.rec.Peer))
+		there := problem.Warn("peer-not-told", "instance "+l.rec.Peer, "it could not be told, and keeps its half of the link: slot, publication, triggers, replica identities and schema hawser",
+			"hawser link drop "+name+" --force").At("instance " + l.rec.Peer)
+		if o.RemoveReplica && side.Role == role.Primary { // the replica is there
+			there.Remedy += " --remove-replica"
+		}
+		found = append(found, there)
 	}
 	left, err := m.dropSide(ctx, l, o.RemoveReplica)
 	return append(append(found, reply.Left.On(l.rec.Peer)...), left...), err
@@ -765,6 +770,9 @@ func (m *Manager) erase(ctx context.Context, l *link) error {
 	m.mu.Lock()
 	delete(m.links, l.rec.Name)
 	m.mu.Unlock()
+	if err := os.RemoveAll(l.spoolDir()); err != nil {
+		l.log.Warn("what the link kept on disk could not be removed", "error", err)
+	}
 	l.log.Info("dropped")
 	return nil
 }

@@ -184,7 +184,7 @@ func (l *link) guardOnce(ctx context.Context) error {
 	}
 	l.suspend(problem.New("wal-limit", "link "+l.rec.Name,
 		fmt.Sprintf("it held back %s of WAL, more than it may (%s), and was given up to save the primary's disk", bytesText(held), bytesText(bound)),
-		"hawser link resync "+l.rec.Name).Advise("when the secondary can be reached: it compares the tables and copies those that differ"))
+		"hawser link resync "+l.rec.Name).Advise("when the secondary can be reached: it compares the tables and copies those that differ; DDL of the time without a slot is not known, and where it left the two sides different they are to be made alike by hand first"))
 	return l.m.store.Do(ctx, func(conn *pgx.Conn) error { return capture.DropSlot(ctx, conn, l.rec.ID) })
 }
 

@@ -423,13 +423,16 @@ func (l *link) stream(ctx context.Context, side role.State, seeding bool) error 
 
 var errHandedOver = errors.New("the primary handed over")
 
+// spoolDir is where transactions that do not fit into memory are kept.
+func (l *link) spoolDir() string { return filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID) }
+
 func (l *link) newApplier(side role.State, key []byte) *apply.Applier {
 	return apply.New(apply.Config{
 		Link: l.rec.Name, ID: l.rec.ID, Origin: apply.Origin(l.rec.ID, side.Term),
 		Connect:  l.connectApplier,
 		UserPath: l.userPath.Load(),
 		Hold:     l.m.share(),
-		SpoolDir: filepath.Join(l.m.cfg.StateDir, "spool", l.rec.ID),
+		SpoolDir: l.spoolDir(),
 		Replayer: newReplayer(l, key),
 		MakeWay:  l.makeWay,
 		Copied:   func(ctx context.Context, tx pgx.Tx) error { return schema.Harden(ctx, tx) },
