@@ -37,13 +37,15 @@ func (m *Manager) granted(peer, database string, way grant.Direction) *problem.P
 	if g.Allows(database, way) {
 		return nil
 	}
-	command := "hawser peer set " + peer + " "
-	if !known {
-		command = "hawser peer add " + peer + ".pem "
-	}
-	return problem.New("peer-not-granted", "database "+database,
+	p := problem.New("peer-not-granted", "database "+database,
 		fmt.Sprintf("instance %s grants peer %s %s; this needs database %s, %s", m.cfg.Instance, peer, g, database, needed(way)),
-		command+g.With(database, way).Flags())
+		"hawser peer set "+peer+" "+g.With(database, way).Flags())
+	if !known {
+		p.Cause = fmt.Sprintf("instance %s does not know peer %s; this needs database %s, %s", m.cfg.Instance, peer, database, needed(way))
+		p.Remedy = "hawser peer add " + problem.Word(peer+".pem")
+		p.Advice = fmt.Sprintf("and on instance %s: hawser peer add %s; hawser cert show prints the certificates", peer, problem.Word(m.cfg.Instance+".pem"))
+	}
+	return p
 }
 
 func needed(way grant.Direction) string {

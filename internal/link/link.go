@@ -646,7 +646,7 @@ func (l *link) gone(err error) *problem.Problem {
 const codeElsewhere = "secondary-elsewhere"
 
 // beyondResume are the causes of a suspension that a link would meet again at once.
-var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", "primary-moved", codeNotCompared, codeForgotten, capture.CodeBroken}
+var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", codeMoved, codeNotCompared, codeForgotten, capture.CodeBroken}
 
 // pause does what a person asks. A link that can't go on from where it stands is not
 // resumed: what mends it is told.

@@ -248,9 +248,12 @@ func (l *link) notCompared(ctx context.Context, side role.State) error {
 	return nil
 }
 
+// codeMoved is of a link that can't follow its database's primary by itself.
+const codeMoved = "primary-moved"
+
 // moved is the problem of a sibling that can't follow the new primary by itself.
 func (l *link) moved(name, why string) *problem.Problem {
-	return problem.New("primary-moved", "database "+l.rec.Database,
+	return problem.New(codeMoved, "database "+l.rec.Database,
 		"instance "+l.rec.Peer+" is its primary now, and link "+name+" can't follow it by itself: "+why,
 		"hawser link follow "+name+" --primary "+l.rec.Peer).Advise("it compares the two and copies the tables that differ; they have to know each other (hawser peer add)").At("the link's secondary")
 }
@@ -500,27 +503,63 @@ func (m *Manager) where(ctx context.Context, id string) (r whereReply, err error
 // slot has to stay until then: it is all that the secondary can reach the handoff by.
 func (l *link) seeOff(ctx context.Context, side role.State) error {
 	var secondary, heir whereReply
-	gone := false
-	if l.m.call(ctx, l.rec.Peer, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &secondary) == nil {
-		gone = !secondary.Known || secondary.Side.Term > side.Term
-	}
+	gone := l.askWhere(ctx, l.rec.Peer, &secondary) == nil && (!secondary.Known || secondary.Side.Term > side.Term)
+	var err error
 	if !gone && side.Heir != "" {
-		if err := l.m.call(ctx, side.Heir, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &heir); err != nil {
-			return err
-		}
-		gone = heir.Side.Role == role.Primary && heir.Side.Term > side.Term && heir.Followed
+		err = l.askWhere(ctx, side.Heir, &heir)
+		// An heir that had the link in a term of its own, and took it up once more, may be in our
+		// term: the secondary is in it by following that one.
+		gone = heir.Side.Role == role.Primary && heir.Side.Term >= side.Term && heir.Followed
 	}
+	if gone {
+		l.log.Info("forgotten here: the secondary follows the new primary", "secondary", l.rec.Peer, "primary", side.Heir)
+		l.m.work.Go(func() { l.m.forget(l) })
+		return nil
+	}
+	if side.Phase == role.Moved {
+		l.standMoved(side, heir, err)
+	}
+	return err
+}
+
+func (l *link) askWhere(ctx context.Context, instance string, r *whereReply) error {
+	return l.m.call(ctx, instance, l.rec.Name, callWhere, whereRequest{l.rec.ID}, r)
+}
+
+// standMoved says what a link takes whose primary went away from here, and whose secondary
+// can't follow it by itself; unasked is why the heir did not answer.
+func (l *link) standMoved(side role.State, heir whereReply, unasked error) {
 	l.mu.Lock()
 	suspended := l.suspended
 	l.mu.Unlock()
+	var why *problem.Problem
 	switch {
-	case gone:
-		l.log.Info("forgotten here: the secondary follows the new primary", "secondary", l.rec.Peer, "primary", side.Heir)
-		l.m.work.Go(func() { l.m.forget(l) })
-	case side.Heir != "" && !heir.Known && suspended == nil:
+	case l.ledBack():
+		why = l.movedBack(l.m.cfg.Instance, side.Heir)
+	case unasked != nil:
+	case !heir.Known && suspended == nil:
 		l.suspend(l.movedTo(side.Heir, "instance "+side.Heir+" could not take it up, as its log tells"))
+	case heir.Side.Role == role.Primary && heir.Side.Term < side.Term:
+		why = l.movedTo(side.Heir, "instance "+side.Heir+" still keeps what it had of it in an earlier term")
 	}
-	return nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cause = why
+}
+
+// ledBack tells that the database's primary went away by another link, and came back here,
+// while this link's secondary stood.
+func (l *link) ledBack() bool {
+	side, _ := l.now()
+	return side.Phase == role.Moved && l.m.leads(l.rec.Database)
+}
+
+// movedBack is the problem of a secondary whose primary handed over to an heir that it did
+// not reach, and leads again.
+func (l *link) movedBack(primary, heir string) *problem.Problem {
+	return problem.New(codeMoved, "link "+l.rec.Name,
+		"instance "+heir+" took the database over, and instance "+primary+" leads it again; what came behind the handoff between them the secondary can't follow by itself",
+		"hawser link follow "+l.rec.Name+" --primary "+primary).Advise("it compares the two and copies the tables that differ").At("the link's secondary").Retry()
 }
 
 // movedTo is moved, as the sibling itself says it.
@@ -556,6 +595,7 @@ const (
 
 type outcomeReply struct {
 	Outcome outcome `json:"outcome"`
+	Back    bool    `json:"back,omitempty"` // it was taken, and this side leads the database again since
 }
 
 // outcome answers askOutcome. Only refused lets the other side go on with what lies
@@ -565,17 +605,25 @@ func (l *link) outcome(r outcomeRequest) outcomeReply {
 		theirs, _ := s.now()
 		switch {
 		case theirs.Role == role.Secondary: // by this link or another; ours is moved, or will be
-			return outcomeReply{handoffTaken}
+			return outcomeReply{Outcome: handoffTaken}
 		case expelled(theirs):
-			return outcomeReply{handoffPending}
-		case s.rec.ID == r.By.Link && theirs.Floor < r.By.Term:
-			return outcomeReply{handoffPending}
+			return outcomeReply{Outcome: handoffPending}
+		case s.rec.ID == r.By.Link && theirs.Floor < r.By.Term && theirs.Term < r.By.Term:
+			return outcomeReply{Outcome: handoffPending}
 		}
 	}
-	if side, _ := l.now(); side.Role != role.Primary || side.Phase == role.Moved || side.Term != r.Term {
-		return outcomeReply{handoffTaken}
+	side, _ := l.now()
+	if side.Role != role.Primary || side.Phase == role.Moved || side.Term != r.Term {
+		return outcomeReply{handoffTaken, l.backFrom(side, r.Term)}
 	}
-	return outcomeReply{handoffRefused}
+	return outcomeReply{Outcome: handoffRefused}
+}
+
+// backFrom tells that this side led the link in that term, and leads the database again, with
+// the half of the link of then or one that was made anew for the secondary (takeUp).
+func (l *link) backFrom(side role.State, term frame.Term) bool {
+	anew := side.Role == role.Primary && side.Phase == role.Steady && side.After == term && side.By == role.Handoff{}
+	return anew && l.m.leads(l.rec.Database) || side.Term == term && l.ledBack()
 }
 
 // await is what the secondary does that stands at the handoff of another link.
@@ -610,6 +658,8 @@ func (l *link) await(ctx context.Context, side role.State) error {
 		return problem.New("handoff-pending", "link "+l.rec.Name, "another link of the database hands over to instance "+side.Heir, "").Advise("this link goes on by itself when that has ended").Retry()
 	case side.Stranded && err != nil:
 		return err
+	case err == nil && reply.Back:
+		return l.movedBack(l.rec.Peer, side.Heir)
 	case side.Stranded:
 		return l.movedTo(side.Heir, "instance "+side.Heir+" could not take it up, as its log tells, or tables were still to be copied")
 	}
@@ -629,10 +679,10 @@ func (l *link) unmet(side role.State, heir error, taken bool) error {
 	}
 	switch p.Code {
 	case "peer-not-found":
-		return problem.New("primary-moved", "link "+l.rec.Name, cause+p.Object+": "+p.Cause,
+		return problem.New(codeMoved, "link "+l.rec.Name, cause+p.Object+": "+p.Cause,
 			fmt.Sprintf("hawser peer add %s.pem --address HOST:5022", side.Heir)).Advise(fmt.Sprintf("and on instance %s: hawser peer add %s.pem; hawser cert show prints the certificates", side.Heir, l.m.cfg.Instance)).Retry().Because(heir)
 	case "link-not-found":
-		return problem.New("primary-moved", "link "+l.rec.Name, cause+"it does not have this link",
+		return problem.New(codeMoved, "link "+l.rec.Name, cause+"it does not have this link",
 			"hawser link follow "+l.rec.Name+" --primary "+side.Heir).Advise("if it stays so: it compares the two and copies the tables that differ").Retry().Because(heir)
 	}
 	return problem.New("heir-unreachable", "link "+l.rec.Name, cause+p.Cause, p.Remedy).Advise(p.Advice).At(p.Place).Retry().Because(heir)
@@ -729,19 +779,44 @@ func (m *Manager) following(ctx context.Context, l *link, primary string, e role
 // lead a database of this name, and whatever differs from it is copied.
 func (l *link) mayFollow(ctx context.Context, side role.State, primary string) error {
 	object := "link " + l.rec.Name
-	switch {
-	case side.Role != role.Secondary:
-		return problem.New("not-secondary", object, "instance "+l.m.cfg.Instance+" is its primary; it is the secondary that can follow another one", "hawser link follow "+l.rec.Name+" --primary "+primary).At("instance " + l.rec.Peer)
-	case primary == l.rec.Peer:
-		return problem.New("same-primary", object, "instance "+primary+" is its primary already", "hawser link resync "+l.rec.Name).Advise("it compares the two")
+	if side.Role != role.Secondary {
+		return l.ledHere(side, primary)
+	}
+	if primary == l.m.cfg.Instance {
+		return problem.New("peer-is-self", object, "it is this instance that is to follow another one", "hawser link failover "+l.rec.Name).Advise("if it is to lead")
 	}
 	var reply outcomeReply
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHandoff, outcomeRequest{side.By, side.Term}, &reply)
-	if err == nil && reply.Outcome != handoffTaken {
+	switch {
+	case primary == l.rec.Peer && !reply.Back && l.gone(err) == nil:
+		return problem.New("same-primary", object, "instance "+primary+" is its primary already", "hawser link resync "+l.rec.Name).Advise("it compares the two")
+	case err == nil && reply.Outcome != handoffTaken:
 		return problem.New("primary-not-moved", object, "instance "+l.rec.Peer+" leads its database, or may still",
-			"hawser link list").Advise("see which instance leads; where instance " + l.rec.Peer + " was forced out, hawser link rejoin there first; else hawser link failover, of the link between instance " + l.rec.Peer + " and instance " + primary + ", makes the other one lead").Because(err)
+			"hawser link list").Advise("see which instance leads; where instance " + l.rec.Peer + " was forced out, hawser link rejoin there first; else hawser link failover, of the link between instance " + l.rec.Peer + " and instance " + primary + ", makes the other one lead")
 	}
 	return nil
+}
+
+// ledHere is why a primary does not follow, and what whoever wants the link to follow that
+// instance does instead.
+func (l *link) ledHere(side role.State, primary string) error {
+	here := l.m.cfg.Instance
+	p := problem.New("not-secondary", "link "+l.rec.Name, "instance "+here+" is its primary; it is the secondary that can follow another one",
+		"hawser link follow "+l.rec.Name+" --primary "+primary).At("instance " + l.rec.Peer)
+	switch {
+	case expelled(side):
+		p.Remedy, p.Place = "hawser link rejoin "+l.rec.Name, ""
+		return p.Advise("it follows instance " + l.rec.Peer + " then, which took over by force")
+	case primary == l.rec.Peer:
+		p.Remedy, p.Place = "hawser link failover "+l.rec.Name, ""
+		return p.Advise("it makes instance " + primary + " the primary")
+	case primary == here && side.Phase == role.Steady && !l.left():
+		p.Remedy, p.Place = "hawser link resync "+l.rec.Name, ""
+		return p.Advise("it compares the two")
+	case primary == here && !l.m.leads(l.rec.Database):
+		return l.leadsHere()
+	}
+	return p
 }
 
 // takeUpRequest asks an instance that leads a database to lead the secondary that asks.
@@ -776,16 +851,25 @@ func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 	}
 	why := problem.New(codeNotCompared, "link "+l.rec.Name, "it was not compared with instance "+primary+", its new primary, to the end", "hawser link resync "+l.rec.Name)
 	next, err := m.exchangePrimary(ctx, l, primary, role.PrimaryChosen{Primary: theirs}, why)
-	if err == nil && next.rec.Peer != primary {
+	if err == nil && !next.follows(primary, theirs.Term) {
 		err = problem.New("resync-not-now", "link "+l.rec.Name, "its state changed meanwhile", "hawser link show "+l.rec.Name).Retry()
 	}
 	if err != nil {
 		return err
 	}
+	if l.rec.Peer == primary { // which made its half anew
+		return next.resync(ctx, nil)
+	}
 	if err := m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{ID: l.rec.ID}, nil); err != nil {
 		l.log.Warn("the old primary could not be told that this link left it; it asks by itself", "error", err)
 	}
 	return next.resync(ctx, nil)
+}
+
+// follows tells that this side is the secondary of that instance in that term.
+func (l *link) follows(primary string, term frame.Term) bool {
+	side, _ := l.now()
+	return l.rec.Peer == primary && side.Role == role.Secondary && side.Term == term
 }
 
 // takeUp answers attach. It may be asked again.
@@ -795,20 +879,32 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 		return role.State{}, err
 	}
 	defer release()
-	if l := m.holds(name, r.ID); l != nil {
-		side, _ := l.now()
-		switch {
-		case l.rec.ID != r.ID || l.peer() != from:
-			return role.State{}, taken(name)
-		case side.Role != role.Primary || side.Term != r.Next || side.After != r.After:
-			return role.State{}, problem.New("link-busy", "link "+name, "instance "+m.cfg.Instance+" still keeps what it had of it in an earlier term",
-				"hawser link drop "+name+" --force").Advise("if it stays so; run it again in some seconds first").At("instance " + m.cfg.Instance).Retry()
-		}
-		return side, nil
+	l := m.holds(name, r.ID)
+	if l != nil && (l.rec.ID != r.ID || l.peer() != from) {
+		return role.State{}, taken(name)
 	}
 	if !m.leads(r.Database) {
 		return role.State{}, m.leadsNot(r.Database)
 	}
+	if l != nil {
+		switch side, _ := l.now(); {
+		case l.steady() && side.Term == r.Next && side.After == r.After:
+			return side, nil
+		case l.ledBack() && (side.Term == r.After || side.Term == r.Next):
+			// Its slot is of before, and does not tell what came from elsewhere meanwhile.
+			if _, err := m.dropSide(ctx, l, false); err != nil {
+				return role.State{}, err
+			}
+		default:
+			return role.State{}, problem.New("link-busy", "link "+name, "instance "+m.cfg.Instance+" still keeps what it had of it in an earlier term",
+				"hawser link drop "+name+" --force").Advise("if it stays so; run it again in some seconds first").At("instance " + m.cfg.Instance).Retry()
+		}
+	}
+	return m.leadAnew(ctx, name, from, r)
+}
+
+// leadAnew makes the primary's half of a link whose secondary is elsewhere already.
+func (m *Manager) leadAnew(ctx context.Context, name, from string, r takeUpRequest) (role.State, error) {
 	state := role.Inherited(role.Handoff{}, r.After, r.Next, 0)
 	data, err := json.Marshal(state)
 	if err != nil {
