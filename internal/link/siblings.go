@@ -99,6 +99,10 @@ func (m *Manager) elsewhere(l *link) *problem.Problem {
 }
 
 func changesBy(rec catalog.Link, side role.State) *problem.Problem {
+	if side.Role == role.Secondary && side.Phase == role.Steady {
+		return problem.New("failover-elsewhere", "database "+rec.Database,
+			"instance "+rec.Peer+" leads it, by link "+rec.Name+", which is the one that can hand it over to this instance", "hawser link failover "+rec.Name).Advise("if this instance is to lead")
+	}
 	return problem.New("failover-elsewhere", "database "+rec.Database,
 		fmt.Sprintf("link %s of the same database is %s and %s here; one database changes its primary by one link at a time", rec.Name, side.Role, side.Phase),
 		"hawser link show "+rec.Name).Advise("run it again when that link is steady")
@@ -503,7 +507,8 @@ func (m *Manager) where(ctx context.Context, id string) (r whereReply, err error
 // slot has to stay until then: it is all that the secondary can reach the handoff by.
 func (l *link) seeOff(ctx context.Context, side role.State) error {
 	var secondary, heir whereReply
-	gone := l.askWhere(ctx, l.rec.Peer, &secondary) == nil && (!secondary.Known || secondary.Side.Term > side.Term)
+	stranger := l.askWhere(ctx, l.rec.Peer, &secondary)
+	gone := stranger == nil && (!secondary.Known || secondary.Side.Term > side.Term)
 	var err error
 	if !gone && side.Heir != "" {
 		err = l.askWhere(ctx, side.Heir, &heir)
@@ -517,7 +522,7 @@ func (l *link) seeOff(ctx context.Context, side role.State) error {
 		return nil
 	}
 	if side.Phase == role.Moved {
-		l.standMoved(side, heir, err)
+		l.standMoved(side, heir, err, stranger)
 	}
 	return err
 }
@@ -527,8 +532,9 @@ func (l *link) askWhere(ctx context.Context, instance string, r *whereReply) err
 }
 
 // standMoved says what a link takes whose primary went away from here, and whose secondary
-// can't follow it by itself; unasked is why the heir did not answer.
-func (l *link) standMoved(side role.State, heir whereReply, unasked error) {
+// can't follow it by itself. unasked and stranger are why the heir and the secondary did
+// not answer.
+func (l *link) standMoved(side role.State, heir whereReply, unasked, stranger error) {
 	l.mu.Lock()
 	suspended := l.suspended
 	l.mu.Unlock()
@@ -537,15 +543,30 @@ func (l *link) standMoved(side role.State, heir whereReply, unasked error) {
 	case l.ledBack():
 		why = l.movedBack(l.m.cfg.Instance, side.Heir)
 	case unasked != nil:
+		why = l.heirUnseen(side.Heir, unasked)
 	case !heir.Known && suspended == nil:
 		l.suspend(l.movedTo(side.Heir, "instance "+side.Heir+" could not take it up, as its log tells"))
+	case !heir.Known:
+		why = suspended
 	case heir.Side.Role == role.Primary && heir.Side.Term < side.Term:
 		why = l.movedTo(side.Heir, "instance "+side.Heir+" still keeps what it had of it in an earlier term")
+	}
+	if why != nil && stranger != nil {
+		why = why.Advise(joined(why.Advice, "where instance "+l.rec.Peer+" does not have the link any more: hawser link drop "+l.rec.Name+" --force, on instance "+l.m.cfg.Instance))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cause = why
 }
+
+// heirUnseen is of a link whose heir does not tell whether the secondary follows it.
+func (l *link) heirUnseen(heir string, err error) *problem.Problem {
+	p := problem.Of(err, codeUnseen)
+	return problem.New(codeUnseen, "link "+l.rec.Name, "instance "+heir+" is the primary now; this side stays until instance "+l.rec.Peer+" follows it, and can't ask: "+p.Cause,
+		p.Remedy).Advise(p.Advice).At(p.Place).Retry()
+}
+
+const codeUnseen = "heir-unreachable"
 
 // ledBack tells that the database's primary went away by another link, and came back here,
 // while this link's secondary stood.
@@ -685,7 +706,7 @@ func (l *link) unmet(side role.State, heir error, taken bool) error {
 		return problem.New(codeMoved, "link "+l.rec.Name, cause+"it does not have this link",
 			"hawser link follow "+l.rec.Name+" --primary "+side.Heir).Advise("if it stays so: it compares the two and copies the tables that differ").Retry().Because(heir)
 	}
-	return problem.New("heir-unreachable", "link "+l.rec.Name, cause+p.Cause, p.Remedy).Advise(p.Advice).At(p.Place).Retry().Because(heir)
+	return problem.New(codeUnseen, "link "+l.rec.Name, cause+p.Cause, p.Remedy).Advise(p.Advice).At(p.Place).Retry().Because(heir)
 }
 
 // goOver makes this side, which waits, a secondary of the heir.

@@ -159,12 +159,12 @@ func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) 
 		return Suspended, l.cause
 	case l.suspended != nil && (l.side.Phase == role.Waiting || l.side.Phase == role.Moved):
 		return Suspended, l.suspended
+	case (l.side.Phase == role.Waiting || l.side.Phase == role.Moved) && l.cause != nil && l.cause.Code == codeUnseen:
+		return Disconnected, l.cause
 	case l.side.Phase == role.Moved:
 		return FailingOver, problem.Noted("moved", "link "+s.Name, "instance "+l.side.Heir+" is the primary now; this side stays until instance "+s.Peer+" follows it")
 	case l.side.Phase == role.Waiting && l.cause != nil && l.cause.Code == codeMoved:
 		return Suspended, l.cause
-	case l.side.Phase == role.Waiting && l.cause != nil && l.cause.Code == "heir-unreachable":
-		return Disconnected, l.cause
 	case l.side.Phase == role.Waiting:
 		return FailingOver, problem.Noted("waiting", "link "+s.Name, "another link hands the database over to instance "+l.side.Heir+"; this link follows it, or goes on if that is taken back")
 	case l.side.Phase != role.Steady:
