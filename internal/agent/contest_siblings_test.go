@@ -642,6 +642,21 @@ func TestThereAndBackWithoutTrust(t *testing.T) {
 				i.awaitRemedy(t, "other", "hawser link follow other --primary alpha")
 			}
 			if way == "follow" {
+				for _, f := range []struct {
+					by               *instance
+					primary          string
+					code, remedy, at string
+				}{
+					{c, "beta", "peer-not-granted", "hawser peer add beta.pem", ""},
+					{c, "gamma", "peer-is-self", "hawser link failover other", ""},
+					{a, "alpha", "not-secondary", "hawser link follow other --primary alpha", "instance gamma"},
+					{a, "gamma", "not-secondary", "hawser link show other", ""},
+					{b, "alpha", "not-secondary", "hawser link follow other --primary alpha", "instance gamma"},
+				} {
+					if p, ok := problem.As(f.by.FollowLink(ctx, "other", f.primary)); !ok || p.Code != f.code || p.Remedy != f.remedy || p.Place != f.at {
+						t.Errorf("follow %s, on %s: %v", f.primary, f.by.name, p)
+					}
+				}
 				turnedDown(t, "follow before the table is there", c.FollowLink(ctx, "other", "alpha"), "schema-differs", "public.later")
 				change(t, c, `CREATE TABLE later (id int PRIMARY KEY)`) // as that says
 				if err := c.ResyncLink(ctx, "other", nil); err != nil {
@@ -673,6 +688,47 @@ func TestThereAndBackWithoutTrust(t *testing.T) {
 			equal(t, c, b, "shop")
 		})
 	}
+}
+
+// TestForcedBackWithoutTrust: beta, which took the database over and does not know gamma, is
+// lost, and alpha opened by force. Gamma follows alpha when a person says so. Back, beta is
+// forced out, and forgets gamma when it has rejoined: nobody can tell it of that but alpha.
+func TestForcedBackWithoutTrust(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b, c := family(t)
+	id := idOf(t, c, "other")
+	failover(t, a, "shop")
+	c.awaitState(t, "other", api.StateSuspended)
+	b.stop()
+	a.awaitState(t, "shop", api.StateDisconnected)
+	testpg.Eventually(t, 40*time.Second, "alpha says that it can't ask beta", func() (bool, error) {
+		l, err := a.Link(ctx, "other")
+		return err == nil && l.State == api.StateDisconnected && l.Cause.Code == "heir-unreachable" && l.Cause.Help() != "", fmt.Errorf("%s: %v, %w", l.State, l.Cause, err)
+	})
+	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta alone')`)
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads again')`)
+	for _, i := range []*instance{a, c} {
+		i.awaitRemedy(t, "other", "hawser link follow other --primary alpha")
+	}
+	if err := c.FollowLink(ctx, "other", "alpha"); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitPrimary(t, "other", a)
+	equal(t, a, c, "shop")
+	b.run(t)
+	b.awaitState(t, "shop", api.StateDiverged)
+	if err := b.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	b.awaitForgotten(t, "other", id)
+	proven(t, a, "other")
+	proven(t, a, "shop")
 }
 
 // awaitRemedy waits until an instance names what a person does about a link that stands.

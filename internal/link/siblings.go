@@ -510,14 +510,14 @@ func (l *link) seeOff(ctx context.Context, side role.State) error {
 	stranger := l.askWhere(ctx, l.rec.Peer, &secondary)
 	gone := stranger == nil && (!secondary.Known || secondary.Side.Term > side.Term)
 	var err error
-	if !gone && side.Heir != "" {
-		err = l.askWhere(ctx, side.Heir, &heir)
+	if by := l.heir(side); !gone && by != "" {
+		err = l.askWhere(ctx, by, &heir)
 		// An heir that had the link in a term of its own, and took it up once more, may be in our
 		// term: the secondary is in it by following that one.
 		gone = heir.Side.Role == role.Primary && heir.Side.Term >= side.Term && heir.Followed
 	}
 	if gone {
-		l.log.Info("forgotten here: the secondary follows the new primary", "secondary", l.rec.Peer, "primary", side.Heir)
+		l.log.Info("forgotten here: the secondary follows the new primary", "secondary", l.rec.Peer, "primary", l.heir(side))
 		l.m.work.Go(func() { l.m.forget(l) })
 		return nil
 	}
@@ -525,6 +525,14 @@ func (l *link) seeOff(ctx context.Context, side role.State) error {
 		l.standMoved(side, heir, err, stranger)
 	}
 	return err
+}
+
+// heir is the instance that leads the database since this side does not, if it is known.
+func (l *link) heir(side role.State) string {
+	if by := l.m.closes(l); side.Heir == "" && by != nil {
+		return by.rec.Peer
+	}
+	return side.Heir
 }
 
 func (l *link) askWhere(ctx context.Context, instance string, r *whereReply) error {
@@ -828,6 +836,9 @@ func (l *link) ledHere(side role.State, primary string) error {
 	case expelled(side):
 		p.Remedy, p.Place = "hawser link rejoin "+l.rec.Name, ""
 		return p.Advise("it follows instance " + l.rec.Peer + " then, which took over by force")
+	case primary == l.rec.Peer && side.Phase == role.Moved:
+		p.Remedy, p.Place = "hawser link show "+l.rec.Name, ""
+		return p.Advise("it tells how instance " + primary + " follows; then hawser link failover " + l.rec.Name + " makes it the primary")
 	case primary == l.rec.Peer:
 		p.Remedy, p.Place = "hawser link failover "+l.rec.Name, ""
 		return p.Advise("it makes instance " + primary + " the primary")
