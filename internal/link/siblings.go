@@ -625,6 +625,8 @@ const (
 type outcomeReply struct {
 	Outcome outcome `json:"outcome"`
 	Back    bool    `json:"back,omitempty"` // it was taken, and this side leads the database again since
+	// Next is the first term that this side has not spent.
+	Next frame.Term `json:"next,omitempty"`
 }
 
 // outcome answers askOutcome. Only refused lets the other side go on with what lies
@@ -643,7 +645,7 @@ func (l *link) outcome(r outcomeRequest) outcomeReply {
 	}
 	side, _ := l.now()
 	if side.Role != role.Primary || side.Phase == role.Moved || side.Term != r.Term {
-		return outcomeReply{handoffTaken, l.backFrom(side, r.Term)}
+		return outcomeReply{handoffTaken, l.backFrom(side, r.Term), side.Following()}
 	}
 	return outcomeReply{Outcome: handoffRefused}
 }
@@ -803,27 +805,39 @@ func (m *Manager) following(ctx context.Context, l *link, primary string, e role
 	return next, nil
 }
 
-// mayFollow refuses to take a secondary away from an instance that leads its database.
-// When that can't be asked, the person who names another one is believed: it has to
-// lead a database of this name, and whatever differs from it is copied.
-func (l *link) mayFollow(ctx context.Context, side role.State, primary string) error {
+// mayFollow refuses to take a secondary away from an instance that leads its database, and
+// returns the term in which another one may lead it. When that instance can't be asked, the
+// person who names another one is believed: it has to lead a database of this name, and
+// whatever differs from it is copied.
+func (l *link) mayFollow(ctx context.Context, side role.State, primary string) (next frame.Term, err error) {
 	object := "link " + l.rec.Name
 	if side.Role != role.Secondary {
-		return l.ledHere(side, primary)
+		return 0, l.ledHere(side, primary)
 	}
 	if primary == l.m.cfg.Instance {
-		return problem.New("peer-is-self", object, "it is this instance that is to follow another one", "hawser link failover "+l.rec.Name).Advise("if it is to lead")
+		return 0, problem.New("peer-is-self", object, "it is this instance that is to follow another one", "hawser link failover "+l.rec.Name).Advise("if it is to lead")
 	}
 	var reply outcomeReply
-	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHandoff, outcomeRequest{side.By, side.Term}, &reply)
+	err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callHandoff, outcomeRequest{side.By, side.Term}, &reply)
 	switch {
 	case primary == l.rec.Peer && !reply.Back && l.gone(err) == nil:
-		return problem.New("same-primary", object, "instance "+primary+" is its primary already", "hawser link resync "+l.rec.Name).Advise("it compares the two")
+		return 0, problem.New("same-primary", object, "instance "+primary+" is its primary already", "hawser link resync "+l.rec.Name).Advise("it compares the two")
 	case err == nil && reply.Outcome != handoffTaken:
-		return problem.New("primary-not-moved", object, "instance "+l.rec.Peer+" leads its database, or may still",
+		return 0, problem.New("primary-not-moved", object, "instance "+l.rec.Peer+" leads its database, or may still",
 			"hawser link list").Advise("see which instance leads; where instance " + l.rec.Peer + " was forced out, hawser link rejoin there first; else hawser link failover, of the link between instance " + l.rec.Peer + " and instance " + primary + ", makes the other one lead")
 	}
-	return nil
+	return max(side.Following(), reply.Next), nil
+}
+
+// leaveTo has this side never take over with a term in which another instance may lead the
+// link from now on: opened by force after a follow that did not end, it is in a later one,
+// and that instance closes.
+func (l *link) leaveTo(ctx context.Context, next frame.Term) (role.State, error) {
+	side, err := l.ask(ctx, role.RefusalAsked{Term: next})
+	if err == nil && (side.Role != role.Secondary || side.Floor < next) {
+		err = l.rolesChanged(side)
+	}
+	return side, err
 }
 
 // ledHere is why a primary does not follow, and what whoever wants the link to follow that
@@ -870,32 +884,36 @@ const codeNotCompared = "not-compared"
 // crash in between leaves a link that says that it is to be compared.
 func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 	side, _ := l.now()
-	if err := l.mayFollow(ctx, side, primary); err != nil {
+	next, err := l.mayFollow(ctx, side, primary)
+	if err != nil {
 		return err
 	}
 	if p := m.granted(primary, l.rec.Database, grant.FromPeer); p != nil {
 		return p
 	}
+	if side, err = l.leaveTo(ctx, next); err != nil {
+		return err
+	}
 	var theirs role.State
-	request := takeUpRequest{l.rec.ID, l.rec.Database, side.Term, side.Following(), l.ownMaxWAL(), l.filter()}
+	request := takeUpRequest{l.rec.ID, l.rec.Database, side.Term, next, l.ownMaxWAL(), l.filter()}
 	if err := m.call(ctx, primary, l.rec.Name, callTakeUp, request, &theirs); err != nil {
 		return err
 	}
 	why := problem.New(codeNotCompared, "link "+l.rec.Name, "it was not compared with instance "+primary+", its new primary, to the end", "hawser link resync "+l.rec.Name)
-	next, err := m.exchangePrimary(ctx, l, primary, role.PrimaryChosen{Primary: theirs}, why)
-	if err == nil && !next.follows(primary, theirs.Term) {
+	now, err := m.exchangePrimary(ctx, l, primary, role.PrimaryChosen{Primary: theirs}, why)
+	if err == nil && !now.follows(primary, theirs.Term) {
 		err = problem.New("resync-not-now", "link "+l.rec.Name, "its state changed meanwhile", "hawser link show "+l.rec.Name).Retry()
 	}
 	if err != nil {
 		return err
 	}
 	if l.rec.Peer == primary { // which made its half anew
-		return next.resync(ctx, nil)
+		return now.resync(ctx, nil)
 	}
 	if err := m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{ID: l.rec.ID}, nil); err != nil {
 		l.log.Warn("the old primary could not be told that this link left it; it asks by itself", "error", err)
 	}
-	return next.resync(ctx, nil)
+	return now.resync(ctx, nil)
 }
 
 // follows tells that this side is the secondary of that instance in that term.
@@ -920,9 +938,9 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 	}
 	if l != nil {
 		switch side, _ := l.now(); {
-		case l.steady() && side.Term == r.Next && side.After == r.After:
+		case l.steady() && side.After == r.After && side.Term <= r.Next:
 			return side, nil
-		case l.ledBack() && (side.Term == r.After || side.Term == r.Next):
+		case l.ledBack() && (side.Term == r.After || side.After == r.After):
 			// Its slot is of before, and does not tell what came from elsewhere meanwhile.
 			if _, err := m.dropSide(ctx, l, false); err != nil {
 				return role.State{}, err
