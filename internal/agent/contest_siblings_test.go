@@ -620,3 +620,122 @@ func TestTwoRejoins(t *testing.T) {
 	equal(t, a, c, "shop")
 	proven(t, c, "other")
 }
+
+// TestThereAndBackWithoutTrust: beta and gamma do not know each other. Alpha hands over to
+// beta, and beta back, so gamma stands at a handoff whose heir it never reached. Everybody says
+// what a person does, and that does it.
+func TestThereAndBackWithoutTrust(t *testing.T) {
+	t.Parallel()
+	for _, way := range []string{"follow", "peer add"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			a, b, c := family(t)
+			id := idOf(t, c, "other")
+			failover(t, a, "shop")
+			c.awaitState(t, "other", api.StateSuspended)
+			b.Exec(t, "shop", `CREATE TABLE later (id int PRIMARY KEY)`, `INSERT INTO customer (name) VALUES ('beta leads')`)
+			failover(t, b, "shop")
+			b.awaitState(t, "shop", api.StateSynchronized)
+			a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads again')`)
+			for _, i := range []*instance{a, b, c} {
+				i.awaitRemedy(t, "other", "hawser link follow other --primary alpha")
+			}
+			if way == "follow" {
+				for _, f := range []struct {
+					by               *instance
+					primary          string
+					code, remedy, at string
+				}{
+					{c, "beta", "peer-not-granted", "hawser peer add beta.pem", ""},
+					{c, "gamma", "peer-is-self", "hawser link failover other", ""},
+					{a, "alpha", "not-secondary", "hawser link follow other --primary alpha", "instance gamma"},
+					{a, "gamma", "not-secondary", "hawser link show other", ""},
+					{b, "alpha", "not-secondary", "hawser link follow other --primary alpha", "instance gamma"},
+				} {
+					if p, ok := problem.As(f.by.FollowLink(ctx, "other", f.primary)); !ok || p.Code != f.code || p.Remedy != f.remedy || p.Place != f.at {
+						t.Errorf("follow %s, on %s: %v", f.primary, f.by.name, p)
+					}
+				}
+				turnedDown(t, "follow before the table is there", c.FollowLink(ctx, "other", "alpha"), "schema-differs", "public.later")
+				change(t, c, `CREATE TABLE later (id int PRIMARY KEY)`) // as that says
+				if err := c.ResyncLink(ctx, "other", nil); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				know(t, b, c) // so it goes as far as beta led
+				testpg.Eventually(t, 60*time.Second, "gamma stands where beta handed over", func() (bool, error) {
+					l, err := c.Link(ctx, "other")
+					return err == nil && l.Peer == "beta" && l.State == api.StateSuspended, err
+				})
+				c.awaitRemedy(t, "other", "hawser link follow other --primary alpha")
+				testpg.Eventually(t, 40*time.Second, "gamma follows alpha", func() (bool, error) {
+					err := c.FollowLink(ctx, "other", "alpha")
+					return err == nil, err
+				})
+			}
+			c.awaitPrimary(t, "other", a)
+			equal(t, a, c, "shop")
+			equal(t, a, b, "shop")
+			proven(t, a, "other")
+			b.awaitForgotten(t, "other", id)
+			if way == "follow" {
+				know(t, b, c)
+			}
+			failover(t, a, "other")
+			a.awaitState(t, "other", api.StateSynchronized)
+			b.awaitPrimary(t, "shop", c)
+			equal(t, c, b, "shop")
+		})
+	}
+}
+
+// TestForcedBackWithoutTrust: beta, which took the database over and does not know gamma, is
+// lost, and alpha opened by force. Gamma follows alpha when a person says so. Back, beta is
+// forced out, and forgets gamma when it has rejoined: nobody can tell it of that but alpha.
+func TestForcedBackWithoutTrust(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b, c := family(t)
+	id := idOf(t, c, "other")
+	failover(t, a, "shop")
+	c.awaitState(t, "other", api.StateSuspended)
+	b.stop()
+	a.awaitState(t, "shop", api.StateDisconnected)
+	a.awaitRemedy(t, "other", "hawser peer add beta.pem --address HOST:5022") // gamma's
+	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta alone')`)
+	if _, err := a.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads again')`)
+	for _, i := range []*instance{a, c} {
+		i.awaitRemedy(t, "other", "hawser link follow other --primary alpha")
+	}
+	if err := c.FollowLink(ctx, "other", "alpha"); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitPrimary(t, "other", a)
+	equal(t, a, c, "shop")
+	b.run(t)
+	b.awaitState(t, "shop", api.StateDiverged)
+	if err := b.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	b.awaitForgotten(t, "other", id)
+	proven(t, a, "other")
+	proven(t, a, "shop")
+}
+
+// awaitRemedy waits until an instance names what a person does about a link that stands.
+func (i *instance) awaitRemedy(t *testing.T, link, remedy string) {
+	t.Helper()
+	testpg.Eventually(t, 60*time.Second, i.name+" says "+remedy, func() (bool, error) {
+		l, err := i.Link(context.Background(), link)
+		if err != nil || l.State != api.StateSuspended || l.Cause.Remedy != remedy {
+			return false, fmt.Errorf("it is %s: %v, %v", l.State, l.Cause, err)
+		}
+		return true, nil
+	})
+}

@@ -211,9 +211,6 @@ func (s *service) RejoinLink(ctx context.Context, name string) error {
 }
 
 func (s *service) FollowLink(ctx context.Context, name, primary string) error {
-	if err := s.knownPeer(ctx, primary); err != nil {
-		return err
-	}
 	return s.links.Follow(ctx, name, primary)
 }
 

@@ -21,7 +21,8 @@ const (
 	lagParts = 16
 	mostPace = 8 * pace
 	// linger is how long records wait for the end of their transaction, without which
-	// they are of no use to the secondary.
+	// they are of no use to the secondary; and a keepalive for the transaction that the
+	// server is about to send: it says one before and one after each that comes alone.
 	linger = 2 * time.Millisecond
 	// enoughBytes go in any case.
 	enoughBytes = 64 << 10
@@ -51,8 +52,9 @@ type batch struct {
 	counted time.Time // when counting began
 	busy    bool      // there were many when it ended last
 
-	end  frame.LSN // of the last keepalive; it stands behind the records in fill
-	told frame.LSN // of the last that take returned
+	end   frame.LSN // of the last keepalive; it stands behind the records in fill
+	ended time.Time // when the first came that nobody was told of; it stands if fill is empty
+	told  frame.LSN // of the last that take returned
 }
 
 // buffer holds records whose payloads lie one after another in bytes.
@@ -157,8 +159,15 @@ func (b *batch) keepalive(end frame.LSN) error {
 	if end <= b.told {
 		return nil // as an idle server says again and again
 	}
+	first := b.end == 0
 	b.end = end
-	b.cond.Broadcast()
+	switch {
+	case len(b.fill.lsns) > 0:
+		b.wake(time.Now())
+	case first:
+		b.ended = time.Now()
+		b.timer.Reset(linger)
+	}
 	return nil
 }
 
@@ -172,19 +181,25 @@ func (b *batch) lags(by time.Duration) {
 // apart is how far from one another batches are in a long run.
 func (b *batch) apart() time.Duration { return max(pace, b.slow) }
 
+// next tells whether there is something to send, and how long it has to wait yet.
+func (b *batch) next(now time.Time) (wait time.Duration, some bool) {
+	if len(b.fill.lsns) > 0 {
+		return b.due(now), true
+	}
+	return max(0, b.ended.Add(linger).Sub(now)), b.end > 0
+}
+
 // take waits for something to send. The records are valid until the next take.
 func (b *batch) take() ([]frame.Record, frame.LSN, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for !b.closed {
-		if len(b.fill.lsns) > 0 {
-			wait := b.due(time.Now())
-			if wait == 0 {
-				break
-			}
-			b.timer.Reset(wait)
-		} else if b.end > 0 {
+		wait, some := b.next(time.Now())
+		if some && wait == 0 {
 			break
+		}
+		if some {
+			b.timer.Reset(wait)
 		}
 		b.cond.Wait()
 	}

@@ -58,6 +58,37 @@ func TestBatchDoesNotWaitForeverForTheCommit(t *testing.T) {
 	}
 }
 
+// A keepalive goes by itself where nothing follows it, and with the transaction, or not at
+// all, where one does.
+func TestBatchHoldsKeepalives(t *testing.T) {
+	b := newBatch(t)
+	tell := func(end frame.LSN) {
+		t.Helper()
+		if err := b.keepalive(end); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell(9)
+	if wait, some := b.next(b.ended); !some || wait != linger {
+		t.Errorf("a keepalive is due in %s (%v), not in %s", wait, some, linger)
+	}
+	tell(10)
+	if records, end, err := b.take(); err != nil || len(records) != 0 || end != 10 {
+		t.Errorf("%d records and the end %s (%v), not the keepalive alone", len(records), end, err)
+	}
+	tell(11)
+	put(t, b, 12, "B")
+	put(t, b, 13, "C")
+	if records, end, err := b.take(); err != nil || len(records) != 2 || end != 0 {
+		t.Errorf("%d records and the end %s (%v), not the transaction alone", len(records), end, err)
+	}
+	put(t, b, 14, "B")
+	tell(15)
+	if records, end, err := b.take(); err != nil || len(records) != 1 || end != 15 {
+		t.Errorf("%d records and the end %s (%v), not the record and the keepalive behind it", len(records), end, err)
+	}
+}
+
 // Nor while the sender waits already, and the reader has nothing more.
 func TestBatchWakesForHalfATransaction(t *testing.T) {
 	b := newBatch(t)

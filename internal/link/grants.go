@@ -2,6 +2,8 @@ package link
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/hawser/hawser/internal/grant"
 	"github.com/hawser/hawser/internal/link/role"
@@ -37,13 +39,23 @@ func (m *Manager) granted(peer, database string, way grant.Direction) *problem.P
 	if g.Allows(database, way) {
 		return nil
 	}
-	command := "hawser peer set " + peer + " "
 	if !known {
-		command = "hawser peer add " + peer + ".pem "
+		return m.unknown(peer, database, way)
 	}
 	return problem.New("peer-not-granted", "database "+database,
 		fmt.Sprintf("instance %s grants peer %s %s; this needs database %s, %s", m.cfg.Instance, peer, g, database, needed(way)),
-		command+g.With(database, way).Flags())
+		"hawser peer set "+peer+" "+g.With(database, way).Flags())
+}
+
+// unknown is granted's answer for a peer that this instance was not given.
+func (m *Manager) unknown(peer, database string, way grant.Direction) *problem.Problem {
+	p := problem.New("peer-not-granted", "database "+database,
+		fmt.Sprintf("instance %s does not know peer %s; this needs database %s, %s", m.cfg.Instance, peer, database, needed(way)),
+		"hawser peer add "+problem.Word(peer+".pem"))
+	if near := problem.Nearest(peer, slices.Sorted(maps.Keys(m.Grants()))); near != "" {
+		return p.Meant(near)
+	}
+	return p.Advise(fmt.Sprintf("with --address HOST:5022 on one of the two; and on instance %s: hawser peer add %s; hawser cert show prints the certificates", peer, problem.Word(m.cfg.Instance+".pem")))
 }
 
 func needed(way grant.Direction) string {

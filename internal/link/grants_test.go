@@ -126,6 +126,13 @@ func TestNotGrantedTeaches(t *testing.T) {
 	if *p != *want {
 		t.Errorf("got %v\nwant %v", p, want)
 	}
+	p = m.granted("gamma", "shop", grant.FromPeer)
+	if p.Code != want.Code || p.Remedy != "hawser peer add gamma.pem" || !strings.Contains(p.Advice, "on instance gamma: hawser peer add alpha.pem") {
+		t.Errorf("a peer that is not known: %v", p)
+	}
+	if p = m.granted("betta", "shop", grant.FromPeer); !strings.Contains(p.Advice, "beta") {
+		t.Errorf("a peer that is not known: %v", p)
+	}
 }
 
 // TestGrantsNarrowed: a link shows it at once, and what waits for a change is woken.
@@ -149,7 +156,7 @@ func TestGrantsNarrowed(t *testing.T) {
 	if _, err := l.failover(t.Context(), FailoverOptions{}); !refused(err) {
 		t.Errorf("failover: %v", err)
 	}
-	if data, _ := json.Marshal(l.status().Cause); !strings.Contains(string(data), "grants peer beta nothing") {
-		t.Errorf("a peer without a grant: %s", data)
+	if data, _ := json.Marshal(l.status().Cause); !strings.Contains(string(data), "does not know peer beta") {
+		t.Errorf("a peer that is not known: %s", data)
 	}
 }

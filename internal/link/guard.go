@@ -141,7 +141,7 @@ func (l *link) tend(ctx context.Context, side role.State) error {
 func (l *link) left() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.suspended != nil && l.suspended.Code == "primary-moved"
+	return l.suspended != nil && l.suspended.Code == codeMoved
 }
 
 // sweepNow puts into the stream what fired no event trigger: privileges of the database,

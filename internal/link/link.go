@@ -639,7 +639,7 @@ func (l *link) notThere(err error) bool {
 // instance. A link that was taken up has a secondary which may not know of that yet.
 func (l *link) heldThere(ctx context.Context) bool {
 	var there whereReply
-	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &there)
+	err := l.askWhere(ctx, l.rec.Peer, &there)
 	return err != nil || there.Known
 }
 
@@ -667,7 +667,7 @@ const codeGone = "link-gone"
 const codeElsewhere = "secondary-elsewhere"
 
 // beyondResume are the causes of a suspension that a link would meet again at once.
-var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", "primary-moved", codeNotCompared, codeForgotten, capture.CodeBroken}
+var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", codeMoved, codeNotCompared, codeForgotten, capture.CodeBroken}
 
 // pause does what a person asks. A link that can't go on from where it stands is not
 // resumed: what mends it is told.

@@ -13,7 +13,6 @@ import (
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/filter"
 	"github.com/hawser/hawser/internal/frame"
-	"github.com/hawser/hawser/internal/grant"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/problem"
 )
@@ -99,6 +98,10 @@ func (m *Manager) elsewhere(l *link) *problem.Problem {
 }
 
 func changesBy(rec catalog.Link, side role.State) *problem.Problem {
+	if side.Role == role.Secondary && side.Phase == role.Steady {
+		return problem.New("failover-elsewhere", "database "+rec.Database,
+			"instance "+rec.Peer+" leads it, by link "+rec.Name+", which is the one that can hand it over to this instance", "hawser link failover "+rec.Name).Advise("if this instance is to lead")
+	}
 	return problem.New("failover-elsewhere", "database "+rec.Database,
 		fmt.Sprintf("link %s of the same database is %s and %s here; one database changes its primary by one link at a time", rec.Name, side.Role, side.Phase),
 		"hawser link show "+rec.Name).Advise("run it again when that link is steady")
@@ -248,9 +251,12 @@ func (l *link) notCompared(ctx context.Context, side role.State) error {
 	return nil
 }
 
+// codeMoved is of a link that can't follow its database's primary by itself.
+const codeMoved = "primary-moved"
+
 // moved is the problem of a sibling that can't follow the new primary by itself.
 func (l *link) moved(name, why string) *problem.Problem {
-	return problem.New("primary-moved", "database "+l.rec.Database,
+	return problem.New(codeMoved, "database "+l.rec.Database,
 		"instance "+l.rec.Peer+" is its primary now, and link "+name+" can't follow it by itself: "+why,
 		"hawser link follow "+name+" --primary "+l.rec.Peer).Advise("it compares the two and copies the tables that differ; they have to know each other (hawser peer add)").At("the link's secondary")
 }
@@ -500,27 +506,88 @@ func (m *Manager) where(ctx context.Context, id string) (r whereReply, err error
 // slot has to stay until then: it is all that the secondary can reach the handoff by.
 func (l *link) seeOff(ctx context.Context, side role.State) error {
 	var secondary, heir whereReply
-	gone := false
-	if l.m.call(ctx, l.rec.Peer, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &secondary) == nil {
-		gone = !secondary.Known || secondary.Side.Term > side.Term
+	stranger := l.askWhere(ctx, l.rec.Peer, &secondary)
+	gone := stranger == nil && (!secondary.Known || secondary.Side.Term > side.Term)
+	var err error
+	if by := l.heir(side); !gone && by != "" {
+		err = l.askWhere(ctx, by, &heir)
+		// An heir that had the link in a term of its own, and took it up once more, may be in our
+		// term: the secondary is in it by following that one.
+		gone = heir.Side.Role == role.Primary && heir.Side.Term >= side.Term && heir.Followed
 	}
-	if !gone && side.Heir != "" {
-		if err := l.m.call(ctx, side.Heir, l.rec.Name, callWhere, whereRequest{l.rec.ID}, &heir); err != nil {
-			return err
-		}
-		gone = heir.Side.Role == role.Primary && heir.Side.Term > side.Term && heir.Followed
+	if gone {
+		l.log.Info("forgotten here: the secondary follows the new primary", "secondary", l.rec.Peer, "primary", l.heir(side))
+		l.m.work.Go(func() { l.m.forget(l) })
+		return nil
 	}
+	if side.Phase == role.Moved {
+		l.standMoved(side, heir, err, stranger)
+	}
+	return err
+}
+
+// heir is the instance that leads the database since this side does not, if it is known.
+func (l *link) heir(side role.State) string {
+	if by := l.m.closes(l); side.Heir == "" && by != nil {
+		return by.rec.Peer
+	}
+	return side.Heir
+}
+
+func (l *link) askWhere(ctx context.Context, instance string, r *whereReply) error {
+	return l.m.call(ctx, instance, l.rec.Name, callWhere, whereRequest{l.rec.ID}, r)
+}
+
+// standMoved says what a link takes whose primary went away from here, and whose secondary
+// can't follow it by itself. unasked and stranger are why the heir and the secondary did
+// not answer.
+func (l *link) standMoved(side role.State, heir whereReply, unasked, stranger error) {
 	l.mu.Lock()
 	suspended := l.suspended
 	l.mu.Unlock()
+	var why *problem.Problem
 	switch {
-	case gone:
-		l.log.Info("forgotten here: the secondary follows the new primary", "secondary", l.rec.Peer, "primary", side.Heir)
-		l.m.work.Go(func() { l.m.forget(l) })
-	case side.Heir != "" && !heir.Known && suspended == nil:
+	case l.ledBack():
+		why = l.movedBack(l.m.cfg.Instance, side.Heir)
+	case unasked != nil:
+		why = l.heirUnseen(side.Heir, unasked)
+	case !heir.Known && suspended == nil:
 		l.suspend(l.movedTo(side.Heir, "instance "+side.Heir+" could not take it up, as its log tells"))
+	case !heir.Known:
+		why = suspended
+	case heir.Side.Role == role.Primary && heir.Side.Term < side.Term:
+		why = l.movedTo(side.Heir, "instance "+side.Heir+" still keeps what it had of it in an earlier term")
 	}
-	return nil
+	if why != nil && stranger != nil {
+		why = why.Advise(joined(why.Advice, "where instance "+l.rec.Peer+" does not have the link any more: hawser link drop "+l.rec.Name+" --force, on instance "+l.m.cfg.Instance))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cause = why
+}
+
+// heirUnseen is of a link whose heir does not tell whether the secondary follows it.
+func (l *link) heirUnseen(heir string, err error) *problem.Problem {
+	p := problem.Of(err, codeUnseen)
+	return problem.New(codeUnseen, "link "+l.rec.Name, "instance "+heir+" is the primary now; this side stays until instance "+l.rec.Peer+" follows it, and can't ask: "+p.Cause,
+		p.Remedy).Advise(p.Advice).At(p.Place).Retry()
+}
+
+const codeUnseen = "heir-unreachable"
+
+// ledBack tells that the database's primary went away by another link, and came back here,
+// while this link's secondary stood.
+func (l *link) ledBack() bool {
+	side, _ := l.now()
+	return side.Phase == role.Moved && l.m.leads(l.rec.Database)
+}
+
+// movedBack is the problem of a secondary whose primary handed over to an heir that it did
+// not reach, and leads again.
+func (l *link) movedBack(primary, heir string) *problem.Problem {
+	return problem.New(codeMoved, "link "+l.rec.Name,
+		"instance "+heir+" took the database over, and instance "+primary+" leads it again; what came behind the handoff between them the secondary can't follow by itself",
+		"hawser link follow "+l.rec.Name+" --primary "+primary).Advise("it compares the two and copies the tables that differ").At("the link's secondary").Retry()
 }
 
 // movedTo is moved, as the sibling itself says it.
@@ -556,6 +623,9 @@ const (
 
 type outcomeReply struct {
 	Outcome outcome `json:"outcome"`
+	Back    bool    `json:"back,omitempty"` // it was taken, and this side leads the database again since
+	// Next is the first term that this side has not spent.
+	Next frame.Term `json:"next,omitempty"`
 }
 
 // outcome answers askOutcome. Only refused lets the other side go on with what lies
@@ -565,17 +635,25 @@ func (l *link) outcome(r outcomeRequest) outcomeReply {
 		theirs, _ := s.now()
 		switch {
 		case theirs.Role == role.Secondary: // by this link or another; ours is moved, or will be
-			return outcomeReply{handoffTaken}
+			return outcomeReply{Outcome: handoffTaken}
 		case expelled(theirs):
-			return outcomeReply{handoffPending}
-		case s.rec.ID == r.By.Link && theirs.Floor < r.By.Term:
-			return outcomeReply{handoffPending}
+			return outcomeReply{Outcome: handoffPending}
+		case s.rec.ID == r.By.Link && theirs.Floor < r.By.Term && theirs.Term < r.By.Term:
+			return outcomeReply{Outcome: handoffPending}
 		}
 	}
-	if side, _ := l.now(); side.Role != role.Primary || side.Phase == role.Moved || side.Term != r.Term {
-		return outcomeReply{handoffTaken}
+	side, _ := l.now()
+	if side.Role != role.Primary || side.Phase == role.Moved || side.Term != r.Term {
+		return outcomeReply{handoffTaken, l.backFrom(side, r.Term), side.Following()}
 	}
-	return outcomeReply{handoffRefused}
+	return outcomeReply{Outcome: handoffRefused}
+}
+
+// backFrom tells that this side led the link in that term, and leads the database again, with
+// the half of the link of then or one that was made anew for the secondary (takeUp).
+func (l *link) backFrom(side role.State, term frame.Term) bool {
+	anew := side.Role == role.Primary && side.Phase == role.Steady && side.After == term && side.By == role.Handoff{}
+	return anew && l.m.leads(l.rec.Database) || side.Term == term && l.ledBack()
 }
 
 // await is what the secondary does that stands at the handoff of another link.
@@ -610,6 +688,8 @@ func (l *link) await(ctx context.Context, side role.State) error {
 		return problem.New("handoff-pending", "link "+l.rec.Name, "another link of the database hands over to instance "+side.Heir, "").Advise("this link goes on by itself when that has ended").Retry()
 	case side.Stranded && err != nil:
 		return err
+	case err == nil && reply.Back:
+		return l.movedBack(l.rec.Peer, side.Heir)
 	case side.Stranded:
 		return l.movedTo(side.Heir, "instance "+side.Heir+" could not take it up, as its log tells, or tables were still to be copied")
 	}
@@ -629,13 +709,13 @@ func (l *link) unmet(side role.State, heir error, taken bool) error {
 	}
 	switch p.Code {
 	case "peer-not-found":
-		return problem.New("primary-moved", "link "+l.rec.Name, cause+p.Object+": "+p.Cause,
+		return problem.New(codeMoved, "link "+l.rec.Name, cause+p.Object+": "+p.Cause,
 			fmt.Sprintf("hawser peer add %s.pem --address HOST:5022", side.Heir)).Advise(fmt.Sprintf("and on instance %s: hawser peer add %s.pem; hawser cert show prints the certificates", side.Heir, l.m.cfg.Instance)).Retry().Because(heir)
 	case "link-not-found":
-		return problem.New("primary-moved", "link "+l.rec.Name, cause+"it does not have this link",
+		return problem.New(codeMoved, "link "+l.rec.Name, cause+"it does not have this link",
 			"hawser link follow "+l.rec.Name+" --primary "+side.Heir).Advise("if it stays so: it compares the two and copies the tables that differ").Retry().Because(heir)
 	}
-	return problem.New("heir-unreachable", "link "+l.rec.Name, cause+p.Cause, p.Remedy).Advise(p.Advice).At(p.Place).Retry().Because(heir)
+	return problem.New(codeUnseen, "link "+l.rec.Name, cause+p.Cause, p.Remedy).Advise(p.Advice).At(p.Place).Retry().Because(heir)
 }
 
 // goOver makes this side, which waits, a secondary of the heir.
@@ -722,138 +802,6 @@ func (m *Manager) following(ctx context.Context, l *link, primary string, e role
 	next := newLink(m, rec, side)
 	next.log.Info("role", "role", side.Role, "term", side.Term, "primary", rec.Peer)
 	return next, nil
-}
-
-// mayFollow refuses to take a secondary away from an instance that leads its database.
-// When that can't be asked, the person who names another one is believed: it has to
-// lead a database of this name, and whatever differs from it is copied.
-func (l *link) mayFollow(ctx context.Context, side role.State, primary string) error {
-	object := "link " + l.rec.Name
-	switch {
-	case side.Role != role.Secondary:
-		return problem.New("not-secondary", object, "instance "+l.m.cfg.Instance+" is its primary; it is the secondary that can follow another one", "hawser link follow "+l.rec.Name+" --primary "+primary).At("instance " + l.rec.Peer)
-	case primary == l.rec.Peer:
-		return problem.New("same-primary", object, "instance "+primary+" is its primary already", "hawser link resync "+l.rec.Name).Advise("it compares the two")
-	}
-	var reply outcomeReply
-	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHandoff, outcomeRequest{side.By, side.Term}, &reply)
-	if err == nil && reply.Outcome != handoffTaken {
-		return problem.New("primary-not-moved", object, "instance "+l.rec.Peer+" leads its database, or may still",
-			"hawser link list").Advise("see which instance leads; where instance " + l.rec.Peer + " was forced out, hawser link rejoin there first; else hawser link failover, of the link between instance " + l.rec.Peer + " and instance " + primary + ", makes the other one lead").Because(err)
-	}
-	return nil
-}
-
-// takeUpRequest asks an instance that leads a database to lead the secondary that asks.
-type takeUpRequest struct {
-	ID       string     `json:"id"`
-	Database string     `json:"database"`
-	After    frame.Term `json:"after"` // the term that the link is in
-	Next     frame.Term `json:"next"`  // the one that it will be in
-	MaxWAL   *int64     `json:"max_wal,omitempty"`
-	filter.Filter
-}
-
-// codeNotCompared is of a secondary that was attached to a primary, and not compared with
-// it to the end.
-const codeNotCompared = "not-compared"
-
-// attach has this secondary follow an instance to which nothing proves it equal: the
-// two are compared, and the tables that differ copied, before anything is applied. A
-// crash in between leaves a link that says that it is to be compared.
-func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
-	side, _ := l.now()
-	if err := l.mayFollow(ctx, side, primary); err != nil {
-		return err
-	}
-	if p := m.granted(primary, l.rec.Database, grant.FromPeer); p != nil {
-		return p
-	}
-	var theirs role.State
-	request := takeUpRequest{l.rec.ID, l.rec.Database, side.Term, side.Following(), l.ownMaxWAL(), l.filter()}
-	if err := m.call(ctx, primary, l.rec.Name, callTakeUp, request, &theirs); err != nil {
-		return err
-	}
-	why := problem.New(codeNotCompared, "link "+l.rec.Name, "it was not compared with instance "+primary+", its new primary, to the end", "hawser link resync "+l.rec.Name)
-	next, err := m.exchangePrimary(ctx, l, primary, role.PrimaryChosen{Primary: theirs}, why)
-	if err == nil && next.rec.Peer != primary {
-		err = problem.New("resync-not-now", "link "+l.rec.Name, "its state changed meanwhile", "hawser link show "+l.rec.Name).Retry()
-	}
-	if err != nil {
-		return err
-	}
-	if err := m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{ID: l.rec.ID}, nil); err != nil {
-		l.log.Warn("the old primary could not be told that this link left it; it asks by itself", "error", err)
-	}
-	return next.resync(ctx, nil)
-}
-
-// takeUp answers attach. It may be asked again.
-func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest) (role.State, error) {
-	release, err := m.claim(name)
-	if err != nil {
-		return role.State{}, err
-	}
-	defer release()
-	if l := m.holds(name, r.ID); l != nil {
-		side, _ := l.now()
-		switch {
-		case l.rec.ID != r.ID || l.peer() != from:
-			return role.State{}, taken(name)
-		case side.Role != role.Primary || side.Term != r.Next || side.After != r.After:
-			return role.State{}, problem.New("link-busy", "link "+name, "instance "+m.cfg.Instance+" still keeps what it had of it in an earlier term",
-				"hawser link drop "+name+" --force").Advise("if it stays so; run it again in some seconds first").At("instance " + m.cfg.Instance).Retry()
-		}
-		return side, nil
-	}
-	if !m.leads(r.Database) {
-		return role.State{}, m.leadsNot(r.Database)
-	}
-	state := role.Inherited(role.Handoff{}, r.After, r.Next, 0)
-	data, err := json.Marshal(state)
-	if err != nil {
-		return role.State{}, err
-	}
-	rec := catalog.Link{Name: name, ID: r.ID, Peer: from, Database: r.Database, Side: data, Progress: catalog.Creating,
-		Tables: r.Tables, ExcludeTables: r.Exclude, MaxWAL: r.MaxWAL}
-	if err := m.store.Do(ctx, func(conn *pgx.Conn) error { return catalog.InsertLink(ctx, conn, rec) }); err != nil {
-		return role.State{}, err
-	}
-	l := newLink(m, rec, state)
-	m.mu.Lock()
-	m.links[name] = l
-	m.mu.Unlock()
-	l.start()
-	if err = l.beginLeading(ctx); err != nil {
-		_, undone := m.dropSide(context.WithoutCancel(ctx), l, false)
-		return role.State{}, errors.Join(err, undone)
-	}
-	state, _ = l.now()
-	return state, nil
-}
-
-func (m *Manager) leadsNot(database string) error {
-	return problem.New("not-primary", "database "+database, "instance "+m.cfg.Instance+" does not lead it", "hawser link list").At("instance " + m.cfg.Instance)
-}
-
-// beginLeading makes the slot of a link that is taken up. One that came behind a handoff of
-// the database would not show it: whoever follows from there would follow a secondary.
-func (l *link) beginLeading(ctx context.Context) error {
-	reply, err := l.m.makePrimary(ctx, l)
-	if err != nil {
-		return err
-	}
-	if !l.m.leads(l.rec.Database) {
-		return l.m.leadsNot(l.rec.Database)
-	}
-	side, err := l.ask(ctx, role.LeadsFrom{Position: reply.From})
-	if err != nil {
-		return err
-	}
-	if side.Position != reply.From { // it moved there and back
-		return l.m.leadsNot(l.rec.Database)
-	}
-	return l.startRunning(ctx)
 }
 
 // leads reports whether this instance is the primary of a database by every link of it.

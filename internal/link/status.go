@@ -155,14 +155,16 @@ func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) 
 		return FailingOver, problem.Noted("expelled", "link "+s.Name, "instance "+s.Peer+" took over by force; the database is being closed here")
 	case l.side.Phase == role.Diverged:
 		return Diverged, l.diverged()
+	case l.side.Phase == role.Moved && l.cause != nil && l.cause.Code == codeMoved: // of now
+		return Suspended, l.cause
 	case l.suspended != nil && (l.side.Phase == role.Waiting || l.side.Phase == role.Moved):
 		return Suspended, l.suspended
+	case (l.side.Phase == role.Waiting || l.side.Phase == role.Moved) && l.cause != nil && l.cause.Code == codeUnseen:
+		return Disconnected, l.cause
 	case l.side.Phase == role.Moved:
 		return FailingOver, problem.Noted("moved", "link "+s.Name, "instance "+l.side.Heir+" is the primary now; this side stays until instance "+s.Peer+" follows it")
-	case l.side.Phase == role.Waiting && l.cause != nil && l.cause.Code == "primary-moved":
+	case l.side.Phase == role.Waiting && l.cause != nil && l.cause.Code == codeMoved:
 		return Suspended, l.cause
-	case l.side.Phase == role.Waiting && l.cause != nil && l.cause.Code == "heir-unreachable":
-		return Disconnected, l.cause
 	case l.side.Phase == role.Waiting:
 		return FailingOver, problem.Noted("waiting", "link "+s.Name, "another link hands the database over to instance "+l.side.Heir+"; this link follows it, or goes on if that is taken back")
 	case l.side.Phase != role.Steady:
@@ -321,7 +323,7 @@ func (l *link) informed(ctx context.Context) Status {
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callStatus, struct{}{}, &theirs); err != nil {
 		return s
 	}
-	again := s.State == Suspended && s.Cause.Code == "primary-moved" && theirs.Cause != nil && theirs.Cause.Code == codeNotCompared
+	again := s.State == Suspended && s.Cause.Code == codeMoved && theirs.Cause != nil && theirs.Cause.Code == codeNotCompared
 	if (s.State == Paused || again) && theirs.State == Suspended {
 		s.State, s.Cause = Suspended, theirs.Cause.On(s.Peer)
 	}

@@ -16,9 +16,8 @@ import (
 // binPatterns are the usual places of PostgreSQL's programs.
 var binPatterns = []string{"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql*/bin"}
 
-// Tool returns the program of PostgreSQL of that name, at minMajor or above: one
-// in HAWSER_PG_BIN (a list of directories) before all, otherwise the newest in
-// the usual directories and PATH.
+// Tool returns the program of PostgreSQL of that name, at minMajor or above: the newest
+// in HAWSER_PG_BIN (a list of directories), then in the usual directories, then in PATH.
 func Tool(name string, minMajor int) (path string, err error) {
 	path = findTool(name, func(major int) bool { return major >= minMajor })
 	if path == "" {
@@ -29,19 +28,23 @@ func Tool(name string, minMajor int) (path string, err error) {
 	return path, nil
 }
 
-// findTool returns the newest program that fits, or "".
+// findTool returns the newest program that fits, or "". PATH comes last: what Debian has
+// there is a script that takes longer to tell its version than some of the programs to do
+// their work.
 func findTool(name string, fits func(major int) bool) string {
-	if path := newest(name, filepath.SplitList(os.Getenv("HAWSER_PG_BIN")), fits); path != "" {
-		return path
-	}
-	var dirs []string
+	var usual []string
 	for _, pattern := range binPatterns {
 		found, err := filepath.Glob(pattern)
 		if err == nil { // the patterns are well-formed
-			dirs = append(dirs, found...)
+			usual = append(usual, found...)
 		}
 	}
-	return newest(name, append(dirs, filepath.SplitList(os.Getenv("PATH"))...), fits)
+	for _, dirs := range [][]string{filepath.SplitList(os.Getenv("HAWSER_PG_BIN")), usual, filepath.SplitList(os.Getenv("PATH"))} {
+		if path := newest(name, dirs, fits); path != "" {
+			return path
+		}
+	}
+	return ""
 }
 
 func newest(name string, dirs []string, fits func(major int) bool) string {

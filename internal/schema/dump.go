@@ -245,6 +245,7 @@ func (e tocEntry) quotedName() string { return pgx.Identifier{e.name}.Sanitize()
 type tools struct {
 	ctx     context.Context
 	major   int
+	paths   map[string]string // of programs
 	environ []string
 	object  string
 	err     error
@@ -255,9 +256,8 @@ func (t *tools) output(name string, args ...string) string {
 	if t.err != nil {
 		return ""
 	}
-	path, err := postgres.Tool(name, t.major)
-	if err != nil {
-		t.err = err
+	path := t.program(name)
+	if path == "" {
 		return ""
 	}
 	var out bytes.Buffer
@@ -269,6 +269,22 @@ func (t *tools) output(name string, args ...string) string {
 		t.err = t.failed(name, err, said.String())
 	}
 	return out.String()
+}
+
+// program returns where a program is, and "" after an error. Each is looked for once.
+func (t *tools) program(name string) string {
+	if t.paths[name] == "" {
+		path, err := postgres.Tool(name, t.major)
+		if err != nil {
+			t.err = err
+			return ""
+		}
+		if t.paths == nil {
+			t.paths = map[string]string{}
+		}
+		t.paths[name] = path
+	}
+	return t.paths[name]
 }
 
 // yielding adds giveWay to the options of an environment.
