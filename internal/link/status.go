@@ -278,6 +278,9 @@ func (l *link) full(ctx context.Context) Status {
 			s.Notes = append(s.Notes, missing...)
 		}
 		l.measure(ctx, conn, &s)
+		if p := l.rowsAway(ctx, conn); p != nil {
+			s.Notes = append(s.Notes, p)
+		}
 	})
 	s.Notes = l.withoutLogin(ctx, s.Notes)
 	if s.Role == role.Primary {

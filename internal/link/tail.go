@@ -55,12 +55,14 @@ type tailChange struct {
 	rel *pgoutput.Relation
 	msg pgoutput.Message // Insert, Update, Delete, Truncate; nil for DDL
 
-	command, statement string // DDL: its tag, and the text in which it stood
-	state              bool   // an owner, a setting or a privilege that changed: a kind, and words
+	command, statement string      // DDL: its tag, and the text in which it stood
+	state              bool        // an owner, a setting or a privilege that changed: a kind, and words
+	rewrites           bool        // a command that changed no definition and no row of a table
+	view               schema.View // that it filled or emptied
 }
 
 // isDDL tells of a change of the schema, which a rejoin can't take back.
-func (c tailChange) isDDL() bool { return c.msg == nil && !c.state }
+func (c tailChange) isDDL() bool { return c.msg == nil && !c.state && !c.rewrites }
 
 // readTail visits every change behind what the other side has, in commit order. A message is
 // valid during the visit alone. Alone leaves out what is no loss: of a rejoin, or of another
@@ -240,7 +242,7 @@ func (r *tailReader) ddl(content []byte) error {
 		return nil
 	}
 	for _, d := range told {
-		c := tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), command: d.Tag, statement: d.Text, state: d.State}
+		c := tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), command: d.Tag, statement: d.Text, state: d.State, rewrites: d.Rewrites, view: d.View}
 		if err := r.visit(c); err != nil {
 			return err
 		}
