@@ -2,6 +2,8 @@ package agent_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -214,3 +216,88 @@ const takenZoo = `
 	CREATE TABLE part (id int PRIMARY KEY, v text DEFAULT 'v') PARTITION BY RANGE (id); CREATE TABLE part_low PARTITION OF part FOR VALUES FROM (0) TO (100);
 	CREATE TABLE part_high PARTITION OF part FOR VALUES FROM (100) TO (1000); INSERT INTO part SELECT generate_series(1, 5);
 	CREATE TABLE keyless (v text, n int); INSERT INTO keyless VALUES ('k', 1)`
+
+// TestReportIsNamed: as long as the report of a rejoin is there, the link names it on both
+// sides, also after a restart of the agent; and a link of the same name that came later does
+// not.
+func TestReportIsNamed(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := divergedPair(t, []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i`},
+		`UPDATE t SET v = 'of a' WHERE id <= 2`, `INSERT INTO t VALUES (101, 'of a')`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	path := filepath.Join(a.dir, "reports", "shop-term1.jsonl")
+	named := func() {
+		t.Helper()
+		finding(t, b, "shop", "report-kept", "on instance alpha: file "+path)
+		if p := finding(t, a, "shop", "report-kept", "file "+path); !strings.Contains(p.Cause, "never received: 2, with 3 changes, committed from 20") {
+			t.Errorf("it says %v", p)
+		}
+	}
+	named()
+	a.stop()
+	a.run(t)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	named()
+	if err := os.Rename(path, path+".kept"); err != nil {
+		t.Fatal(err)
+	}
+	nameless := func() {
+		t.Helper()
+		if l, err := a.Link(ctx, "shop"); err != nil || slices.ContainsFunc(l.Findings, func(p *problem.Problem) bool { return p.Code == "report-kept" }) {
+			t.Errorf("it still names a report: %v, %v", l.Findings, err)
+		}
+	}
+	nameless()
+	if err := os.Rename(path+".kept", path); err != nil {
+		t.Fatal(err)
+	}
+	named()
+	if _, err := b.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "postgres", `DROP DATABASE shop`)
+	if _, err := b.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "alpha", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	nameless()
+}
+
+// TestTailWithDDLRemedy: what the refusal of a rejoin advises, run as it stands, ends in a
+// link that is synchronized, and keeps what only the old primary has.
+func TestTailWithDDLRemedy(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := divergedPair(t, []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i`},
+		`INSERT INTO t VALUES (101, 'of a')`, `ALTER TABLE t ADD COLUMN lost text DEFAULT 'x'`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	b.Exec(t, "shop", `INSERT INTO t VALUES (200, 'of b')`)
+	err := a.RejoinLink(ctx, "shop")
+	turnedDown(t, "rejoin", err, "tail-has-ddl", "ADD COLUMN lost")
+	p, _ := problem.As(err)
+	for _, step := range []string{"hawser link drop shop", `ALTER DATABASE "shop" RENAME TO "shop_old";`, "on instance beta: hawser link create shop --database shop --peer alpha"} {
+		if !strings.Contains(p.Help(), step) {
+			t.Errorf("the remedy %q does not name %s", p.Help(), step)
+		}
+	}
+	if _, err := a.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "postgres", `ALTER DATABASE shop RENAME TO shop_old`)
+	if _, err := b.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "alpha", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, b, a, "shop")
+	if got := a.Rows(t, "shop_old", `SELECT lost FROM t WHERE id = 101`); !slices.Equal(got, []string{"x"}) {
+		t.Errorf("the old database has %q", got)
+	}
+	a.Exec(t, "shop_old", `INSERT INTO t VALUES (102, 'it takes writes')`)
+}

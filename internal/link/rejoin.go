@@ -230,9 +230,12 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 
 // tailHasDDL is why this side can't rejoin.
 func (l *link) tailHasDDL(c tailChange) *problem.Problem {
+	quoted := postgres.QuoteIdent(l.rec.Database)
 	return problem.New("tail-has-ddl", "link "+l.rec.Name,
 		"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+excerpt(c.statement),
-		"hawser link drop "+l.rec.Name).Advise("this side keeps its data then; hawser link create copies the new primary again")
+		"hawser link drop "+l.rec.Name).
+		Advise("this side's database opens with all that it has then: let no client reach it. In psql here: ALTER DATABASE " + quoted + " RENAME TO " + postgres.QuoteIdent(l.rec.Database+"_old") + ";" +
+			" on instance " + l.rec.Peer + ": hawser link create " + l.rec.Name + " --database " + problem.Word(l.rec.Database) + " --peer " + l.m.cfg.Instance + ", which copies the new primary again")
 }
 
 // excerpt is the beginning of a statement on one line.
@@ -380,7 +383,7 @@ func (l *link) layDownOnce(ctx context.Context, plan *rejoinPlan) error {
 		if err := l.markOwn(ctx, tx); err != nil {
 			return err
 		}
-		if _, err := l.putBack(ctx, tx); err != nil { // of a rejoin that was cut short
+		if err := l.putAllBack(ctx, tx); err != nil {
 			return err
 		}
 		for oid, t := range plan.tables {

@@ -82,6 +82,7 @@ func (l *link) status() Status {
 	comparing := l.forcing || l.rejoining
 	s.Comparing = &comparing
 	s.Notes = append(append(s.Notes, l.holes...), l.passable...)
+	s.Notes = append(s.Notes, l.reportNotes()...)
 	if l.awaits != nil {
 		s.Notes = append(s.Notes, l.awaits)
 	}

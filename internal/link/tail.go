@@ -366,6 +366,9 @@ func (l *link) account(ctx context.Context) error {
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
+	if err == nil {
+		err = l.summarize(path, sum)
+	}
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
@@ -373,6 +376,7 @@ func (l *link) account(ctx context.Context) error {
 	if ddl != nil && l.forgot() { // a rejoin compares all tables then
 		ddl = nil
 	}
+	l.findReports()
 	l.update(func() { l.tail, l.tailDDL = sum.words(path), ddl })
 	return nil
 }
@@ -382,6 +386,7 @@ func (l *link) account(ctx context.Context) error {
 type tailSum struct {
 	last                          uint32
 	transactions, changes, states int
+	first, latest                 time.Time // commits
 }
 
 func (s *tailSum) add(c tailChange) {
@@ -390,7 +395,10 @@ func (s *tailSum) add(c tailChange) {
 		return
 	}
 	if c.xid != s.last || s.transactions == 0 {
-		s.last = c.xid
+		if s.transactions == 0 {
+			s.first = c.at
+		}
+		s.last, s.latest = c.xid, c.at
 		s.transactions++
 	}
 	s.changes++
@@ -415,7 +423,13 @@ func keepEarlier(path, next string) error {
 	}
 	for n := 1; ; n++ {
 		aside := strings.TrimSuffix(path, reportEnd) + fmt.Sprintf(".%d", n) + reportEnd
-		if err := os.Link(path, aside); !errors.Is(err, fs.ErrExist) {
+		err := os.Link(path, aside)
+		if err == nil {
+			if err = os.Rename(summaryPath(path), summaryPath(aside)); errors.Is(err, fs.ErrNotExist) {
+				err = nil // it is of an older version
+			}
+		}
+		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}

@@ -34,6 +34,17 @@ type returned struct {
 	failed []string // rows that can't be there any more, in words
 }
 
+// putAllBack puts back what a rejoin by this link, or by another one of the database, left
+// away when it was cut short.
+func (l *link) putAllBack(ctx context.Context, tx pgx.Tx) error {
+	for _, of := range append(l.m.siblings(l), l) {
+		if _, err := of.putBack(ctx, tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // putBack puts back all rows that were taken away, as far as what came since lets it, and
 // forgets that they were.
 func (l *link) putBack(ctx context.Context, tx pgx.Tx) (out returned, err error) {
@@ -100,8 +111,7 @@ func (l *link) putBackMarked(ctx context.Context, conn *pgx.Conn) error {
 		if err := l.markOwn(ctx, tx); err != nil {
 			return err
 		}
-		_, err := l.putBack(ctx, tx)
-		return err
+		return l.putAllBack(ctx, tx)
 	})
 }
 
@@ -110,6 +120,11 @@ func (l *link) endTaken(ctx context.Context) (problem.Findings, error) {
 	side, _ := l.now()
 	if side.Writable() {
 		return nil, nil
+	}
+	for _, other := range l.m.siblings(l) {
+		if s, _ := other.now(); s.Role == role.Secondary { // the rows of its primary come
+			return nil, nil
+		}
 	}
 	conn, err := l.connectValues(ctx, "drop")
 	if err != nil {
@@ -162,7 +177,7 @@ func (l *link) rowsAway(ctx context.Context, conn *pgx.Conn) *problem.Problem {
 		n += c.Kept + c.Other
 		parts = append(parts, fmt.Sprintf("%s (%d)", c.Table, c.Kept+c.Other))
 	}
-	p := problem.Warn("rows-away", "database "+l.rec.Database,
-		fmt.Sprintf("%d rows are away until they are fetched from instance %s: %s", n, l.rec.Peer, strings.Join(fewOf(parts, namedTables), ", ")), "")
-	return p.Advise("they come when the link follows; if instance " + l.rec.Peer + " is gone for good, hawser link drop " + l.rec.Name + " --force puts them back as they were on this side")
+	return problem.Warn("rows-away", "database "+l.rec.Database,
+		fmt.Sprintf("%d rows are away until they are fetched from instance %s: %s", n, l.rec.Peer, strings.Join(fewOf(parts, namedTables), ", ")), "").
+		Advise("they come when the link follows; if instance " + l.rec.Peer + " is gone for good, hawser link drop " + l.rec.Name + " --force puts them back as they were on this side")
 }
