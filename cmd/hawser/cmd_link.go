@@ -309,7 +309,8 @@ func walText(l api.Link) string {
 }
 
 // linkStep is a command that changes a link and shows what became of it.
-func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Client, string) error) *cobra.Command {
+// tells are the codes of findings that are shown with it.
+func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Client, string) error, tells ...string) *cobra.Command {
 	return &cobra.Command{
 		Use: use + " NAME", Short: short, Long: long, Example: "  hawser link " + use + " orders",
 		Args: args("NAME"), ValidArgsFunction: a.completeLink,
@@ -322,17 +323,24 @@ func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Cl
 				return err
 			}
 			l = a.settled(ctx, c, l)
-			a.show(l, func(p page) { p.line("%s", a.plainLine(l)) })
+			a.showStep(l, tells)
 			return nil
 		}),
 	}
 }
 
+func (a *app) showStep(l api.Link, tells []string) {
+	a.show(l, func(p page) {
+		p.line("%s", a.plainLine(l))
+		p.findings(slices.DeleteFunc(slices.Clone(l.Findings), func(f *problem.Problem) bool { return !slices.Contains(tells, f.Code) }))
+	})
+}
+
 // copyStep is a linkStep that has tables or rows copied: it shows how far that is, and
 // returns when the secondary is synchronized.
-func (a *app) copyStep(use, short, long string, do func(context.Context, *api.Client, string) error) *cobra.Command {
+func (a *app) copyStep(use, short, long string, do func(context.Context, *api.Client, string) error, tells ...string) *cobra.Command {
 	var noWait bool
-	c := a.linkStep(use, short, long, do)
+	c := a.linkStep(use, short, long, do, tells...)
 	atOnce := c.RunE
 	wait := a.ask(func(ctx context.Context, c *api.Client, args []string) error {
 		if err := a.comparing(ctx, c, args[0], do); err != nil {
@@ -345,7 +353,7 @@ func (a *app) copyStep(use, short, long string, do func(context.Context, *api.Cl
 			}
 			return err
 		}
-		a.show(l, func(p page) { p.line("%s", a.plainLine(l)) })
+		a.showStep(l, tells)
 		return nil
 	})
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -399,9 +407,11 @@ func (a *app) linkRejoin() *cobra.Command {
 	return a.copyStep("rejoin", "Follow the side that took over by force",
 		`Makes this instance, which was the primary until the other side took over with
 hawser link failover --force, the secondary. Its transactions that the other side
-never received are written to a report first: hawser link show NAME tells where.
-The rows that they touched are fetched from the new primary; nothing else is copied.`,
-		func(ctx context.Context, c *api.Client, name string) error { return c.RejoinLink(ctx, name) })
+never received are written to a report first: this command, and hawser link show NAME
+for as long as the file is there, tell where. The rows that they touched are fetched
+from the new primary; nothing else is copied. Ctrl-C ends the rejoin until it takes
+rows away; from there on it goes to its end.`,
+		func(ctx context.Context, c *api.Client, name string) error { return c.RejoinLink(ctx, name) }, "report-kept", "tail-has-settings", "tail-has-views")
 }
 
 func (a *app) linkResync() *cobra.Command {

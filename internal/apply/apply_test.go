@@ -311,9 +311,10 @@ func TestRepairStoresThePosition(t *testing.T) {
 	if err := conn.QueryRow(ctx, `SELECT 't'::regclass::oid`).Scan(&oid); err != nil {
 		t.Fatal(err)
 	}
-	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		return catalog.PutRepair(ctx, tx, testID, catalog.RepairTable{OID: oid, Columns: []int16{1}, Keys: [][]string{{"1"}}})
-	})
+	taker, err := catalog.NewTaker(ctx, conn, catalog.RepairTable{OID: oid, Columns: []int16{1}}, "t", "id::text = $1")
+	if err == nil {
+		err = taker.Take(ctx, conn, testID, []string{"1"})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -98,21 +98,18 @@ func (a *Applier) withhold(ctx context.Context, r *relation, t *repairTable, key
 		return err
 	}
 	var where []string
-	args := make([]any, len(key))
 	for i, n := range t.columns {
 		where = append(where, fmt.Sprintf("%s::text = $%d", r.columnOf(n).name, i+1))
-		args[i] = key[i]
 	}
 	err := postgres.InUserPath(ctx, a.conn, func() error {
-		_, err := a.conn.Exec(ctx, "DELETE FROM "+r.quoted+" WHERE "+strings.Join(where, " AND "), args...)
-		return err
+		taker, err := catalog.NewTaker(ctx, a.conn, catalog.RepairTable{OID: r.target.oid, Columns: t.columns}, r.quoted, strings.Join(where, " AND "))
+		if err != nil {
+			return err
+		}
+		return taker.Take(ctx, a.conn, a.cfg.ID, key)
 	})
 	if err != nil {
 		return failed(nil, err)
-	}
-	row := catalog.RepairTable{OID: r.target.oid, Columns: t.columns, Keys: [][]string{key}}
-	if err := catalog.PutRepair(ctx, a.conn, a.cfg.ID, row); err != nil {
-		return err
 	}
 	t.keys[keyText(key)] = true
 	return nil

@@ -142,7 +142,7 @@ func TestMigrateKeepsRows(t *testing.T) {
 	do(t, Join(ctx, conn, "1", "orders"))
 	_ = get[pgconn.CommandTag](t)(conn.Exec(ctx, `INSERT INTO hawser.repair VALUES ('1', 9, '{1}', $1), ('1', 9, '{1}', '{2}')`, []string{strange[1]}))
 	do(t, MigrateDatabase(ctx, conn))
-	do(t, PutRepair(ctx, conn, "1", RepairTable{9, []int16{1}, [][]string{{strange[1]}, {"3"}}}))
+	do(t, putRepair(ctx, conn, "1", RepairTable{9, []int16{1}, [][]string{{strange[1]}, {"3"}}}))
 	want(t, "rows", testpg.Rows(t, conn, `SELECT count(*), count(DISTINCT key) FROM hawser.repair`), []string{"3|3"})
 }
 
@@ -210,7 +210,7 @@ func TestDropSchema(t *testing.T) {
 			t.Parallel()
 			conn := fresh(t, of...)
 			do(t, Join(ctx, conn, "0123", "orders"))
-			do(t, PutRepair(ctx, conn, "0123", RepairTable{OID: 1, Columns: []int16{1}, Keys: [][]string{{"x"}}}))
+			do(t, putRepair(ctx, conn, "0123", RepairTable{OID: 1, Columns: []int16{1}, Keys: [][]string{{"x"}}}))
 			want(t, "installed", get[bool](t)(Installed(ctx, conn)), true)
 			do(t, DropSchema(ctx, conn))
 			want(t, "installed", get[bool](t)(Installed(ctx, conn)), false)
@@ -546,7 +546,7 @@ func TestRepairs(t *testing.T) {
 	put := func(db DB, link string, tables ...RepairTable) {
 		t.Helper()
 		for _, table := range tables {
-			do(t, PutRepair(ctx, db, link, table))
+			do(t, putRepair(ctx, db, link, table))
 		}
 	}
 	put(conn, "1", RepairTable{9, []int16{2, 1}, keys}, RepairTable{1<<32 - 1, []int16{3}, [][]string{{"z"}}})
@@ -579,11 +579,53 @@ func TestCallersTransaction(t *testing.T) {
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		do(t, Join(ctx, tx, "1", "orders"))
 		do(t, StartSeeding(ctx, tx, "1"))
-		do(t, PutRepair(ctx, tx, "1", RepairTable{1, []int16{1}, [][]string{{"1"}}}))
+		do(t, putRepair(ctx, tx, "1", RepairTable{1, []int16{1}, [][]string{{"1"}}}))
 		return stop
 	})
 	if !errors.Is(err, stop) {
 		t.Fatal(err)
 	}
 	want(t, "members", len(testpg.Rows(t, conn, `SELECT FROM hawser.member`)), before)
+}
+
+// putRepair records rows to be repaired that were not there.
+func putRepair(ctx context.Context, db DB, link string, t RepairTable) error {
+	for _, key := range t.Keys {
+		_, err := db.Exec(ctx, `
+			INSERT INTO hawser.repair (link, tbl, columns, key, digest)
+			VALUES ($1, $2, $3, $4::text[], sha256(convert_to($4::text[]::text, 'UTF8'))) ON CONFLICT DO NOTHING`, link, t.OID, t.Columns, key)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestTakenRows: rows that are taken away are put back as they were, of whatever types and
+// names, and by a link's own record alone.
+func TestTakenRows(t *testing.T) {
+	t.Parallel()
+	ctx, conn := t.Context(), fresh(t, "database")
+	for _, id := range []string{"1", "2"} {
+		do(t, Join(ctx, conn, id, "l"+id))
+	}
+	_ = get[pgconn.CommandTag](t)(conn.Exec(ctx, `CREATE TYPE pair AS (a int, b text); CREATE TABLE "T ""x" (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, gone int, "v\%s" text, p pair, g int GENERATED ALWAYS AS (id + 1) STORED, b bytea, e text[]);
+		INSERT INTO "T ""x" ("v\%s", p, b, e) VALUES (E'a\\''b$1 ', ROW(NULL, NULL), '\x00ff', '{}'), (NULL, NULL, NULL, NULL), ('$do$', ROW(1, '"'), '', '{NULL,"a,b"}')`))
+	all := func() []string { return testpg.Rows(t, conn, `SELECT t::text FROM "T ""x" t ORDER BY id`) }
+	before := all()
+	var oid uint32
+	do(t, conn.QueryRow(ctx, `SELECT '"T ""x"'::regclass::oid`).Scan(&oid))
+	taker := get[Taker](t)(NewTaker(ctx, conn, RepairTable{OID: oid, Columns: []int16{1}}, `"T ""x"`, "id::text = $1"))
+	for _, key := range []string{"1", "2", "3", "4", "1"} {
+		do(t, taker.Take(ctx, conn, "1", []string{key}))
+	}
+	want(t, "left", len(all()), 0)
+	want(t, "counts", get[[]TakenCount](t)(TakenCounts(ctx, conn, "1")), []TakenCount{{`public."T ""x"`, 3, 1}})
+	want(t, "of the other link", get[*TakenRow](t)(Taken(ctx, conn, "2", TakenRow{})), nil)
+	_ = get[pgconn.CommandTag](t)(conn.Exec(ctx, `ALTER TABLE "T ""x" RENAME COLUMN p TO q; ALTER TABLE "T ""x" ADD COLUMN new int`))
+	for r := get[*TakenRow](t)(Taken(ctx, conn, "1", TakenRow{})); r != nil; r = get[*TakenRow](t)(Taken(ctx, conn, "1", *r)) {
+		do(t, PutBack(ctx, conn, "1", *r))
+	}
+	_ = get[pgconn.CommandTag](t)(conn.Exec(ctx, `ALTER TABLE "T ""x" DROP COLUMN new`))
+	want(t, "back", all(), before)
 }

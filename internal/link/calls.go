@@ -43,6 +43,7 @@ const (
 	callLockedOut  = "locked-out" // []string -> those that can't log in, to the secondary
 	callIdentities = "identities" // to the primary: []capture.ChangedIdentity
 	callTables     = "tables"     // to the primary: its tables, []catalog.SeedTable
+	callViews      = "views"      // to the primary: viewsRequest -> []laidView
 
 	callHandoff = "handoff" // to the primary: outcomeRequest -> outcomeReply
 	callWhere   = "where"   // whereRequest -> whereReply, to any instance
@@ -252,6 +253,7 @@ var linkCalls = map[string]linkCall{
 	callLockedOut:   onLink(flows, (*link).lockedOutHere),
 	callIdentities:  asked(flows, (*link).identities),
 	callTables:      asked(flows, (*link).tables),
+	callViews:       onLink(flows, (*link).views),
 	callMaker:       onLink(flows, (*link).maker),
 	callMaxWAL:      onLink(flows, (*link).takeMaxWAL),
 	callVerify:      asked(flows, (*link).verifyHere),

@@ -824,7 +824,11 @@ func (m *Manager) cleanDatabase(ctx context.Context, l *link, made bool) (left p
 	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
 		return nil, err
 	}
-	return left, l.cleanSchema(ctx, conn)
+	back, err := l.endTaken(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return append(left, back...), l.cleanSchema(ctx, conn)
 }
 
 // cleanSchema takes the link out of schema hawser, and with the last one all of that.

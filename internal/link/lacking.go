@@ -84,7 +84,7 @@ func (l *link) leaves(ctx context.Context, r dropRequest) (problem.Findings, err
 	}
 	return nil, problem.New(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "its copy is not complete, and without the link it would take writes: "+lacks,
 		"hawser link show "+l.rec.Name).
-		Advise("wait until this says that it is synchronized; or hawser link drop " + l.rec.Name + " --remove-replica, if Hawser created the database; or hawser link drop " + l.rec.Name + " --force, which opens it as it is")
+		Advise("wait until this says that it is synchronized; or hawser link drop " + l.rec.Name + " --remove-replica, if Hawser created the database; or hawser link drop " + l.rec.Name + " --force, which opens it as it is, and with the rows that a rejoin took away")
 }
 
 const (

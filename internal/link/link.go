@@ -97,22 +97,23 @@ type link struct {
 	passable    problem.Findings // what could pass the fence of this side
 	holes       problem.Findings // that it had, and that are closed; and what noteUntold found
 	comparisons map[string]*comparison
-	forcing     bool             // a forced failover or a resync is under way: nothing may be applied
-	rejoining   bool             // a rejoin is under way
-	verifying   int              // comparisons that wait for the stream
-	leaving     int              // drops of the link that were let through, see leave
-	serving     int              // streams of changes that may have begun
-	stands      *problem.Problem // a rejoin by another link of the database takes rows away
-	tail        string           // what this side alone has, in words
-	tailDDL     *problem.Problem // why this side can't rejoin, if it can't
-	held        int64            // bytes of WAL that the slot keeps
-	maxWAL      *int64           // that it may keep; nil: the agent's limit
-	repairing   bool             // rows that differ are still to be fetched
-	followed    bool             // the secondary followed this side in this term
-	swept       string           // the mark of what a failover's sweep has seen, before the fence
-	accepted    []string         // ids of the links that the other side takes up with this one
-	incomplete  bool             // tables were to be copied where another link handed over
-	lastState   State            // as last told, and since when
+	forcing     bool                     // a forced failover or a resync is under way: nothing may be applied
+	rejoining   bool                     // a rejoin is under way
+	verifying   int                      // comparisons that wait for the stream
+	leaving     int                      // drops of the link that were let through, see leave
+	serving     int                      // streams of changes that may have begun
+	stands      *problem.Problem         // a rejoin by another link of the database takes rows away
+	tail        string                   // what this side alone has, in words
+	reports     map[string]reportSummary // of what it had alone, by path
+	tailDDL     *problem.Problem         // why this side can't rejoin, if it can't
+	held        int64                    // bytes of WAL that the slot keeps
+	maxWAL      *int64                   // that it may keep; nil: the agent's limit
+	repairing   bool                     // rows that differ are still to be fetched
+	followed    bool                     // the secondary followed this side in this term
+	swept       string                   // the mark of what a failover's sweep has seen, before the fence
+	accepted    []string                 // ids of the links that the other side takes up with this one
+	incomplete  bool                     // tables were to be copied where another link handed over
+	lastState   State                    // as last told, and since when
 	since       time.Time
 	troubles    Troubles  // guards itself
 	turned      time.Time // when this side began, or its role or phase changed
@@ -142,6 +143,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 	l.capture = capture.New(capture.Config{
 		Link: rec.Name, ID: rec.ID, Database: rec.Database, Server: m.cfg.Server, Watch: m.watch,
 	})
+	l.findReports()
 	return l
 }
 

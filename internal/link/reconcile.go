@@ -464,6 +464,10 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 	}
 	again := 0
 	side, _ := l.now()
+	views, err := l.allViews(ctx, conn)
+	if err != nil {
+		return 0, err
+	}
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if err := catalog.StartReconciling(ctx, tx, l.rec.ID, theirs.Snapshot); err != nil {
 			return err
@@ -488,6 +492,9 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 				return err
 			}
 		}
+		if err := l.layDownViews(ctx, tx, views); err != nil {
+			return err
+		}
 		return catalog.MovePosition(ctx, tx, apply.Origin(l.rec.ID, side.Term), slot.From)
 	})
 	if err == nil {
@@ -500,7 +507,7 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 func (l *link) sameSchema(r verify.Report) error {
 	var differ []string
 	for _, d := range r.Schema {
-		if !d.Uncertain && d.Kind != verify.KindMembership {
+		if !d.Uncertain && d.Kind != verify.KindMembership && !d.Filled() {
 			differ = append(differ, fmt.Sprintf("%s %s: the primary has %s, the secondary %s", d.Kind, d.Object, cmp.Or(excerpt(d.Primary), "none"), cmp.Or(excerpt(d.Secondary), "none")))
 		}
 	}

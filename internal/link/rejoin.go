@@ -19,6 +19,7 @@ import (
 	"github.com/hawser/hawser/internal/pgoutput"
 	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/schema"
 	"github.com/hawser/hawser/internal/seed"
 )
 
@@ -98,7 +99,8 @@ func (l *link) rejoin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	after, err := l.ask(ctx, role.RejoinAsked{Peer: theirs})
+	// From here on it happens, whether or not whoever asked still listens.
+	after, err := l.ask(l.ctx, role.RejoinAsked{Peer: theirs})
 	if err == nil && after.Role != role.Secondary {
 		err = problem.New("rejoin-not-now", "link "+l.rec.Name, "the roles changed meanwhile", "hawser link show "+l.rec.Name).Retry()
 	}
@@ -165,12 +167,15 @@ func (l *link) accountSoon(ctx context.Context) error {
 }
 
 func (l *link) compareToRejoin(ctx context.Context) (frame.LSN, error) {
-	conn, err := l.connect(ctx, "rejoin")
+	conn, err := l.connectValues(ctx, "rejoin")
 	if err != nil {
 		return 0, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	if err := l.recollect(ctx, conn); err != nil {
+		return 0, err
+	}
+	if err := l.putBackMarked(ctx, conn); err != nil {
 		return 0, err
 	}
 	return l.reconcile(ctx, conn)
@@ -181,6 +186,7 @@ type rejoinPlan struct {
 	tables map[uint32]*repairPlan // by oid here
 	whole  map[[2]string]bool     // tables to be copied again: by schema and name
 	states []string               // owners, settings and privileges that this side has alone, in words
+	views  []schema.View          // materialized views that were filled or emptied
 }
 
 type repairPlan struct {
@@ -208,8 +214,14 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 			plan.states = append(plan.states, excerpt(c.statement))
 			return nil
 		}
-		if c.isDDL() {
+		switch {
+		case c.isDDL():
 			return l.tailHasDDL(c)
+		case c.view != schema.View{} && !slices.Contains(plan.views, c.view):
+			plan.views = append(plan.views, c.view)
+		}
+		if c.msg == nil {
+			return nil
 		}
 		return plan.add(ctx, conn, c)
 	})
@@ -218,9 +230,12 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 
 // tailHasDDL is why this side can't rejoin.
 func (l *link) tailHasDDL(c tailChange) *problem.Problem {
+	quoted := postgres.QuoteIdent(l.rec.Database)
 	return problem.New("tail-has-ddl", "link "+l.rec.Name,
 		"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+excerpt(c.statement),
-		"hawser link drop "+l.rec.Name).Advise("this side keeps its data then; hawser link create copies the new primary again")
+		"hawser link drop "+l.rec.Name).
+		Advise("this side's database opens with all that it has then: let no client reach it. In psql here: ALTER DATABASE " + quoted + " RENAME TO " + postgres.QuoteIdent(l.rec.Database+"_old") + ";" +
+			" on instance " + l.rec.Peer + ": hawser link create " + l.rec.Name + " --database " + problem.Word(l.rec.Database) + " --peer " + l.m.cfg.Instance + ", which copies the new primary again")
 }
 
 // excerpt is the beginning of a statement on one line.
@@ -324,11 +339,38 @@ func planTable(ctx context.Context, conn *pgx.Conn, rel *pgoutput.Relation) (*re
 // layDown deletes the rows that are to be repaired and records them, with the
 // tables that are to be copied again, in one transaction. It may be repeated.
 func (l *link) layDown(ctx context.Context, plan *rejoinPlan) error {
+	for {
+		err := l.layDownOnce(ctx, plan)
+		var wide *rowTooLarge
+		if !errors.As(err, &wide) {
+			return err
+		}
+		t := plan.tables[wide.table]
+		l.log.Info("table is copied: a row is too large to be kept until the primary's is here", "table", t.schema+"."+t.name)
+		plan.whole[[2]string{t.schema, t.name}] = true
+		delete(plan.tables, wide.table)
+	}
+}
+
+// rowTooLarge is of a row that can't be kept while it is away.
+type rowTooLarge struct {
+	table uint32
+	err   error
+}
+
+func (e *rowTooLarge) Error() string { return e.err.Error() }
+func (e *rowTooLarge) Unwrap() error { return e.err }
+
+func (l *link) layDownOnce(ctx context.Context, plan *rejoinPlan) error {
 	again, err := l.primaryTables(ctx, plan.whole)
 	if err != nil {
 		return err
 	}
-	conn, err := l.connect(ctx, "rejoin")
+	views, err := l.primaryViews(ctx, plan.views)
+	if err != nil {
+		return err
+	}
+	conn, err := l.connectValues(ctx, "rejoin")
 	if err != nil {
 		return err
 	}
@@ -337,11 +379,11 @@ func (l *link) layDown(ctx context.Context, plan *rejoinPlan) error {
 		return err
 	}
 	rows := 0
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(l.ctx, conn, func(tx pgx.Tx) error { // its end is awaited, whoever has gone
 		if err := l.markOwn(ctx, tx); err != nil {
 			return err
 		}
-		if err := catalog.ForgetRepairs(ctx, tx, l.rec.ID); err != nil {
+		if err := l.putAllBack(ctx, tx); err != nil {
 			return err
 		}
 		for oid, t := range plan.tables {
@@ -350,20 +392,24 @@ func (l *link) layDown(ctx context.Context, plan *rejoinPlan) error {
 			}
 			rows += len(t.keys)
 		}
-		if rows > 0 { // until they are here, DDL can't have all that it needs
+		if rows > 0 || len(views) > 0 { // until they are here, DDL can't have all that it needs
 			if err := catalog.Reopen(ctx, tx, l.rec.ID); err != nil {
 				return err
 			}
+		}
+		if err := l.layDownViews(ctx, tx, views); err != nil {
+			return err
 		}
 		for _, t := range again {
 			if err := catalog.Reseed(ctx, tx, l.rec.ID, t); err != nil {
 				return err
 			}
 		}
-		return nil
+		return ctx.Err()
 	})
 	if err == nil {
-		l.log.Info("rejoining", "rows_to_repair", rows, "tables_to_copy", len(again))
+		l.noteViews(views)
+		l.log.Info("rejoining", "rows_to_repair", rows, "tables_to_copy", len(again), "views_to_fill", len(views))
 	}
 	return err
 }
@@ -373,25 +419,21 @@ func (l *link) layDownTable(ctx context.Context, tx pgx.Tx, oid uint32, t *repai
 	for i, name := range t.names {
 		where = append(where, fmt.Sprintf("%s = $%d", postgres.QuoteIdent(name), i+1))
 	}
-	sql := "DELETE FROM ONLY " + postgres.QuoteIdent(t.schema, t.name) + " WHERE " + strings.Join(where, " AND ")
-	record := catalog.RepairTable{OID: oid, Columns: t.columns}
-	err := postgres.InUserPath(ctx, tx, func() error {
+	return postgres.InUserPath(ctx, tx, func() error {
+		taker, err := catalog.NewTaker(ctx, tx, catalog.RepairTable{OID: oid, Columns: t.columns}, postgres.QuoteIdent(t.schema, t.name), strings.Join(where, " AND "))
+		if err != nil {
+			return err
+		}
 		for _, key := range t.keys {
-			args := []any{pgx.QueryExecModeSimpleProtocol} // the server reads each value as its column's type
-			for _, v := range key {
-				args = append(args, v)
-			}
-			if _, err := tx.Exec(ctx, sql, args...); err != nil {
+			if err := taker.Take(ctx, tx, l.rec.ID, key, pgx.QueryExecModeSimpleProtocol); err != nil { // the server reads each value as its column's type
+				if tooLarge(err) {
+					err = &rowTooLarge{oid, err}
+				}
 				return err
 			}
-			record.Keys = append(record.Keys, key)
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	return catalog.PutRepair(ctx, tx, l.rec.ID, record)
 }
 
 // primaryTables asks the primary for its tables of the given names. One that is

@@ -82,6 +82,7 @@ func (l *link) status() Status {
 	comparing := l.forcing || l.rejoining
 	s.Comparing = &comparing
 	s.Notes = append(append(s.Notes, l.holes...), l.passable...)
+	s.Notes = append(s.Notes, l.reportNotes()...)
 	if l.awaits != nil {
 		s.Notes = append(s.Notes, l.awaits)
 	}
@@ -280,6 +281,9 @@ func (l *link) full(ctx context.Context) Status {
 			s.Notes = append(s.Notes, missing...)
 		}
 		l.measure(ctx, conn, &s)
+		if p := l.rowsAway(ctx, conn); p != nil {
+			s.Notes = append(s.Notes, p)
+		}
 	})
 	s.Notes = l.withoutLogin(ctx, s.Notes)
 	if s.Role == role.Primary {

@@ -55,12 +55,14 @@ type tailChange struct {
 	rel *pgoutput.Relation
 	msg pgoutput.Message // Insert, Update, Delete, Truncate; nil for DDL
 
-	command, statement string // DDL: its tag, and the text in which it stood
-	state              bool   // an owner, a setting or a privilege that changed: a kind, and words
+	command, statement string      // DDL: its tag, and the text in which it stood
+	state              bool        // an owner, a setting or a privilege that changed: a kind, and words
+	rewrites           bool        // a command that changed no definition and no row of a table
+	view               schema.View // that it filled or emptied
 }
 
 // isDDL tells of a change of the schema, which a rejoin can't take back.
-func (c tailChange) isDDL() bool { return c.msg == nil && !c.state }
+func (c tailChange) isDDL() bool { return c.msg == nil && !c.state && !c.rewrites }
 
 // readTail visits every change behind what the other side has, in commit order. A message is
 // valid during the visit alone. Alone leaves out what is no loss: of a rejoin, or of another
@@ -240,7 +242,7 @@ func (r *tailReader) ddl(content []byte) error {
 		return nil
 	}
 	for _, d := range told {
-		c := tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), command: d.Tag, statement: d.Text, state: d.State}
+		c := tailChange{xid: r.begin.XID, at: r.begin.CommitTime, lsn: frame.LSN(r.begin.FinalLSN), command: d.Tag, statement: d.Text, state: d.State, rewrites: d.Rewrites, view: d.View}
 		if err := r.visit(c); err != nil {
 			return err
 		}
@@ -364,6 +366,9 @@ func (l *link) account(ctx context.Context) error {
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
+	if err == nil {
+		err = l.summarize(path, sum)
+	}
 	if err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
@@ -371,6 +376,7 @@ func (l *link) account(ctx context.Context) error {
 	if ddl != nil && l.forgot() { // a rejoin compares all tables then
 		ddl = nil
 	}
+	l.findReports()
 	l.update(func() { l.tail, l.tailDDL = sum.words(path), ddl })
 	return nil
 }
@@ -380,6 +386,7 @@ func (l *link) account(ctx context.Context) error {
 type tailSum struct {
 	last                          uint32
 	transactions, changes, states int
+	first, latest                 time.Time // commits
 }
 
 func (s *tailSum) add(c tailChange) {
@@ -388,7 +395,10 @@ func (s *tailSum) add(c tailChange) {
 		return
 	}
 	if c.xid != s.last || s.transactions == 0 {
-		s.last = c.xid
+		if s.transactions == 0 {
+			s.first = c.at
+		}
+		s.last, s.latest = c.xid, c.at
 		s.transactions++
 	}
 	s.changes++
@@ -413,7 +423,13 @@ func keepEarlier(path, next string) error {
 	}
 	for n := 1; ; n++ {
 		aside := strings.TrimSuffix(path, reportEnd) + fmt.Sprintf(".%d", n) + reportEnd
-		if err := os.Link(path, aside); !errors.Is(err, fs.ErrExist) {
+		err := os.Link(path, aside)
+		if err == nil {
+			if err = os.Rename(summaryPath(path), summaryPath(aside)); errors.Is(err, fs.ErrNotExist) {
+				err = nil // it is of an older version
+			}
+		}
+		if !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}

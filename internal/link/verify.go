@@ -376,6 +376,9 @@ type remoteSide struct {
 	compareOpened
 }
 
+// endWithin bounds how long the end of a comparison waits for the primary to hear of it.
+const endWithin = time.Second
+
 // openRemote has the primary take a snapshot and hold it until left is called, or this
 // agent dies.
 func (l *link) openRemote(ctx context.Context) (theirs remoteSide, left func(), err error) {
@@ -383,7 +386,11 @@ func (l *link) openRemote(ctx context.Context) (theirs remoteSide, left func(), 
 	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callCompareOpen, nothing{}, &theirs.compareOpened); err != nil {
 		return theirs, func() {}, err
 	}
-	end := func() { _ = theirs.ask(context.WithoutCancel(ctx), "close", nil, nil) }
+	end := func() { // the stream's end tells it, too
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWithin)
+		defer cancel()
+		_ = theirs.ask(ctx, "close", nil, nil)
+	}
 	hold, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamHold)
 	if err == nil {
 		err = hold.Send(frame.SeedChunk{Data: []byte(theirs.ID)})

@@ -201,6 +201,16 @@ type Told struct {
 	// State: it tells what something is since, such as an owner or a setting of the
 	// database, which no command in the stream made so.
 	State bool
+	// Rewrites: it changed no definition and no row of a table. View is the materialized
+	// view that it filled or emptied, if it did.
+	Rewrites bool
+	View     View
+}
+
+// View names a materialized view.
+type View struct {
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
 }
 
 // Read returns what a message tells that key signed: anybody may write one. It is
@@ -225,9 +235,29 @@ func (t Texts) Read(content, key []byte) []Told {
 		t[m.Ref] = *m.Source
 	}
 	if m.Phase == "" && m.Tag != "" {
-		out = append(out, Told{Tag: m.Tag, Text: t[m.Ref]})
+		told := Told{Tag: m.Tag, Text: t[m.Ref]}
+		told.Rewrites, told.View = m.rewrites()
+		out = append(out, told)
 	}
 	return out
+}
+
+// rewrites tells of a command that leaves all definitions, and the rows of all tables, as
+// they were. CLUSTER, VACUUM and ANALYZE fire no event.
+func (m *ddlMessage) rewrites() (bool, View) {
+	switch m.Tag {
+	case "REINDEX":
+		return true, View{}
+	case "REFRESH MATERIALIZED VIEW":
+		if i := m.viewAt(); i >= 0 {
+			return true, View{m.Objects[i].TableSchema, m.Objects[i].Table}
+		}
+	}
+	return false, View{}
+}
+
+func (m *ddlMessage) viewAt() int {
+	return slices.IndexFunc(m.Objects, func(o ddlObject) bool { return o.Type == "materialized view" })
 }
 
 // object names what the message is about, for problems.
@@ -244,11 +274,10 @@ func (m *ddlMessage) object() string {
 
 // view is the materialized view that the command made or filled.
 func (m *ddlMessage) view() string {
-	i := slices.IndexFunc(m.Objects, func(o ddlObject) bool { return o.Type == "materialized view" })
-	if i < 0 {
-		return ""
+	if i := m.viewAt(); i >= 0 {
+		return m.Objects[i].Identity
 	}
-	return m.Objects[i].Identity
+	return ""
 }
 
 // relations are the OIDs on the primary of every relation that the command touched.

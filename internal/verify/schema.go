@@ -44,6 +44,11 @@ type SchemaDifference struct {
 	Uncertain bool `json:"uncertain,omitempty"`
 }
 
+// Filled tells of a materialized view that both sides have, filled on one of them alone.
+func (d SchemaDifference) Filled() bool {
+	return d.Kind == "materialized view" && d.Primary != "" && d.Secondary != ""
+}
+
 // compareSchemas names what differs, ordered by kind and object.
 func compareSchemas(p, s Inventory) []SchemaDifference {
 	type name struct{ kind, object string }

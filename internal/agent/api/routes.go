@@ -144,11 +144,22 @@ func changes[I, O any](h *handler, api huma.API, op huma.Operation, do func(cont
 
 // changesOnly is changes for an operation that has nothing to answer.
 func changesOnly[I any](h *handler, api huma.API, op huma.Operation, do func(context.Context, *I) error) {
+	endsWithClient(h, api, op, func(ctx context.Context, in *I) error {
+		ctx, cancel := h.outlive(ctx)
+		defer cancel()
+		return do(ctx, in)
+	})
+}
+
+// endsWithClient registers an operation that ends when its client has gone, as long as it
+// has changed nothing. It has nothing to answer.
+func endsWithClient[I any](h *handler, api huma.API, op huma.Operation, do func(context.Context, *I) error) {
 	op.DefaultStatus = http.StatusNoContent
 	op.Responses = map[string]*huma.Response{"default": errorResponse(api)}
 	huma.Register(api, op, func(ctx context.Context, in *I) (*none, error) {
-		ctx, cancel := h.outlive(ctx)
+		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
+		defer context.AfterFunc(h.life, cancel)()
 		if err := do(ctx, in); err != nil {
 			return nil, encodeError(err)
 		}
@@ -272,8 +283,8 @@ func (h *handler) linkOperations(api huma.API) {
 		func(ctx context.Context, in *namedWith[maxWALBody]) error {
 			return h.service.SetLinkMaxWAL(ctx, in.Name, in.Body.Bytes)
 		})
-	changesOnly(h, api, huma.Operation{OperationID: "rejoin-link", Method: http.MethodPost, Path: "/v1/links/{name}/rejoin", Summary: "Follow the side that took over by force",
-		Description: "Asked of the side that was forced out. Answers when it has begun to follow; the rows that differ are repaired meanwhile."},
+	endsWithClient(h, api, huma.Operation{OperationID: "rejoin-link", Method: http.MethodPost, Path: "/v1/links/{name}/rejoin", Summary: "Follow the side that took over by force",
+		Description: "Asked of the side that was forced out. Answers when it has begun to follow; the rows that differ are repaired meanwhile. Until it takes rows away it ends when its client goes, and may be asked for again."},
 		func(ctx context.Context, in *named) error { return h.service.RejoinLink(ctx, in.Name) })
 	changesOnly(h, api, huma.Operation{OperationID: "follow-link", Method: http.MethodPost, Path: "/v1/links/{name}/follow", Summary: "Follow the instance that leads the database now",
 		Description: "Asked of a secondary that another link of the database left behind. All tables are compared, and those that differ are copied. Answers when the copy has been put down."},

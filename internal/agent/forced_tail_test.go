@@ -1,0 +1,303 @@
+package agent_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hawser/hawser/internal/agent/api"
+	"github.com/hawser/hawser/internal/problem"
+	"github.com/hawser/hawser/internal/testpg"
+)
+
+// divergedPair is a link whose old primary, a, is diverged: b was opened by force, and tail
+// is what b never received.
+func divergedPair(t *testing.T, setup []string, tail ...string) (a, b *instance) {
+	t.Helper()
+	a, b = pair(t)
+	diverge(t, a, b, setup, tail...)
+	return a, b
+}
+
+func diverge(t *testing.T, a, b *instance, setup []string, tail ...string) {
+	t.Helper()
+	link(t, a, b, setup...)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	a.stop()
+	a.Exec(t, "shop", tail...)
+	if _, err := b.FailoverLink(context.Background(), "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTailThatOnlyRewrites: commands of the tail that change no definition, and no row of a
+// table, do not forbid a rejoin. A materialized view that they filled is filled again from
+// the new primary's rows; one that they emptied is not.
+func TestTailThatOnlyRewrites(t *testing.T) {
+	t.Parallel()
+	for _, version := range []int{15, 17} {
+		t.Run("PostgreSQL "+map[int]string{15: "15", 17: "17"}[version], func(t *testing.T) {
+			t.Parallel()
+			a, b := versionPair(t, version, version)
+			diverge(t, a, b, []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i; CREATE INDEX t_v ON t (v); ALTER TABLE t CLUSTER ON t_pkey`,
+				`CREATE SCHEMA "My Schema"; CREATE MATERIALIZED VIEW "My Schema"."A View" AS SELECT v, count(*) FROM t GROUP BY 1; CREATE UNIQUE INDEX ON "My Schema"."A View" (v)`,
+				`CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM t; CREATE MATERIALIZED VIEW emptied AS SELECT count(*) FROM t; CREATE MATERIALIZED VIEW filled AS SELECT count(*) FROM t WITH NO DATA`},
+				`INSERT INTO t VALUES (101, 'of a'); DELETE FROM t WHERE id <= 10`, `REFRESH MATERIALIZED VIEW CONCURRENTLY "My Schema"."A View"; REFRESH MATERIALIZED VIEW counted`,
+				`DO $$BEGIN REFRESH MATERIALIZED VIEW emptied WITH NO DATA; EXECUTE 'REFRESH MATERIALIZED VIEW filled'; END$$`,
+				`REINDEX TABLE t`, `REINDEX INDEX CONCURRENTLY t_v`, `CLUSTER t`, `VACUUM FULL t`, `VACUUM t`, `ANALYZE t`, `CHECKPOINT`,
+				`CREATE TEMP TABLE work (id int); INSERT INTO work VALUES (1); CREATE INDEX ON work (id); ALTER TABLE work ADD COLUMN v text; DROP TABLE work`)
+			a.run(t)
+			a.awaitState(t, "shop", api.StateDiverged)
+			b.Exec(t, "shop", `INSERT INTO t VALUES (200, 'of b')`, `REFRESH MATERIALIZED VIEW counted; REFRESH MATERIALIZED VIEW "My Schema"."A View"; REFRESH MATERIALIZED VIEW emptied`)
+			if err := a.RejoinLink(context.Background(), "shop"); err != nil {
+				t.Fatal(err)
+			}
+			a.awaitState(t, "shop", api.StateSynchronized)
+			equal(t, b, a, "shop")
+			alike(t, b, a, "shop")
+			for _, view := range []string{`"My Schema"."A View"`, "counted", "emptied"} {
+				q := `SELECT * FROM ` + view + ` ORDER BY 1`
+				if want, got := strings.Join(b.Rows(t, "shop", q), "\n"), strings.Join(a.Rows(t, "shop", q), "\n"); got != want {
+					t.Errorf("view %s has %s, and the new primary's %s", view, got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestViewsOfALostTail: nobody knows what the tail did to materialized views, and after the
+// rejoin they are as those of the new primary.
+func TestViewsOfALostTail(t *testing.T) {
+	t.Parallel()
+	a, b := divergedPair(t, []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i`,
+		`CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM t; CREATE MATERIALIZED VIEW emptied AS SELECT count(*) FROM t; CREATE MATERIALIZED VIEW filled AS SELECT count(*) FROM t WITH NO DATA`},
+		`INSERT INTO t VALUES (101, 'of a')`, `REFRESH MATERIALIZED VIEW counted; REFRESH MATERIALIZED VIEW emptied WITH NO DATA; REFRESH MATERIALIZED VIEW filled`,
+		`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(context.Background(), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, b, a, "shop")
+	alike(t, b, a, "shop")
+	for _, view := range []string{"counted", "emptied"} {
+		if want, got := b.Rows(t, "shop", `TABLE `+view), a.Rows(t, "shop", `TABLE `+view); !slices.Equal(got, want) {
+			t.Errorf("view %s has %s, and the new primary's %s", view, got, want)
+		}
+	}
+}
+
+// TestRejoinCancelled: whoever asked for a rejoin goes away while it waits, here or on the
+// other side. It ends soon, and the next one does all.
+func TestRejoinCancelled(t *testing.T) {
+	t.Parallel()
+	const dropSlot = `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`
+	for _, c := range []struct {
+		what    string
+		compare bool
+		where   string // whose table is locked
+	}{{"while rows are taken away", false, "alpha"}, {"while this side is compared", true, "alpha"}, {"while the other side is compared", true, "beta"}} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
+			tail := []string{`UPDATE t SET v = 'of a' WHERE id <= 10; DELETE FROM t WHERE id = 20`}
+			if c.compare {
+				tail = append(tail, dropSlot)
+			}
+			a, b := divergedPair(t, []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i`}, tail...)
+			a.run(t)
+			a.awaitState(t, "shop", api.StateDiverged)
+			at := map[string]*instance{"alpha": a, "beta": b}[c.where]
+			release := lock(t, at, "shop", "t")
+			ctx, cancel := context.WithCancel(context.Background())
+			asked := make(chan error, 1)
+			go func() { asked <- a.RejoinLink(ctx, "shop") }()
+			at.awaitSession(t, "waits for the table", `application_name LIKE 'hawser:shop:%' AND wait_event_type = 'Lock'`)
+			cancel()
+			<-asked
+			testpg.Eventually(t, 10*time.Second, "the rejoin has ended", func() (bool, error) {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				defer cancel()
+				err := a.RejoinLink(ctx, "shop")
+				if p, ok := problem.As(err); ok && p.Code == "rejoin-running" {
+					return false, err
+				}
+				return true, nil // it waited for the table, too
+			})
+			at.awaitNoSession(t, `application_name LIKE 'hawser:shop:%' AND wait_event_type = 'Lock'`)
+			release()
+			testpg.Eventually(t, 20*time.Second, "it rejoins", func() (bool, error) {
+				err := a.RejoinLink(context.Background(), "shop")
+				return err == nil, err
+			})
+			a.awaitState(t, "shop", api.StateSynchronized)
+			equal(t, b, a, "shop")
+			for _, i := range []*instance{a, b} {
+				i.awaitNoSession(t, `application_name IN ('hawser:shop:verify', 'hawser:shop:compare', 'hawser:shop:rejoin')`)
+			}
+		})
+	}
+}
+
+// awaitNoSession waits until the server has no session like that.
+func (i *instance) awaitNoSession(t *testing.T, where string) {
+	t.Helper()
+	testpg.Eventually(t, 10*time.Second, i.name+" has no session with "+where, func() (bool, error) {
+		return len(i.Rows(t, "postgres", `SELECT FROM pg_stat_activity WHERE `+where)) == 0, nil
+	})
+}
+
+// TestNewPrimaryLostAfterRejoin: a rejoin took rows away, and the new primary is gone for good
+// before they are fetched, whether this side follows it by then or not. The link says what is
+// away; dropped by force, the database has all rows as they were on this side, and the
+// database of which nothing came is what it was.
+func TestNewPrimaryLostAfterRejoin(t *testing.T) {
+	t.Parallel()
+	for _, when := range []string{"before it follows", "while it repairs", "after a second rejoin"} {
+		t.Run(when, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			a, b := divergedPair(t, []string{takenZoo}, `UPDATE "My Table" SET "A Col" = 'of a', big = big WHERE "Id" <= 3; UPDATE customer SET name = 'of a' WHERE id = 1`,
+				`DELETE FROM "My Table" WHERE "Id" = 4; INSERT INTO "My Table" ("A Col", big) VALUES ('new on a', repeat('n', 100000))`, `UPDATE part SET id = id + 100 WHERE id = 1`,
+				`INSERT INTO keyless VALUES ('of a', NULL)`)
+			a.run(t)
+			a.awaitState(t, "shop", api.StateDiverged)
+			before := digest(t, a.Cluster, "shop")
+			if when != "while it repairs" {
+				breakRejoin(t, a)
+			}
+			if when != "before it follows" {
+				// What is repaired is fetched under a lock that nobody gets.
+				lock(t, b, "shop", `"My Table"`)
+				if err := a.RejoinLink(ctx, "shop"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p := finding(t, a, "shop", "rows-away", "database shop")
+			for _, named := range []string{`public."My Table" (5)`, "public.part_low (1)", "public.part_high (1)", "hawser link drop shop --force"} {
+				if !strings.Contains(p.Error(), named) {
+					t.Errorf("it says %v, and does not name %s", p, named)
+				}
+			}
+			b.stop()
+			b.Stop(t)
+			result, err := a.DropLink(ctx, "shop", api.DropOptions{Force: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var told []string
+			for _, f := range result.Findings {
+				told = append(told, f.Error())
+			}
+			if all := strings.Join(told, "; "); !strings.Contains(all, "6 are back as they were on this side") || strings.Contains(all, "fit in") {
+				t.Errorf("the drop tells %s", all)
+			}
+			if after := digest(t, a.Cluster, "shop"); after != before {
+				t.Errorf("the database was\n%s\nand is\n%s", before, after)
+			}
+			a.Exec(t, "shop", `INSERT INTO "My Table" ("A Col") VALUES ('it takes writes')`)
+		})
+	}
+}
+
+// takenZoo has rows that are not easily put back.
+const takenZoo = `
+	CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE TYPE pair AS (a int, b text);
+	CREATE TABLE customer (id int PRIMARY KEY, name text); INSERT INTO customer VALUES (1, 'c');
+	CREATE TABLE "My Table" ("Id" int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "A Col" text, big text, doubled int GENERATED ALWAYS AS ("Id" * 2) STORED,
+		f float8 DEFAULT 0.1::float8 + 0.2, bytes bytea DEFAULT '\x00ff27', at timestamptz DEFAULT '2026-01-02 03:04:05.678901+05', m mood DEFAULT 'bad', p pair DEFAULT ROW(NULL, NULL), q pair DEFAULT ROW(1, 'x, "y"\z'),
+		arr text[] DEFAULT '[0:1]={a,NULL}', j json DEFAULT '{"a" : 1,  "a":2}', span interval DEFAULT '1 year 2 days', c "char" DEFAULT 'x', none int, b boolean DEFAULT true, n numeric DEFAULT 'NaN', ch char(5) DEFAULT 'ab');
+	INSERT INTO "My Table" ("A Col", big) SELECT E'a ''\\ row' || i, repeat(md5(i::text), 10000) FROM generate_series(1, 10) i;
+	CREATE TABLE part (id int PRIMARY KEY, v text DEFAULT 'v') PARTITION BY RANGE (id); CREATE TABLE part_low PARTITION OF part FOR VALUES FROM (0) TO (100);
+	CREATE TABLE part_high PARTITION OF part FOR VALUES FROM (100) TO (1000); INSERT INTO part SELECT generate_series(1, 5);
+	CREATE TABLE keyless (v text, n int); INSERT INTO keyless VALUES ('k', 1)`
+
+// TestReportIsNamed: as long as the report of a rejoin is there, the link names it on both
+// sides, also after a restart of the agent; and a link of the same name that came later does
+// not.
+func TestReportIsNamed(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := divergedPair(t, []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i`},
+		`UPDATE t SET v = 'of a' WHERE id <= 2`, `INSERT INTO t VALUES (101, 'of a')`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	path := filepath.Join(a.dir, "reports", "shop-term1.jsonl")
+	named := func() {
+		t.Helper()
+		finding(t, b, "shop", "report-kept", "on instance alpha: file "+path)
+		if p := finding(t, a, "shop", "report-kept", "file "+path); !strings.Contains(p.Cause, "never received: 2, with 3 changes, committed from 20") {
+			t.Errorf("it says %v", p)
+		}
+	}
+	named()
+	a.stop()
+	a.run(t)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	named()
+	if err := os.Rename(path, path+".kept"); err != nil {
+		t.Fatal(err)
+	}
+	nameless := func() {
+		t.Helper()
+		if l, err := a.Link(ctx, "shop"); err != nil || slices.ContainsFunc(l.Findings, func(p *problem.Problem) bool { return p.Code == "report-kept" }) {
+			t.Errorf("it still names a report: %v, %v", l.Findings, err)
+		}
+	}
+	nameless()
+	if err := os.Rename(path+".kept", path); err != nil {
+		t.Fatal(err)
+	}
+	named()
+	if _, err := b.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "postgres", `DROP DATABASE shop`)
+	if _, err := b.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "alpha", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	nameless()
+}
+
+// TestTailWithDDLRemedy: what the refusal of a rejoin advises, run as it stands, ends in a
+// link that is synchronized, and keeps what only the old primary has.
+func TestTailWithDDLRemedy(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := divergedPair(t, []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i`},
+		`INSERT INTO t VALUES (101, 'of a')`, `ALTER TABLE t ADD COLUMN lost text DEFAULT 'x'`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	b.Exec(t, "shop", `INSERT INTO t VALUES (200, 'of b')`)
+	err := a.RejoinLink(ctx, "shop")
+	turnedDown(t, "rejoin", err, "tail-has-ddl", "ADD COLUMN lost")
+	p, _ := problem.As(err)
+	for _, step := range []string{"hawser link drop shop", `ALTER DATABASE "shop" RENAME TO "shop_old";`, "on instance beta: hawser link create shop --database shop --peer alpha"} {
+		if !strings.Contains(p.Help(), step) {
+			t.Errorf("the remedy %q does not name %s", p.Help(), step)
+		}
+	}
+	if _, err := a.DropLink(ctx, "shop", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(t, "postgres", `ALTER DATABASE shop RENAME TO shop_old`)
+	if _, err := b.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "alpha", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, b, a, "shop")
+	if got := a.Rows(t, "shop_old", `SELECT lost FROM t WHERE id = 101`); !slices.Equal(got, []string{"x"}) {
+		t.Errorf("the old database has %q", got)
+	}
+	a.Exec(t, "shop_old", `INSERT INTO t VALUES (102, 'it takes writes')`)
+}

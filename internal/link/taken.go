@@ -1,0 +1,183 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
+)
+
+// A rejoin takes rows away before the new primary's are fetched, and keeps what they were
+// (catalog.Taker). Whoever begins the rejoin anew, or ends the link without it, puts them
+// back first.
+
+// connectValues opens a session in which values are written the same way as when they were
+// kept.
+func (l *link) connectValues(ctx context.Context, purpose string) (*pgx.Conn, error) {
+	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":"+purpose, postgres.ValueSettings())
+}
+
+// returned tells what became of rows that were taken away.
+type returned struct {
+	rows   int64    // put back
+	absent int64    // that this side had deleted before
+	tables []string // of these, as SQL names them
+	failed []string // rows that can't be there any more, in words
+}
+
+// putAllBack puts back what a rejoin by this link, or by another one of the database, left
+// away when it was cut short.
+func (l *link) putAllBack(ctx context.Context, tx pgx.Tx) error {
+	for _, of := range append(l.m.siblings(l), l) {
+		if _, err := of.putBack(ctx, tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putBack puts back all rows that were taken away, as far as what came since lets it, and
+// forgets that they were.
+func (l *link) putBack(ctx context.Context, tx pgx.Tx) (out returned, err error) {
+	counts, err := catalog.TakenCounts(ctx, tx, l.rec.ID)
+	if err != nil {
+		return out, err
+	}
+	for _, c := range counts {
+		out.absent += c.Other
+		if c.Kept > 0 {
+			out.tables = append(out.tables, c.Table)
+		}
+	}
+	var after catalog.TakenRow
+	for {
+		r, err := catalog.Taken(ctx, tx, l.rec.ID, after)
+		if err != nil {
+			return out, err
+		}
+		if r == nil {
+			break
+		}
+		switch refused, err := l.putBackRow(ctx, tx, *r); {
+		case err != nil:
+			return out, err
+		case refused != "":
+			out.failed = append(out.failed, refused)
+		default:
+			out.rows++
+		}
+		after = *r
+	}
+	return out, catalog.ForgetRepairs(ctx, tx, l.rec.ID)
+}
+
+// putBackRow says why a row can't be put back, if it can't.
+func (l *link) putBackRow(ctx context.Context, tx pgx.Tx, r catalog.TakenRow) (refused string, err error) {
+	key := "(" + excerpt(strings.Join(r.Key, ", ")) + ")"
+	if r.Table == "" {
+		return "row " + key + " of a table that was dropped", nil
+	}
+	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		return postgres.InUserPath(ctx, tx, func() error { return catalog.PutBack(ctx, tx, l.rec.ID, r) })
+	})
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (slices.Contains([]string{"22", "23", "42", "54"}, pg.Code[:2]) || tooLarge(err)) { // what it is, not what the server lacks
+		return "row " + key + " of " + r.Table + ": " + pg.Message, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("put a row of table %s back: %w", r.Table, err)
+	}
+	return "", nil
+}
+
+// tooLarge tells of a value that is too large to be written down.
+func tooLarge(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "54000" || pg.Code == "XX000" && strings.HasPrefix(pg.Message, "invalid memory alloc request size"))
+}
+
+// putBackMarked does so in a transaction of its own, which is no loss of anybody.
+func (l *link) putBackMarked(ctx context.Context, conn *pgx.Conn) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := l.markOwn(ctx, tx); err != nil {
+			return err
+		}
+		return l.putAllBack(ctx, tx)
+	})
+}
+
+// endTaken puts rows back before the link goes and this database opens, and tells of them.
+func (l *link) endTaken(ctx context.Context) (problem.Findings, error) {
+	side, _ := l.now()
+	if side.Writable() {
+		return nil, nil
+	}
+	for _, other := range l.m.siblings(l) {
+		if s, _ := other.now(); s.Role == role.Secondary { // the rows of its primary come
+			return nil, nil
+		}
+	}
+	conn, err := l.connectValues(ctx, "drop")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var back returned
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
+		back, err = l.putBack(ctx, tx)
+		return err
+	})
+	if err != nil || back.rows+back.absent == 0 && len(back.failed) == 0 {
+		return nil, err
+	}
+	return back.findings(l.rec.Database, l.rec.Peer), nil
+}
+
+func (r returned) findings(database, peer string) (found problem.Findings) {
+	object := "database " + database
+	if r.rows > 0 || r.absent > 0 {
+		cause := fmt.Sprintf("rows that the rejoin had taken away to fetch them from instance %s: %d are back as they were on this side", peer, r.rows)
+		if len(r.tables) > 0 {
+			cause += ", in " + tables(fewOf(r.tables, namedTables))
+		}
+		if r.absent > 0 {
+			cause += fmt.Sprintf("; %d stay away that only this side had deleted, or never had", r.absent)
+		}
+		found = append(found, problem.Warn("rows-put-back", object, cause+". What instance "+peer+" had made of them is lost with it; the other rows are as it had them when this side last heard of it", "").
+			Advise("the report of the rejoin says what this side had done to each"))
+	}
+	if len(r.failed) > 0 {
+		found = append(found, problem.Warn("rows-not-put-back", object, fmt.Sprintf("%d rows that the rejoin had taken away don't fit in with what came since: %s", len(r.failed), strings.Join(fewOf(r.failed, namedTables), "; ")), "").
+			Advise("the report of the rejoin has what this side had made of them"))
+	}
+	return found
+}
+
+// rowsAway tells of rows that are taken away just now; nil: none are.
+func (l *link) rowsAway(ctx context.Context, conn *pgx.Conn) *problem.Problem {
+	if side, _ := l.now(); side.Writable() || side.Phase != role.Diverged && !l.isRepairing() {
+		return nil
+	}
+	counts, err := catalog.TakenCounts(ctx, conn, l.rec.ID)
+	if err != nil || len(counts) == 0 {
+		return nil
+	}
+	var parts []string
+	var n int64
+	for _, c := range counts {
+		n += c.Kept + c.Other
+		parts = append(parts, fmt.Sprintf("%s (%d)", c.Table, c.Kept+c.Other))
+	}
+	return problem.Warn("rows-away", "database "+l.rec.Database,
+		fmt.Sprintf("%d rows are away until they are fetched from instance %s: %s", n, l.rec.Peer, strings.Join(fewOf(parts, namedTables), ", ")), "").
+		Advise("they come when the link follows; if instance " + l.rec.Peer + " is gone for good, hawser link drop " + l.rec.Name + " --force puts them back as they were on this side")
+}
