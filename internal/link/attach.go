@@ -15,7 +15,7 @@ import (
 	"github.com/hawser/hawser/internal/problem"
 )
 
-// A secondary that can't go over by itself (siblings.go) follows another primary, or the
+// A secondary that can't go over by itself (goover.go) follows another primary, or the
 // same one once more, when a person says so. Nothing proves the two equal, so they are
 // compared: the secondary asks (attach), and the primary makes its half (takeUp).
 

@@ -3,11 +3,8 @@ package link
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,10 +14,8 @@ import (
 	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
-	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
-	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/seed"
 	"github.com/hawser/hawser/internal/verify"
@@ -255,11 +250,6 @@ func (l *link) until(ctx context.Context, so func() bool) error {
 	}
 }
 
-// connect opens a session of the agent in the linked database.
-func (l *link) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
-	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":"+purpose, nil)
-}
-
 // steward owns the role: one event at a time, stored before it is acted on.
 func (l *link) steward() {
 	var performing context.CancelFunc
@@ -416,96 +406,6 @@ func (l *link) answer(ctx context.Context, ok role.Event, err error) {
 	}
 }
 
-// closeFence makes the database read-only. A primary also ends what is under way. A
-// failover that can't is taken back; what is closed for another reason has to be.
-func (l *link) closeFence(ctx context.Context) error {
-	state, _ := l.now()
-	if state.Phase != role.Fencing {
-		defer l.swaps.end() // no step follows
-		return l.insist(ctx, "close the fence", l.fenceOnce(state))
-	}
-	if err := l.retry(ctx, "close the fence", l.fenceOnce(state)); err != nil {
-		return err
-	}
-	return l.followedStill(ctx)
-}
-
-// comeBack is how long a closed primary waits for a secondary whose stream broke just then:
-// mostly it follows again sooner.
-const comeBack = time.Second
-
-// followedStill refuses to hand over to a side that is gone since: until it is back nobody
-// would know whether it took over, and nobody could write.
-func (l *link) followedStill(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, comeBack)
-	defer cancel()
-	if l.until(ctx, func() bool { return l.streaming }) == nil {
-		return nil
-	}
-	return notFollowing(Status{Name: l.rec.Name, State: Disconnected, Cause: l.unreached()},
-		"the secondary follows no more; nothing was handed over to it, and this side writes again", "run the failover when it is synchronized")
-}
-
-// fenceOnce is closeFence's try.
-func (l *link) fenceOnce(state role.State) func(context.Context) error {
-	return func(ctx context.Context) error {
-		return l.inSwap(ctx, func(conn *pgx.Conn) (err error) {
-			l.timed("fence", func() {
-				var release func()
-				if release, err = l.m.gate(ctx, l.rec.Database); err != nil {
-					return
-				}
-				defer release()
-				err = fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
-			})
-			if err != nil || state.Role == role.Secondary {
-				return err
-			}
-			l.timed("drain sessions", func() {
-				err = fence.Drain(ctx, conn, drainGrace, l.agentBackends(ctx, conn))
-			})
-			return err
-		})
-	}
-}
-
-// drainGrace is how long transactions under way may take to end by themselves
-// once the fence is closed.
-const drainGrace = 100 * time.Millisecond
-
-// agentBackends are the sessions of agents in the database, which the fence lets
-// pass: those of our own role that name themselves so.
-func (l *link) agentBackends(ctx context.Context, conn *pgx.Conn) []uint32 {
-	rows, err := conn.Query(ctx, `
-		SELECT pid::bigint FROM pg_stat_activity
-		WHERE datname = current_database() AND usename = current_user AND starts_with(application_name, 'hawser:')`)
-	if err != nil {
-		return nil
-	}
-	pids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return nil
-	}
-	out := make([]uint32, len(pids))
-	for i, p := range pids {
-		out[i] = uint32(p)
-	}
-	return out
-}
-
-func (l *link) openFence(ctx context.Context) error {
-	defer l.swaps.end()
-	return l.insist(ctx, "open the fence", func(ctx context.Context) error {
-		return l.inSwap(ctx, func(conn *pgx.Conn) error {
-			opened, err := l.unfence(ctx, conn)
-			if side, _ := l.now(); err == nil && !opened && side.Phase == role.Promoting {
-				err = l.closedElsewhere() // it is no primary before it is open
-			}
-			return err
-		})
-	})
-}
-
 // retry repeats an action that may fail for a passing reason, as a PostgreSQL
 // that restarts, until it succeeds, ctx ends, or the failure is not passing.
 func (l *link) retry(ctx context.Context, what string, do func(context.Context) error) error {
@@ -559,114 +459,6 @@ func (l *link) obstacle() error {
 	}
 	return l.obstructed
 }
-
-// met takes the other side's state and returns ours.
-func (l *link) met(ctx context.Context, theirs meeting) (meeting, error) {
-	if err := l.sameLink(theirs.ID); err != nil {
-		return meeting{}, err
-	}
-	ours, err := l.ask(ctx, role.PeerSeen{Peer: theirs.State})
-	return meeting{ours, l.rec.ID}, err
-}
-
-// meet tells the other side our state and returns theirs, of this very link.
-func (l *link) meet(ctx context.Context) (role.State, error) {
-	ours, _ := l.now()
-	var theirs meeting
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callState, meeting{ours, l.rec.ID}, &theirs); err != nil {
-		return role.State{}, err
-	}
-	return theirs.State, l.sameLink(theirs.ID)
-}
-
-const codeAnotherLink = "another-link"
-
-// sameLink refuses to take another link of this name for this one: its roles, positions and
-// handoffs are not this one's.
-func (l *link) sameLink(id string) error {
-	if id == "" || id == l.rec.ID {
-		return nil
-	}
-	return problem.New(codeAnotherLink, "link "+l.rec.Name,
-		"instances "+l.m.cfg.Instance+" and "+l.rec.Peer+" each have a link of this name, and not the same: it was made anew, and PostgreSQL of one of the two was put back to a state from before",
-		"hawser link drop "+l.rec.Name).Advise("on both sides, of which each keeps its database, and then make the link anew; or put that PostgreSQL back to a later state")
-}
-
-// meetPeer exchanges states with the other side. It tries until that succeeds: a
-// side that does not hear of another's term may take writes, or wait, for ever.
-func (l *link) meetPeer(ctx context.Context) {
-	var theirs role.State
-	for wait := NewBackoff(); ; {
-		var err error
-		if theirs, err = l.meet(ctx); err == nil {
-			break
-		}
-		l.log.Debug("can't tell the peer", "error", err)
-		if p := l.unknownThere(ctx, err); p != nil {
-			l.update(func() { l.cause = p })
-		}
-		if !wait.Sleep(ctx) {
-			return
-		}
-	}
-	select {
-	case l.events <- happened{event: role.PeerSeen{Peer: theirs}}:
-	case <-ctx.Done():
-	}
-}
-
-// unknownThere says why the other side does not know this link, or not as one with this
-// instance; nil where that is not what err is.
-func (l *link) unknownThere(ctx context.Context, err error) *problem.Problem {
-	p, ok := problem.As(err)
-	switch {
-	case ok && (p.Code == "peer-not-found" || p.Code == codeAnotherLink):
-		return p
-	case !l.notThere(err):
-		return nil
-	case !l.heldThere(ctx):
-		return l.gone()
-	}
-	return problem.New(codeElsewhere, "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it with this one: it has not gone over to this primary yet, or was opened by force meanwhile",
-		"hawser link drop "+l.rec.Name).Advise("if it stays so, and then hawser link create makes it anew").Retry()
-}
-
-// notThere reports whether err is the other side's, which has no such link with this one.
-func (l *link) notThere(err error) bool {
-	p, ok := problem.As(err)
-	return ok && p.Code == "link-not-found" && strings.HasPrefix(p.Object, "on instance "+l.rec.Peer+": ")
-}
-
-// heldThere asks whether the other side has this very link all the same, with another
-// instance. A link that was taken up has a secondary which may not know of that yet.
-func (l *link) heldThere(ctx context.Context) bool {
-	var there whereReply
-	err := l.askWhere(ctx, l.rec.Peer, &there)
-	return err != nil || there.Known
-}
-
-// explained is err as a person is told it, who asked for something that needs the other side.
-func (l *link) explained(ctx context.Context, err error) error {
-	if !l.notThere(err) {
-		return err
-	}
-	return l.unknownThere(ctx, err)
-}
-
-// gone says that the other side does not have this link any more.
-func (l *link) gone() *problem.Problem {
-	advice := "the database stays here as it is"
-	if side, _ := l.now(); side.Role == role.Secondary {
-		advice = "the database stays here, and takes writes then; where another instance leads it: hawser link follow " + l.rec.Name + " --primary INSTANCE"
-	}
-	return problem.New(codeGone, "link "+l.rec.Name, "instance "+l.rec.Peer+" does not have it any more: it was dropped there, and this side could not be told",
-		"hawser link drop "+l.rec.Name).Advise(advice)
-}
-
-const codeGone = "link-gone"
-
-// codeElsewhere is of a link that this side took up, and the secondary does not have with it.
-const codeElsewhere = "secondary-elsewhere"
 
 // beyondResume are the causes of a suspension that a link would meet again at once.
 var beyondResume = []string{"wal-limit", "slot-lost", "slot-invalidated", "primary-restored", codeMoved, codeNotCompared, codeForgotten, capture.CodeBroken}
@@ -724,74 +516,6 @@ func (l *link) startRunning(ctx context.Context) error {
 	if err == nil {
 		l.update(func() { l.progress, l.turned = catalog.Running, time.Now() })
 		l.tell(role.Restarted{})
-	}
-	return err
-}
-
-// session settings of the agent in a linked database.
-var agentSettings = map[string]string{
-	"session_replication_role":            "replica",
-	postgres.AgentSetting:                 "on",
-	"default_transaction_read_only":       "off",
-	"statement_timeout":                   "0",
-	"lock_timeout":                        "0",
-	"idle_in_transaction_session_timeout": "0",
-	"row_security":                        "off",
-}
-
-// settled is set in a session, not as it begins: what a script of an extension's takes for
-// the database's own search_path is that from which sessions begin.
-const settled = `SET search_path = '';` + untimed
-
-// untimed takes off the time limits that not every version has. A large table's copy takes
-// longer than any of them.
-const untimed = `SELECT set_config(n, '0', false) FROM unnest(ARRAY['idle_session_timeout', 'transaction_timeout']) n WHERE current_setting(n, true) IS NOT NULL`
-
-func (m *Manager) connect(ctx context.Context, database, purpose string, extra map[string]string) (*pgx.Conn, error) {
-	return m.open(ctx, postgres.Session{Database: database, Purpose: purpose, Settings: extra})
-}
-
-// open opens a session with the agent's settings and the session's own.
-func (m *Manager) open(ctx context.Context, session postgres.Session) (*pgx.Conn, error) {
-	settings := maps.Clone(agentSettings)
-	maps.Copy(settings, session.Settings)
-	session.Settings = settings
-	conn, err := m.cfg.Server.Connect(ctx, session)
-	if err != nil {
-		return nil, keptOut(err)
-	}
-	if _, err := conn.PgConn().Exec(ctx, settled).ReadAll(); err != nil {
-		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, fmt.Errorf("settle the session: %w", err)
-	}
-	return conn, nil
-}
-
-// openValues opens a session through which rows travel.
-func (m *Manager) openValues(ctx context.Context, session postgres.Session) (*pgx.Conn, error) {
-	conn, err := m.open(ctx, session)
-	if err != nil {
-		return nil, err
-	}
-	if err := postgres.KeepBytes(ctx, conn.PgConn()); err != nil {
-		_ = conn.Close(context.WithoutCancel(ctx))
-		return nil, err
-	}
-	return conn, nil
-}
-
-// keptOut marks what keeps the agent out of its own PostgreSQL, as a password that was
-// changed there, as passing. A person has to mend it, but not by a command of Hawser's:
-// the link goes on when the agent is let in again.
-func keptOut(err error) error {
-	p, ok := problem.As(err)
-	if !ok || p.Retryable {
-		return err
-	}
-	switch p.Code {
-	case "password-wrong", "password-missing", "not-admitted", "no-such-role", "authentication-failed", "connection-refused", "no-connect-privilege",
-		"no-replication-privilege", "database-closed", "server-certificate", "server-without-tls", "server-unreachable":
-		return p.Retry()
 	}
 	return err
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // household is one database on several instances: the first is the primary of a link to
-// each of the others. It does what the agents would (package link, siblings.go). Its WAL
+// each of the others. It does what the agents would (package link, goover.go). Its WAL
 // and rows tell whether a side that follows has what it should.
 type household struct {
 	rooms   []*room
