@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs the server programs of further major versions of PostgreSQL for the tests:
-# exactly those of scripts/versions/package-lock.json, into .versions, once; and pg_dump of
-# the newest of them and pg_upgrade to one of them, which those packages lack. Tests of a version that is missing are
-# skipped and name it.
+# exactly those of scripts/versions/package-lock.json, into .versions, once; and what those
+# packages lack: pg_dump of the newest of them, and pg_upgrade to one of them. Tests of what is
+# missing are skipped and name it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install-client.sh 18
