@@ -11,32 +11,14 @@ major=$1 to=$PWD/.versions/client
 if [ -x "$to/bin/pg_dump" ] && "$to/bin/pg_dump" --version | grep -q " $major\."; then
 	exit 0
 fi
-source=$(grep -lsE '^(URIs:|deb ).*debian' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n 1 || true)
-if [ "$(uname -sm)" != "Linux x86_64" ] || ! command -v apt-get >/dev/null || [ -z "$source" ]; then
-	echo "pg_dump of PostgreSQL $major comes as a package of Debian on x86_64: copies from that version are not tested"
-	exit 0
-fi
-archive=$(grep -E '^(URIs:|deb )' "$source" | grep -oE 'https?://[^ ]+' | head -n 1)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$work"/lists/partial "$work"/cache/archives/partial "$work"/debs "$work"/root
-: >"$work/status"
 libraries="libpq5 libc6 libgcc-s1 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libkrb5support0 libcom-err2 libkeyutils1 libldap2 libsasl2-2 libssl3t64 libzstd1 liblz4-1 zlib1g"
-for suite in stable testing unstable; do
-	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $archive $suite main" >"$work/source.list"
-	apt=(apt-get -qq -o Dir::Etc::sourcelist="$work/source.list" -o Dir::Etc::sourceparts=- -o Dir::State="$work" -o Dir::State::status="$work/status"
-		-o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root)
-	"${apt[@]}" update 2>/dev/null || continue
-	echo "looking for pg_dump of PostgreSQL $major in Debian $suite"
-	# shellcheck disable=SC2086 # one word a package
-	if (cd "$work/debs" && "${apt[@]}" download "postgresql-client-$major" $libraries 2>/dev/null); then
-		break
-	fi
-done
-for deb in "$work"/debs/*.deb; do
-	[ -e "$deb" ] || { echo "no suite of Debian has postgresql-client-$major here: copies from that version are not tested"; exit 0; }
-	dpkg-deb -x "$deb" "$work/root"
-done
+# shellcheck disable=SC2086 # one word a package
+if ! scripts/debian-packages.sh "$work/root" "postgresql-client-$major" $libraries; then
+	echo "copies from PostgreSQL $major are not tested"
+	exit 0
+fi
 rm -rf "$to"
 mkdir -p "$to/bin"
 cp -a "$work/root/usr/lib/x86_64-linux-gnu" "$to/lib"

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs the server programs of further major versions of PostgreSQL for the tests:
-# exactly those of scripts/versions/package-lock.json, into .versions, once; and pg_dump of
-# the newest of them, which those packages lack. Tests of a version that is missing are
-# skipped and name it.
+# exactly those of scripts/versions/package-lock.json, into .versions, once; and what those
+# packages lack: pg_dump of the newest of them, and pg_upgrade to one of them. Tests of what is
+# missing are skipped and name it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install-client.sh 18
+scripts/install-upgrade.sh 17
 
 if cmp -s scripts/versions/package-lock.json .versions/installed; then
 	exit 0

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -300,4 +301,98 @@ func TestTailWithDDLRemedy(t *testing.T) {
 		t.Errorf("the old database has %q", got)
 	}
 	a.Exec(t, "shop_old", `INSERT INTO t VALUES (102, 'it takes writes')`)
+}
+
+// TestOddTail: a tail with all that is not an ordinary row of an ordinary table is taken back,
+// and both sides are the same, whatever the new primary does meanwhile.
+func TestOddTail(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := divergedPair(t, []string{takenZoo, `
+		CREATE TABLE "Odd "" Name" ("Key Col" text COLLATE "C", "2" date, v text, PRIMARY KEY ("2", "Key Col")); INSERT INTO "Odd "" Name" SELECT 'k''' || i, date '2026-01-01' + i, 'v' FROM generate_series(1, 20) i;
+		CREATE TABLE whole (a int, b text); ALTER TABLE whole REPLICA IDENTITY FULL; INSERT INTO whole SELECT i % 3, 'b' FROM generate_series(1, 20) i;
+		CREATE TABLE keyed_full (id int PRIMARY KEY, b text, big text); ALTER TABLE keyed_full REPLICA IDENTITY FULL; INSERT INTO keyed_full SELECT i, 'b', repeat(md5(i::text), 3000) FROM generate_series(1, 20) i;
+		CREATE TABLE by_index (a int NOT NULL, b int, v text); CREATE UNIQUE INDEX by_index_a ON by_index (a); ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_a; INSERT INTO by_index SELECT i, i, 'v' FROM generate_series(1, 20) i;
+		CREATE TABLE pk_and_index (id int PRIMARY KEY, a int NOT NULL UNIQUE, v text); ALTER TABLE pk_and_index REPLICA IDENTITY USING INDEX pk_and_index_a_key; INSERT INTO pk_and_index SELECT i, i + 100, 'v' FROM generate_series(1, 20) i;
+		CREATE TABLE node (id int PRIMARY KEY, parent int REFERENCES node DEFERRABLE INITIALLY DEFERRED); INSERT INTO node SELECT i, nullif(i / 2, 0) FROM generate_series(1, 20) i;
+		CREATE TABLE child (id int PRIMARY KEY, node int REFERENCES node ON DELETE CASCADE ON UPDATE CASCADE); INSERT INTO child SELECT i, i FROM generate_series(1, 20) i;
+		CREATE TABLE emptied (id int PRIMARY KEY, v text); INSERT INTO emptied SELECT i, 'v' FROM generate_series(1, 20) i;
+		CREATE TABLE tree (id int, region text, v text, PRIMARY KEY (id, region)) PARTITION BY LIST (region); CREATE TABLE tree_a PARTITION OF tree FOR VALUES IN ('a'); CREATE TABLE tree_b (v text, region text NOT NULL, id int NOT NULL, PRIMARY KEY (id, region)); ALTER TABLE tree ATTACH PARTITION tree_b FOR VALUES IN ('b');
+		INSERT INTO tree SELECT i, CASE WHEN i % 2 = 0 THEN 'a' ELSE 'b' END, 'v' FROM generate_series(1, 20) i;
+		CREATE SEQUENCE free; CREATE DOMAIN positive AS int CHECK (VALUE > 0); CREATE TABLE by_domain (id positive PRIMARY KEY, r int4range UNIQUE, e mood); INSERT INTO by_domain VALUES (1, '[1,2)', 'good'), (2, '[2,3)', 'bad');
+		CREATE TABLE by_float (f float8 PRIMARY KEY, n numeric, ts timestamptz); INSERT INTO by_float VALUES (0.1, 1, '2026-01-01'), ('NaN', 2, 'infinity'), ('-0', 3, '-infinity'), (1e-310, 4, now());
+		CREATE TABLE heavy (id int PRIMARY KEY, v text, n int)`, `INSERT INTO heavy VALUES (1, repeat('x', 100000000), 1), (2, 'small', 1)`}, // 100 MB
+		`UPDATE "My Table" SET f = 'NaN' WHERE "Id" = 1; UPDATE "My Table" SET big = repeat('z', 50000) WHERE "Id" = 2; INSERT INTO "My Table" ("A Col") OVERRIDING SYSTEM VALUE VALUES ('next')`,
+		`UPDATE "Odd "" Name" SET "Key Col" = 'moved' WHERE "Key Col" = 'k''1'; DELETE FROM "Odd "" Name" WHERE "Key Col" = 'k''2'; UPDATE "Odd "" Name" SET v = 'a' WHERE "Key Col" = 'k''3'`,
+		`UPDATE whole SET b = 'a' WHERE a = 1; DELETE FROM whole WHERE ctid = '(0,1)'; UPDATE keyed_full SET b = 'a' WHERE id < 5; UPDATE keyed_full SET id = id + 100 WHERE id = 6; DELETE FROM keyed_full WHERE id = 7`,
+		`UPDATE by_index SET a = a + 100 WHERE a = 1; DELETE FROM by_index WHERE a = 2; UPDATE pk_and_index SET v = 'a' WHERE id = 1; UPDATE pk_and_index SET id = 50 WHERE id = 2; UPDATE pk_and_index SET a = 1 WHERE id = 3; DELETE FROM pk_and_index WHERE id = 4`,
+		`BEGIN; DELETE FROM node WHERE id = 1; INSERT INTO node VALUES (1, 2); UPDATE node SET parent = 1 WHERE id = 2; COMMIT; UPDATE node SET id = 99 WHERE id = 20; DELETE FROM node WHERE id = 19`,
+		`TRUNCATE emptied; INSERT INTO emptied VALUES (1, 'a'), (77, 'a')`, `UPDATE tree SET region = 'b' WHERE id = 2; UPDATE tree SET region = 'a', v = 'a' WHERE id = 3; DELETE FROM tree WHERE id = 4; INSERT INTO tree VALUES (50, 'b', 'a')`,
+		`SELECT nextval('free') FROM generate_series(1, 50); SELECT setval('"My Table_Id_seq"', 5000)`, `UPDATE by_domain SET r = '[5,6)' WHERE id = 1; DELETE FROM by_domain WHERE id = 2; INSERT INTO by_domain VALUES (3, '[2,3)', 'good')`,
+		`UPDATE by_float SET n = 10 WHERE f = 0.1; UPDATE by_float SET n = 20 WHERE f = 'NaN'; UPDATE by_float SET n = 30 WHERE f = 0; UPDATE by_float SET n = 40 WHERE f = 1e-310`,
+		`UPDATE heavy SET n = 2; INSERT INTO heavy VALUES (3, repeat('y', 10000000), 3)`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	more := []string{`UPDATE "My Table" SET "A Col" = 'b' WHERE "Id" IN (1, 7); DELETE FROM "My Table" WHERE "Id" = 2; INSERT INTO "My Table" ("A Col") VALUES ('of b')`,
+		`UPDATE "Odd "" Name" SET v = 'b' WHERE "Key Col" = 'k''1'; UPDATE "Odd "" Name" SET "Key Col" = 'moved', "2" = '2026-01-02' WHERE "Key Col" = 'k''9'`, `UPDATE keyed_full SET id = 106 WHERE id = 8; DELETE FROM keyed_full WHERE id = 7; UPDATE keyed_full SET id = 7, b = 'b' WHERE id = 9`,
+		`UPDATE pk_and_index SET id = 60 WHERE id = 10; UPDATE pk_and_index SET a = a + 1000 WHERE id < 8; DELETE FROM by_index WHERE a = 3`, `BEGIN; UPDATE node SET id = 40 WHERE id = 2; UPDATE node SET parent = 40 WHERE parent = 2; COMMIT`,
+		`INSERT INTO emptied VALUES (77, 'b'); DELETE FROM emptied WHERE id = 2`, `UPDATE tree SET region = 'a' WHERE id IN (3, 5); UPDATE tree SET id = 50 WHERE id = 2; DELETE FROM tree WHERE id = 4`,
+		`UPDATE by_domain SET r = '[7,8)' WHERE id = 2; INSERT INTO by_domain VALUES (3, '[9,10)', 'bad'), (4, '[5,6)', 'bad')`, `UPDATE by_float SET f = f * 2; UPDATE heavy SET n = n + 5; SELECT nextval('free')`}
+	b.Exec(t, "shop", more[:len(more)/2]...)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	b.Exec(t, "shop", more[len(more)/2:]...)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, b, a, "shop")
+	proven(t, b, "shop")
+	failover(t, a, "shop")
+	a.Exec(t, "shop", `INSERT INTO "My Table" ("A Col") VALUES ('a leads'); SELECT nextval('free'); UPDATE tree SET region = 'b' WHERE id = 3`)
+	equal(t, a, b, "shop")
+	proven(t, a, "shop")
+}
+
+// TestRowsThatDontFit: a rejoin took rows away, and DDL and rows of the new primary came before
+// that was lost. What has no place any more is written into a file, and named; all else is
+// put back.
+func TestRowsThatDontFit(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := divergedPair(t, []string{`CREATE TABLE u (id int PRIMARY KEY, code text UNIQUE, gone text, note text); INSERT INTO u SELECT i, 'code' || i, 'g', 'n' FROM generate_series(1, 10) i`,
+		`CREATE TABLE dropped (id int PRIMARY KEY, v text); INSERT INTO dropped VALUES (1, 'v')`},
+		`UPDATE u SET note = 'of a' WHERE id <= 3`, `UPDATE dropped SET v = 'of a'`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	b.Exec(t, "shop", `UPDATE u SET code = 'other' WHERE id = 1; INSERT INTO u VALUES (11, 'code1', 'g', 'of b')`, `ALTER TABLE u DROP COLUMN gone; ALTER TABLE u RENAME COLUMN note TO remark; DROP TABLE dropped`)
+	held := lock(t, b, "shop", "u")
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	testpg.Eventually(t, 30*time.Second, "what the new primary did has arrived", func() (bool, error) {
+		return len(a.Rows(t, "shop", `SELECT FROM u WHERE id = 11`)) == 1 && len(a.Rows(t, "shop", `SELECT FROM pg_class WHERE relname = 'dropped'`)) == 0, nil
+	})
+	b.stop()
+	b.Stop(t)
+	held()
+	result, err := a.DropLink(ctx, "shop", api.DropOptions{Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(a.dir, "reports", "shop-not-put-back.jsonl")
+	for _, f := range result.Findings {
+		if f.Code == "rows-not-put-back" && (!strings.Contains(f.Cause, "2 rows") || !strings.Contains(f.Cause, path)) {
+			t.Errorf("it tells %v", f)
+		}
+	}
+	if got := a.Rows(t, "shop", `SELECT id, code, remark FROM u WHERE id IN (1, 2, 3, 11) ORDER BY 1`); !slices.Equal(got, []string{"2|code2|of a", "3|code3|of a", "11|code1|of b"}) {
+		t.Errorf("the database has %q", got)
+	}
+	var lines []string
+	for _, line := range report(t, a, "shop-not-put-back.jsonl") {
+		lines = append(lines, fmt.Sprint(line["table"], line["key"], line["row"]))
+	}
+	slices.Sort(lines)
+	if want := []string{"<nil> [1] map[column 1:1 column 2:of a]", "public.u[1] map[code:code1 column 3:g id:1 remark:of a]"}; !slices.Equal(lines, want) {
+		t.Errorf("the file has %q, want %q", lines, want)
+	}
 }

@@ -241,6 +241,63 @@ func TestServerUpgraded(t *testing.T) {
 	}
 }
 
+// TestMajorUpgrade follows docs/operate.md: each server is brought to a later major version by
+// pg_upgrade, the secondary's and then the primary's, while their link is paused or not.
+func TestMajorUpgrade(t *testing.T) {
+	t.Parallel()
+	bin, later := testpg.Upgrader(t, 15), testpg.Upgrader(t, 17)
+	for _, paused := range []bool{false, true} {
+		t.Run(map[bool]string{false: "running", true: "paused"}[paused], func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			a, b := newInstanceOn(t, "alpha", testpg.StartVersion(t, bin, nil)), newInstanceOn(t, "beta", testpg.StartVersion(t, bin, nil))
+			introduce(t, a, b)
+			link(t, a, b, zoo)
+			b.awaitState(t, "shop", api.StateSynchronized)
+			for _, i := range []*instance{b, a} {
+				if paused {
+					if err := a.PauseLink(ctx, "shop"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				i.stop()
+				if i == b { // the primary's clients go on
+					a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('while beta is upgraded'); CREATE TABLE meanwhile (id int PRIMARY KEY); INSERT INTO meanwhile VALUES (1)`)
+				}
+				i.Upgrade(t, later)
+				a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('before the agent of `+i.name+` is back')`)
+				i.run(t)
+				b.awaitPeer(t)
+				if i == a {
+					if paused {
+						b.awaitState(t, "shop", api.StatePaused)
+					} else if _, remedy := b.awaitCause(t, api.StateSuspended, "slot-lost"); !strings.Contains(remedy, "hawser link resync shop") {
+						t.Errorf("remedy %q", remedy)
+					}
+					if err := a.ResyncLink(ctx, "shop", nil); err != nil {
+						t.Fatal(err)
+					}
+				} else if paused {
+					if err := a.ResumeLink(ctx, "shop"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				b.awaitState(t, "shop", api.StateSynchronized)
+				a.Exec(t, "shop", `CREATE TABLE of_`+i.name+` (id int PRIMARY KEY); INSERT INTO of_`+i.name+` VALUES (1); INSERT INTO audit (what) VALUES ('upgraded')`)
+				equal(t, a, b, "shop")
+				proven(t, a, "shop")
+			}
+			for _, i := range []*instance{b, a} {
+				if _, err := i.FailoverLink(ctx, "shop", api.FailoverOptions{Timeout: 30 * time.Second}); err != nil {
+					t.Fatal(err)
+				}
+				i.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('`+i.name+` leads')`)
+				equal(t, a, b, "shop")
+			}
+		})
+	}
+}
+
 // TestPasswordChanges: an agent reads its password file whenever it connects, as libpq
 // does, so that its password can be changed under a running link.
 func TestPasswordChanges(t *testing.T) {

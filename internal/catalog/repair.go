@@ -102,6 +102,23 @@ func PutBack(ctx context.Context, db DB, link string, r TakenRow) error {
 	return err
 }
 
+// Values are what the row has, by the names that its columns have now.
+func (r TakenRow) Values(ctx context.Context, db DB, link string) (map[string]*string, error) {
+	out := map[string]*string{}
+	rows, err := db.Query(ctx, `
+		SELECT coalesce((SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = r.tbl AND a.attnum = f.n AND NOT a.attisdropped), 'column ' || f.n), r.row[f.i]
+		FROM hawser.repair r, unnest(r.fields) WITH ORDINALITY f(n, i) WHERE r.link = $1 AND r.tbl = $2 AND r.digest = $3`, link, r.OID, r.Digest)
+	if err == nil {
+		var name string
+		var value *string
+		_, err = pgx.ForEachRow(rows, []any{&name, &value}, func() error { out[name] = value; value = nil; return nil })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read a row that was taken away: %w", err)
+	}
+	return out, nil
+}
+
 // TakenCount is how many rows of a table are taken away: those that were there, and those
 // that were not, since this side alone had deleted them.
 type TakenCount struct {

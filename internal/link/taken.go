@@ -2,8 +2,11 @@ package link
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -31,7 +34,24 @@ type returned struct {
 	rows   int64    // put back
 	absent int64    // that this side had deleted before
 	tables []string // of these, as SQL names them
-	failed []string // rows that can't be there any more, in words
+	failed []unfit  // rows that can't be there any more
+	path   string   // the file that has these
+}
+
+// unfit is a row for which there is no place any more, a line of JSON in the file of such rows.
+type unfit struct {
+	Table  string             `json:"table,omitempty"` // as SQL names it; without one it was dropped
+	Key    []string           `json:"key"`
+	Why    string             `json:"why"`
+	Values map[string]*string `json:"row,omitempty"`
+}
+
+func (u unfit) words() string {
+	of := "a table that was dropped"
+	if u.Table != "" {
+		of = u.Table
+	}
+	return "row (" + excerpt(strings.Join(u.Key, ", ")) + ") of " + of + ": " + u.Why
 }
 
 // putAllBack puts back what a rejoin by this link, or by another one of the database, left
@@ -71,7 +91,9 @@ func (l *link) putBack(ctx context.Context, tx pgx.Tx) (out returned, err error)
 		case err != nil:
 			return out, err
 		case refused != "":
-			out.failed = append(out.failed, refused)
+			if err := l.keepUnfit(ctx, tx, *r, refused, &out); err != nil {
+				return out, err
+			}
 		default:
 			out.rows++
 		}
@@ -82,21 +104,58 @@ func (l *link) putBack(ctx context.Context, tx pgx.Tx) (out returned, err error)
 
 // putBackRow says why a row can't be put back, if it can't.
 func (l *link) putBackRow(ctx context.Context, tx pgx.Tx, r catalog.TakenRow) (refused string, err error) {
-	key := "(" + excerpt(strings.Join(r.Key, ", ")) + ")"
 	if r.Table == "" {
-		return "row " + key + " of a table that was dropped", nil
+		return "it has no table", nil
 	}
 	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
 		return postgres.InUserPath(ctx, tx, func() error { return catalog.PutBack(ctx, tx, l.rec.ID, r) })
 	})
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && (slices.Contains([]string{"22", "23", "42", "54"}, pg.Code[:2]) || tooLarge(err)) { // what it is, not what the server lacks
-		return "row " + key + " of " + r.Table + ": " + pg.Message, nil
+		return pg.Message, nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("put a row of table %s back: %w", r.Table, err)
 	}
 	return "", nil
+}
+
+// keepUnfit writes a row into a file, since it is nowhere else from then on. One that can't be
+// read, as one with bytes of no encoding, stands there by its key.
+func (l *link) keepUnfit(ctx context.Context, tx pgx.Tx, r catalog.TakenRow, why string, out *returned) error {
+	u := unfit{Table: r.Table, Key: r.Key, Why: why}
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) {
+		u.Values, err = r.Values(ctx, tx, l.rec.ID)
+		return err
+	})
+	var pg *pgconn.PgError
+	if err != nil && !errors.As(err, &pg) {
+		return err
+	}
+	line, err := json.Marshal(u)
+	if err != nil {
+		return err
+	}
+	out.path = filepath.Join(l.m.cfg.StateDir, "reports", l.rec.Name+"-not-put-back"+reportEnd)
+	if err := appendLine(out.path, line); err != nil {
+		return fmt.Errorf("keep a row that can't be put back: %w", err)
+	}
+	u.Values = nil
+	out.failed = append(out.failed, u)
+	return nil
+}
+
+// appendLine returns when the line is on disk.
+func appendLine(path string, line []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(line, '\n'))
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // tooLarge tells of a value that is too large to be written down.
@@ -156,8 +215,13 @@ func (r returned) findings(database, peer string) (found problem.Findings) {
 			Advise("the report of the rejoin says what this side had done to each"))
 	}
 	if len(r.failed) > 0 {
-		found = append(found, problem.Warn("rows-not-put-back", object, fmt.Sprintf("%d rows that the rejoin had taken away don't fit in with what came since: %s", len(r.failed), strings.Join(fewOf(r.failed, namedTables), "; ")), "").
-			Advise("the report of the rejoin has what this side had made of them"))
+		words := make([]string, len(r.failed))
+		for i, u := range r.failed {
+			words[i] = u.words()
+		}
+		found = append(found, problem.Warn("rows-not-put-back", object,
+			fmt.Sprintf("rows that the rejoin had taken away and that don't fit in with what came since: %d rows, which are in %s: %s", len(r.failed), r.path, strings.Join(fewOf(words, namedTables), "; ")), "").
+			Advise("put back by hand what of them is needed"))
 	}
 	return found
 }

@@ -1,6 +1,7 @@
 package testpg
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +36,22 @@ func Version(t testing.TB, major int) (binDir string) {
 		}
 	}
 	t.Skipf("no server programs of PostgreSQL %d on this machine: make versions installs them, or name their directory in %s", major, versionsVariable)
+	return ""
+}
+
+// Upgrader returns a directory with all programs of a major version, pg_upgrade among them,
+// which those that Version finds mostly lack. The test is skipped, and says why, when there
+// is none on this machine.
+func Upgrader(t testing.TB, major int) (binDir string) {
+	t.Helper()
+	dirs := append(filepath.SplitList(os.Getenv(versionsVariable)),
+		fmt.Sprintf("/usr/lib/postgresql/%d/bin", major), filepath.Join(repository(t), fmt.Sprintf(".versions/upgrade/usr/lib/postgresql/%d/bin", major)))
+	for _, dir := range dirs {
+		if _, err := os.Stat(filepath.Join(dir, "pg_upgrade")); err == nil && majorOf(dir) == major {
+			return dir
+		}
+	}
+	t.Skipf("no pg_upgrade of PostgreSQL %d on this machine: make versions installs it, or name its directory in %s", major, versionsVariable)
 	return ""
 }
 
