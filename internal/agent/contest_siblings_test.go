@@ -739,3 +739,36 @@ func (i *instance) awaitRemedy(t *testing.T, link, remedy string) {
 		return true, nil
 	})
 }
+
+// TestAroundWithoutTrust: the database goes from alpha to beta, gamma and back to alpha. Delta,
+// which does not know beta, stands where alpha handed over first, and a person has it follow
+// alpha. The halves that the others had for it go, though theirs are of no earlier terms than
+// the one in which delta follows.
+func TestAroundWithoutTrust(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b, c := family(t)
+	d := newInstance(t, "delta")
+	know(t, b, c)
+	know(t, a, d)
+	know(t, c, d)
+	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "third", Database: "shop", Peer: "delta", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	d.awaitState(t, "third", api.StateSynchronized)
+	id := idOf(t, d, "third")
+	failover(t, a, "shop")
+	c.awaitPrimary(t, "other", b)
+	failover(t, b, "other")
+	a.awaitPrimary(t, "shop", c)
+	failover(t, c, "shop")
+	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha leads again')`)
+	d.awaitRemedy(t, "third", "hawser link follow third --primary alpha")
+	if err := d.FollowLink(ctx, "third", "alpha"); err != nil {
+		t.Fatal(err)
+	}
+	d.awaitPrimary(t, "third", a)
+	proven(t, a, "third")
+	b.awaitForgotten(t, "third", id)
+	c.awaitForgotten(t, "third", id)
+}

@@ -114,6 +114,9 @@ func (l *link) seeOff(ctx context.Context, side role.State) error {
 		// term: the secondary is in it by following that one.
 		gone = heir.Side.Role == role.Primary && heir.Side.Term >= side.Term && heir.Followed
 	}
+	if !gone {
+		gone = l.leftTo(ctx)
+	}
 	if gone {
 		l.log.Info("forgotten here: the secondary follows the new primary", "secondary", l.rec.Peer, "primary", l.heir(side))
 		l.m.work.Go(func() { l.m.forget(l) })
@@ -123,6 +126,32 @@ func (l *link) seeOff(ctx context.Context, side role.State) error {
 		l.standMoved(side, heir, err, stranger)
 	}
 	return err
+}
+
+// leftTo tells that the instance which leads the database now leads this link's secondary
+// too, in whatever term: a person had it follow that one, past the handoffs between. Should
+// that be over again when it is told, the secondary is compared, as one is that meets no heir.
+func (l *link) leftTo(ctx context.Context) bool {
+	asked := map[string]bool{"": true, l.rec.Peer: true}
+	for _, s := range l.m.siblings(l) {
+		theirs, _ := s.now()
+		for _, instance := range []string{s.rec.Peer, theirs.Heir} {
+			if asked[instance] {
+				continue
+			}
+			asked[instance] = true
+			var r whereReply
+			if err := l.askWhere(ctx, instance, &r); err == nil && r.leads(l.rec.Peer) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// leads tells that it is the primary that this secondary follows.
+func (r whereReply) leads(secondary string) bool {
+	return r.Side.Role == role.Primary && r.Side.Phase == role.Steady && r.Followed && r.Peer == secondary
 }
 
 // heir is the instance that leads the database since this side does not, if it is known.
