@@ -396,3 +396,34 @@ func TestRowsThatDontFit(t *testing.T) {
 		t.Errorf("the file has %q, want %q", lines, want)
 	}
 }
+
+// TestTakenBytesOfNoEncoding: rows of a database in SQL_ASCII are put back with the bytes that
+// they had, of which no session in UTF-8 may be told.
+func TestTakenBytesOfNoEncoding(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `CREATE DATABASE shop ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0`)
+	a.Exec(t, "shop", `CREATE TABLE customer (id int PRIMARY KEY, name text); INSERT INTO customer SELECT i, convert_from('\xff41e9', 'SQL_ASCII') || i FROM generate_series(1, 5) i`)
+	if _, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	a.Exec(t, "shop", `UPDATE customer SET name = name || convert_from('\xfe', 'SQL_ASCII') WHERE id <= 2`)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	before := digest(t, a.Cluster, "shop")
+	breakRejoin(t, a)
+	b.stop()
+	b.Stop(t)
+	if _, err := a.DropLink(ctx, "shop", api.DropOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if after := digest(t, a.Cluster, "shop"); after != before {
+		t.Errorf("the database was\n%s\nand is\n%s", before, after)
+	}
+}
