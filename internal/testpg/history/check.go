@@ -51,7 +51,9 @@ const most = 20
 // After a forced failover, what the old primary reports as lost has to be what it
 // acknowledged and the new one has not: a transaction that is in neither is lost, one
 // that is in both a phantom, and no look at a replica may show it. Looks at the old
-// primary that show it are left out: they saw an end that was given up.
+// primary that show it are left out: they saw an end that was given up. So are looks at
+// the new one when it was a replica whose PostgreSQL crashed before it took over: what
+// was not durable may not have come a second time.
 //
 // Looks at a primary are not compared with those at a replica one by one: PostgreSQL
 // may show two concurrent commits on the primary in another order than its WAL has.
@@ -138,10 +140,25 @@ func (c *check) giveUp(h History) History {
 	for id, side := range lost {
 		c.found(Phantom, "%s is reported as lost by %s, and nobody tried it", id, side)
 	}
-	h.Reads = slices.DeleteFunc(slices.Clone(h.Reads), func(r Read) bool {
-		return !r.Replica && slices.ContainsFunc(h.Reported, func(l Reported) bool { return l.Side == r.Side && r.State.has(l.ID) })
+	reads := h.Reads
+	h.Reads = slices.DeleteFunc(slices.Clone(reads), func(r Read) bool {
+		return slices.ContainsFunc(h.Reported, func(l Reported) bool {
+			return r.State.has(l.ID) && (l.Side == r.Side && !r.Replica || l.Side != r.Side && r.Replica && crashedBeforeLeading(reads, r))
+		})
 	})
 	return h
+}
+
+// crashedBeforeLeading tells that the side's PostgreSQL crashed between a look at it, a
+// replica, and the first one that met it as the primary.
+func crashedBeforeLeading(reads []Read, look Read) bool {
+	var first *Read
+	for i, r := range reads {
+		if r.Side == look.Side && r.Current && r.Began >= look.Ended && (first == nil || r.Began < first.Began) {
+			first = &reads[i]
+		}
+	}
+	return first != nil && first.Life > look.Life
 }
 
 // has tells whether a state's ledger names a transaction.

@@ -77,3 +77,27 @@ func TestLiesOfReportsAreCaught(t *testing.T) {
 		}
 	}
 }
+
+// TestCrashBeforeAForcedFailover: what the new primary showed as a replica, and a crash of it
+// took back, may be given up when the old one is lost before it came once more. A crash
+// behind the failover explains nothing.
+func TestCrashBeforeAForcedFailover(t *testing.T) {
+	for _, crash := range []struct {
+		name          string
+		look, leading int // lives
+		holds         bool
+	}{{"before", 0, 1, true}, {"none", 1, 1, false}, {"before the look", 2, 1, false}} {
+		h, lost := forced(3)
+		state := built(committed(h)...)
+		for _, id := range lost {
+			state.apply(field.Op(id.Client(), id.N()))
+		}
+		for i := range h.Reads {
+			h.Reads[i].Life = crash.leading
+		}
+		h.Reads = append(h.Reads, Read{Side: "beta", Life: crash.look, Replica: true, Began: 1, Ended: 2, State: clone(state)})
+		if got := Check(h); (len(got) == 0) != crash.holds {
+			t.Errorf("crash %s: %v", crash.name, got)
+		}
+	}
+}
