@@ -435,24 +435,10 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 		return 0, err
 	}
 	defer left()
-	snapshot, err := l.connect(ctx, "compare")
+	report, err := l.compareAll(ctx, conn, theirs)
 	if err != nil {
 		return 0, err
 	}
-	defer snapshot.Close(context.WithoutCancel(ctx))
-	if err := harden(ctx, conn); err != nil { // definitions are compared, too
-		return 0, err
-	}
-	export, _, _, err := exportSnapshot(ctx, snapshot)
-	if err != nil {
-		return 0, err
-	}
-	defer l.update(func() { l.compared = nil })
-	report, err := verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Differences: -1, Settle: 1, Listed: !l.filter().All(), Progress: l.comparing})
-	if err != nil {
-		return 0, err
-	}
-	_ = snapshot.Close(ctx)
 	if err := l.sameSchema(report); err != nil {
 		return 0, err
 	}
@@ -462,33 +448,22 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 			rows[[2]string{t.Schema, t.Name}] = t.PrimaryRows
 		}
 	}
-	again := 0
-	side, _ := l.now()
 	views, err := l.allViews(ctx, conn)
 	if err != nil {
 		return 0, err
 	}
+	again := 0
+	side, _ := l.now()
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if err := catalog.StartReconciling(ctx, tx, l.rec.ID, theirs.Snapshot); err != nil {
 			return err
 		}
 		for _, t := range all {
-			if err := catalog.PutSeedTable(ctx, tx, l.rec.ID, t); err != nil {
-				return err
-			}
 			n, same := rows[[2]string{t.Schema, t.Name}]
 			if !same {
 				again++
-				continue
 			}
-			t.Snapshot, t.LSN = theirs.Snapshot, theirs.Until
-			if err := catalog.SetCopying(ctx, tx, l.rec.ID, t); err != nil {
-				return err
-			}
-			if err := catalog.SetTableDone(ctx, tx, l.rec.ID, t.OID, t.Bytes, n); err != nil {
-				return err
-			}
-			if err := catalog.SetTableState(ctx, tx, l.rec.ID, t.OID, catalog.Live); err != nil {
+			if err := l.putCompared(ctx, tx, t, theirs, n, same); err != nil {
 				return err
 			}
 		}
@@ -501,6 +476,40 @@ func (l *link) reconcileFrom(ctx context.Context, conn *pgx.Conn, slot slotReply
 		l.log.Info("compared with the primary", "tables", len(all), "to_copy_again", again, "new_slot", slot.Fresh)
 	}
 	return slot.From, err
+}
+
+// compareAll compares every table with the primary, either side at one snapshot.
+func (l *link) compareAll(ctx context.Context, conn *pgx.Conn, theirs remoteSide) (report verify.Report, err error) {
+	snapshot, err := l.connect(ctx, "compare")
+	if err != nil {
+		return report, err
+	}
+	defer snapshot.Close(context.WithoutCancel(ctx))
+	if err := harden(ctx, conn); err != nil { // definitions are compared, too
+		return report, err
+	}
+	export, _, _, err := exportSnapshot(ctx, snapshot)
+	if err != nil {
+		return report, err
+	}
+	defer l.update(func() { l.compared = nil })
+	return verify.Run(ctx, theirs, l.localSide(export), verify.RunOptions{Differences: -1, Settle: 1, Listed: !l.filter().All(), Progress: l.comparing})
+}
+
+// putCompared puts a table of the primary down: as copied under its snapshot where it is
+// the same here, otherwise to be copied.
+func (l *link) putCompared(ctx context.Context, tx pgx.Tx, t catalog.SeedTable, theirs remoteSide, rows int64, same bool) error {
+	if err := catalog.PutSeedTable(ctx, tx, l.rec.ID, t); err != nil || !same {
+		return err
+	}
+	t.Snapshot, t.LSN = theirs.Snapshot, theirs.Until
+	if err := catalog.SetCopying(ctx, tx, l.rec.ID, t); err != nil {
+		return err
+	}
+	if err := catalog.SetTableDone(ctx, tx, l.rec.ID, t.OID, t.Bytes, rows); err != nil {
+		return err
+	}
+	return catalog.SetTableState(ctx, tx, l.rec.ID, t.OID, catalog.Live)
 }
 
 // sameSchema refuses to go on where DDL of the time without a slot is missing here.

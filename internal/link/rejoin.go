@@ -40,36 +40,12 @@ func (l *link) rejoin(ctx context.Context) error {
 	}
 	defer release()
 	side, _ := l.now()
-	if side.Phase != role.Diverged {
-		return problem.New("not-diverged", "link "+l.rec.Name, fmt.Sprintf("this side is %s and %s; only one that was forced out can rejoin", side.Role, side.Phase),
-			"hawser link show "+l.rec.Name)
-	}
-	for _, other := range l.m.siblings(l) {
-		if s, _ := other.now(); s.Role == role.Secondary {
-			return problem.New("already-secondary", "database "+l.rec.Database, "it follows instance "+other.rec.Peer+" by link "+other.rec.Name+"; it can't follow two",
-				"hawser link drop "+l.rec.Name)
-		} else if s.Swapping() {
-			// Its secondary may yet have to go on from the rows that a rejoin takes away.
-			return changesBy(other.rec, s)
-		}
-	}
-	if p := l.m.granted(l.rec.Peer, l.rec.Database, grant.FromPeer); p != nil {
-		return p
-	}
-	theirs, err := l.meet(ctx)
-	if err != nil {
+	if err := l.mayRejoin(side); err != nil {
 		return err
 	}
-	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term <= side.Term {
-		return problem.New("no-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s, so there is nobody to follow", l.rec.Peer, theirs.Role, theirs.Phase),
-			"hawser link show "+l.rec.Name).Advise("on both sides")
-	}
-	// The other side refuses what its grant does not allow, before anything changes. The key
-	// itself may not be there yet.
-	if _, err := l.fetchDDLKey(ctx); err != nil {
-		if p, ok := problem.As(err); ok && p.Code == "peer-not-granted" {
-			return err
-		}
+	theirs, err := l.meetNewPrimary(ctx, side)
+	if err != nil {
+		return err
 	}
 	if err := l.accountSoon(ctx); err != nil {
 		return err
@@ -105,6 +81,44 @@ func (l *link) rejoin(ctx context.Context) error {
 		err = problem.New("rejoin-not-now", "link "+l.rec.Name, "the roles changed meanwhile", "hawser link show "+l.rec.Name).Retry()
 	}
 	return err
+}
+
+// mayRejoin refuses what this side knows by itself.
+func (l *link) mayRejoin(side role.State) error {
+	if side.Phase != role.Diverged {
+		return problem.New("not-diverged", "link "+l.rec.Name, fmt.Sprintf("this side is %s and %s; only one that was forced out can rejoin", side.Role, side.Phase),
+			"hawser link show "+l.rec.Name)
+	}
+	for _, other := range l.m.siblings(l) {
+		if s, _ := other.now(); s.Role == role.Secondary {
+			return problem.New("already-secondary", "database "+l.rec.Database, "it follows instance "+other.rec.Peer+" by link "+other.rec.Name+"; it can't follow two",
+				"hawser link drop "+l.rec.Name)
+		} else if s.Swapping() {
+			// Its secondary may yet have to go on from the rows that a rejoin takes away.
+			return changesBy(other.rec, s)
+		}
+	}
+	if p := l.m.granted(l.rec.Peer, l.rec.Database, grant.FromPeer); p != nil {
+		return p
+	}
+	return nil
+}
+
+// meetNewPrimary asks whom this side is to follow for its state. The other side refuses
+// what its grant does not allow, before anything changes.
+func (l *link) meetNewPrimary(ctx context.Context, side role.State) (theirs role.State, err error) {
+	if theirs, err = l.meet(ctx); err != nil {
+		return theirs, err
+	}
+	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term <= side.Term {
+		return theirs, problem.New("no-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s, so there is nobody to follow", l.rec.Peer, theirs.Role, theirs.Phase),
+			"hawser link show "+l.rec.Name).Advise("on both sides")
+	}
+	_, err = l.fetchDDLKey(ctx) // which may not be there yet
+	if p, ok := problem.As(err); ok && p.Code == "peer-not-granted" {
+		return theirs, err
+	}
+	return theirs, nil
 }
 
 // beginRejoin lets one rejoin of a database run at a time: two would make it the secondary
