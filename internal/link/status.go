@@ -139,6 +139,15 @@ func (l *link) unreached() *problem.Problem {
 // state names what the link is doing and why; away is why the other side can't be reached.
 // The caller holds mu.
 func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) {
+	if state, why := l.standing(s); state != "" {
+		return state, why
+	}
+	return l.flowing(s, away)
+}
+
+// standing names what keeps changes from being carried, by what this side knows of itself;
+// "" when nothing does.
+func (l *link) standing(s Status) (State, *problem.Problem) {
 	switch {
 	case (l.progress == catalog.Dropping || l.progress == catalog.Removing) && l.obstructed != nil:
 		return Dropped, problem.New("not-dropped", "link "+s.Name, "it is being dropped, and this is in the way: "+l.obstructed.Cause,
@@ -177,6 +186,11 @@ func (l *link) state(s Status, away *problem.Problem) (State, *problem.Problem) 
 	case l.paused:
 		return Paused, problem.Noted("paused", "link "+s.Name, "a person paused it")
 	}
+	return "", nil
+}
+
+// flowing names how far changes are carried, which nothing on this side stands in the way of.
+func (l *link) flowing(s Status, away *problem.Problem) (State, *problem.Problem) {
 	if p := l.mayFlow(); p != nil {
 		return Disconnected, p
 	}
