@@ -152,11 +152,14 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 	}
 	if l != nil {
 		switch side, _ := l.now(); {
-		case l.steady() && side.After == r.After && side.Term <= r.Next:
+		case l.finishing.Load():
+			return role.State{}, busy(name)
+		case l.stays() && l.steady() && side.After == r.After && side.Term <= r.Next:
 			return side, nil
-		case l.ledBack() && (side.Term == r.After || side.After == r.After):
-			// Its slot is of before, and does not tell what came from elsewhere meanwhile.
-			if _, err := m.dropSide(ctx, l, false); err != nil {
+		case !l.stays() || l.ledBack() && (side.Term == r.After || side.After == r.After):
+			// It did not come to stand, or its slot is of before, and does not tell what came
+			// from elsewhere meanwhile.
+			if err := m.endSide(ctx, l); err != nil {
 				return role.State{}, err
 			}
 		default:
@@ -185,8 +188,7 @@ func (m *Manager) leadAnew(ctx context.Context, name, from string, r takeUpReque
 	m.mu.Unlock()
 	l.start()
 	if err = l.beginLeading(ctx); err != nil {
-		_, undone := m.dropSide(context.WithoutCancel(ctx), l, false)
-		return role.State{}, errors.Join(err, undone)
+		return role.State{}, errors.Join(err, m.endSide(context.WithoutCancel(ctx), l))
 	}
 	state, _ = l.now()
 	return state, nil

@@ -230,7 +230,7 @@ func (m *Manager) forget(l *link) {
 		return // a person drops it
 	}
 	defer release()
-	if _, err := m.dropSide(m.ctx, l, false); err != nil {
+	if err := m.endSide(m.ctx, l); err != nil {
 		l.log.Warn("can't remove the link yet", "error", err)
 	}
 }
