@@ -112,3 +112,60 @@ func TestKilledInDropKeepsTheReplica(t *testing.T) {
 	}
 	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('free')`)
 }
+
+// TestFollowBehindARefusedTerm: a failover of gamma's link was taken back, so that its next term
+// is one that gamma knows nothing of. Then alpha hands over to beta, which takes gamma's link up
+// in that term, and is lost before gamma could hear of it. Gamma follows beta when it is told to.
+func TestFollowBehindARefusedTerm(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b, c := family(t)
+	know(t, b, c)
+	a.Exec(t, "shop", `SELECT lo_create(4711)`)
+	_, err := a.FailoverLink(ctx, "other", api.FailoverOptions{})
+	turnedDown(t, "failover with a large object", err, "large-objects", "")
+	a.Exec(t, "shop", `SELECT lo_unlink(4711)`)
+	c.stop()
+	a.awaitState(t, "other", api.StateDisconnected)
+	failover(t, a, "shop")
+	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta leads')`)
+	a.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	c.run(t)
+	c.awaitConnected(t, "beta")
+	if err := c.FollowLink(ctx, "other", "beta"); err != nil {
+		t.Fatal(err)
+	}
+	c.awaitPrimary(t, "other", b)
+	equal(t, b, c, "shop")
+	proven(t, b, "other")
+}
+
+// TestRejoinAsTheAgentStarts: the agent of a side that was forced out starts, and closes its
+// database once more, which ends sessions. A rejoin waits for that, and begins behind it.
+func TestRejoinAsTheAgentStarts(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := linked(t)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	forcedBeside(t, b, "shop")
+	a.awaitState(t, "shop", api.StateDiverged)
+	a.stop()
+	holder := a.Connect(t, "postgres")
+	within(t, holder, `BEGIN`, `LOCK pg_db_role_setting IN SHARE MODE`) // no fence is closed
+	a.run(t)
+	b.awaitConnected(t, "alpha")
+	a.awaitSession(t, "closes the database", `application_name = 'hawser:shop:failover' AND wait_event_type = 'Lock'`)
+	soon, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := a.RejoinLink(soon, "shop"); err == nil {
+		t.Fatal("alpha rejoined before it was closed")
+	}
+	within(t, holder, `ROLLBACK`)
+	testpg.Eventually(t, 30*time.Second, "alpha rejoins", func() (bool, error) {
+		err := a.RejoinLink(ctx, "shop")
+		return err == nil, err
+	})
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}

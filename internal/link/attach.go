@@ -43,6 +43,19 @@ func (l *link) mayFollow(ctx context.Context, side role.State, primary string) (
 	return max(side.Following(), reply.Next), nil
 }
 
+// heldIn is the term in which that instance may lead the link: no less than next, and that in
+// which it took the link up at a handoff. The primary of then told it, which had spent some.
+func (l *link) heldIn(ctx context.Context, side role.State, primary string, next frame.Term) (frame.Term, error) {
+	var there whereReply
+	if err := l.askWhere(ctx, primary, &there); err != nil {
+		return 0, err
+	}
+	if there.Side.Role == role.Primary && there.Side.After == side.Term {
+		next = max(next, there.Side.Term)
+	}
+	return next, nil
+}
+
 // leaveTo has this side never take over with a term in which another instance may lead the
 // link from now on: opened by force after a follow that did not end, it is in a later one,
 // and that instance closes.
@@ -104,6 +117,9 @@ func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 	}
 	if p := m.granted(primary, l.rec.Database, grant.FromPeer); p != nil {
 		return p
+	}
+	if next, err = l.heldIn(ctx, side, primary, next); err != nil {
+		return err
 	}
 	if side, err = l.leaveTo(ctx, next); err != nil {
 		return err
