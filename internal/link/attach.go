@@ -43,15 +43,20 @@ func (l *link) mayFollow(ctx context.Context, side role.State, primary string) (
 	return max(side.Following(), reply.Next), nil
 }
 
-// heldIn is the term in which that instance may lead the link: no less than next, and that in
-// which it took the link up at a handoff. The primary of then told it, which had spent some.
+// heldIn is the term in which that instance may lead the link: no less than next, than that in
+// which it took the link up at a handoff, since the primary of then had spent some, and than
+// those that it spent itself.
 func (l *link) heldIn(ctx context.Context, side role.State, primary string, next frame.Term) (frame.Term, error) {
 	var there whereReply
 	if err := l.askWhere(ctx, primary, &there); err != nil {
 		return 0, err
 	}
-	if there.Side.Role == role.Primary && there.Side.After == side.Term {
+	switch {
+	case there.Side.Role != role.Primary:
+	case there.Side.After == side.Term:
 		next = max(next, there.Side.Term)
+	case there.Side.Term == side.Term:
+		next = max(next, there.Side.Following())
 	}
 	return next, nil
 }

@@ -113,7 +113,7 @@ func (l *link) meetNewPrimary(ctx context.Context, side role.State) (theirs role
 	if theirs, err = l.meet(ctx); err != nil {
 		return theirs, err
 	}
-	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term <= side.Term {
+	if theirs.Role != role.Primary || theirs.Phase != role.Steady || theirs.Term < side.Term {
 		return theirs, problem.New("no-primary", "link "+l.rec.Name, fmt.Sprintf("instance %s is %s and %s, so there is nobody to follow", l.rec.Peer, theirs.Role, theirs.Phase),
 			"hawser link show "+l.rec.Name).Advise("on both sides")
 	}

@@ -140,8 +140,15 @@ func Inherited(by Handoff, after, term frame.Term, position frame.LSN) State {
 	return State{Role: Primary, Term: term, Phase: Steady, Position: position, By: by, After: after}
 }
 
-// Following is the term that comes after those of s.
-func (s State) Following() frame.Term { return max(s.Term, s.Floor) + 1 }
+// Following is the term that comes after those of s; of one that moved also after that in
+// which the heir took its place.
+func (s State) Following() frame.Term {
+	next := max(s.Term, s.Floor) + 1
+	if s.Phase == Moved {
+		next++
+	}
+	return next
+}
 
 // Writable reports whether clients may write on this side.
 func (s State) Writable() bool {
@@ -395,7 +402,7 @@ func force(s State, e ForceAsked) (State, []Action) {
 
 // rejoin makes a diverged side the secondary of the one that took over.
 func rejoin(s State, p State) (State, []Action) {
-	if s.Phase != Diverged || p.Role != Primary || p.Phase != Steady || p.Term <= s.Term {
+	if s.Phase != Diverged || p.Role != Primary || p.Phase != Steady || p.Term < s.Term {
 		return s, nil
 	}
 	s = State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position, Rejoined: true}
@@ -462,7 +469,7 @@ func peerSeen(s State, p State) (State, []Action) {
 	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Next == p.Term && closed(s) && !p.Forced:
 		next := State{Role: Secondary, Term: p.Term, Phase: Steady, Floor: s.Floor, From: p.Position, Handed: true}
 		return next, []Action{Persist{}, Follow{}, Report{nil}}
-	case s.Role == Primary && p.Term > s.Term && p.Role == Primary && s.Phase != Expelled && s.Phase != Diverged:
+	case s.Role == Primary && p.Role == Primary && s.yields(p) && s.Phase != Expelled && s.Phase != Diverged:
 		// It took over without this side, which may hold what it never received.
 		actions := []Action{Persist{}, Close{}}
 		if s.Next > 0 { // somebody waits for a failover
@@ -478,6 +485,13 @@ func peerSeen(s State, p State) (State, []Action) {
 		return s, nil
 	}
 	return s, nil
+}
+
+// yields tells whether a primary gives way to another one of the link. In the same term are one
+// that was opened by force, and one that took the link up at handoffs which that knew nothing
+// of: to these the database's other links go.
+func (s State) yields(to State) bool {
+	return to.Term > s.Term || to.Term == s.Term && s.Forced && !to.Forced
 }
 
 // closed reports whether this side has handed over and waits for the answer.

@@ -193,7 +193,7 @@ func (h *household) act(m *member, lose bool) {
 	o := m.other()
 	switch a := a.(type) {
 	case role.Prepare:
-		if lose || o == nil || o.state.Role != role.Secondary || o.state.Phase != role.Steady || o.closed() {
+		if lose || o == nil || o.state.Role != role.Secondary || o.state.Phase != role.Steady || o.closed() || o.state.Term != m.state.Term || o.suspended { // it does not follow
 			m.answer(role.Failed{Cause: errors.New("not ready")})
 			return
 		}
@@ -318,7 +318,7 @@ func (h *household) await(m *member) {
 	to := h.rooms[m.state.Heir[0]-'A']
 	if s := to.sides[m.link]; s != nil && m.in.knows(to) && s.peer == m.in && !m.state.Stranded {
 		if next, _ := role.Step(m.state, role.HeirSeen{Heir: s.state}); next.Phase == role.Steady {
-			m.peer = to
+			m.peer, m.in.own = to, to.own
 			m.tell(role.HeirSeen{Heir: s.state})
 			return
 		}
@@ -424,6 +424,14 @@ func (h *household) follow(m *member, to *room, lose bool, far int) {
 	if o != nil && !lose {
 		term = max(term, o.state.Following())
 	}
+	if s := to.sides[m.link]; s != nil && s.state.Role == role.Primary {
+		switch m.state.Term {
+		case s.state.After:
+			term = max(term, s.state.Term)
+		case s.state.Term:
+			term = max(term, s.state.Following())
+		}
+	}
 	m.tell(role.RefusalAsked{Term: term}) // so that it is opened by force in a later one
 	s := h.takeUp(m, to, term)
 	if s == nil {
@@ -432,6 +440,7 @@ func (h *household) follow(m *member, to *room, lose bool, far int) {
 	if next, _ := role.Step(m.state, role.PrimaryChosen{Primary: s.state}); next == m.state || far == 0 {
 		return
 	}
+	m.in.apart, m.in.own = m.in.apart || to.own, to.own // it chose a database of its own
 	m.peer, m.suspended = to, true
 	m.tell(role.PrimaryChosen{Primary: s.state})
 	m.todo = nil
@@ -573,15 +582,16 @@ func (h *household) check(t *rapid.T) {
 		}
 	}
 	for _, m := range h.members() {
-		torn := m.state.Forced && (m.other() == nil || h.inherited(m))
-		if m.in.open && !m.in.own && m.state.Role == role.Primary && m.state.Term == highest[m.link] && !torn {
+		torn := m.state.Forced && (m.other() == nil || h.inherited(m) || m.other().state.Term == m.state.Term) // by the same half that a third one gave on
+		leading := m.state.Role == role.Primary && m.state.Phase != role.Moved                                 // that one ends at its handoff
+		if m.in.open && !m.in.own && leading && m.state.Term == highest[m.link] && !torn {
 			if leads[m.link] != "" {
 				t.Fatalf("%s and %s both lead link %s in term %d\n%s", leads[m.link], m.in.name, m.link, m.state.Term, h)
 			}
 			leads[m.link] = m.in.name
 		}
 		o := m.other()
-		if m.state.Role != role.Secondary || m.suspended || o == nil || !o.serves() || o.state.Term != m.state.Term {
+		if m.state.Role != role.Secondary || m.suspended || m.state.Phase == role.Waiting || o == nil || !o.serves() || o.state.Term != m.state.Term {
 			continue
 		}
 		if n := len(m.in.rows); n > len(m.peer.rows) || !slices.Equal(m.in.rows, m.peer.rows[:n]) {
@@ -669,6 +679,7 @@ func TestSiblings(t *testing.T) {
 			h.check(t)
 		}
 		h.settle(t)
+		h.undivided(t)
 		if h.forced {
 			return
 		}
@@ -717,6 +728,15 @@ func (h *household) step(t *rapid.T, what string, m *member) {
 	}
 }
 
+// undivided: of two that lead a link with one another, and can hear of it, one has closed.
+func (h *household) undivided(t *rapid.T) {
+	for _, m := range h.members() {
+		if o := m.other(); o != nil && m.state.Writable() && o.state.Writable() && m.in.open && o.in.open {
+			t.Fatalf("%s and %s both lead link %s\n%s", m.in.name, o.in.name, m.link, h)
+		}
+	}
+}
+
 // rested: one instance is open and has every write, and each of the others follows it, has
 // all as well, or stands where a person has to look.
 func (h *household) rested(t *rapid.T) {
@@ -733,7 +753,7 @@ func (h *household) rested(t *rapid.T) {
 			continue
 		}
 		follows := slices.ContainsFunc(r.members(), func(m *member) bool {
-			return m.state.Role == role.Secondary && (m.state.Phase == role.Waiting || m.peer == lead && slices.Equal(r.rows, lead.rows))
+			return m.state.Role == role.Secondary && (m.state.Phase == role.Waiting || m.peer == lead && (m.suspended || slices.Equal(r.rows, lead.rows)))
 		})
 		if !follows {
 			t.Fatalf("%s does not follow %s\n%s", r.name, lead.name, h)
@@ -765,5 +785,73 @@ func (h *household) mended(t *rapid.T, introduce bool) {
 		if !follows && !leads {
 			t.Fatalf("link %s of %s stands for ever\n%s", m.link, m.in.name, h)
 		}
+	}
+}
+
+// A side that moved may lead again, and be followed in a term of its own while the heir, which
+// was forced out and has not heard of that, is open in the one that it took up.
+func TestTermBehindTheHeirs(t *testing.T) {
+	t.Parallel()
+	led := role.Initial(role.Primary, 0)
+	moved, _ := role.Step(led, role.PrimaryMoved{Heir: "N"})
+	if heirs := led.Following(); moved.Following() <= heirs {
+		t.Errorf("the heir has the link in term %d, and the old primary would have it in term %d", heirs, moved.Following())
+	}
+}
+
+// TestForcedInATermThatWasTakenUp: a secondary had promised a term for a follow that did not end,
+// and is opened by force in the next; the link came round to its old primary in that very term,
+// by handoffs that it knew nothing of. They meet: one closes, and can rejoin the other.
+func TestForcedInATermThatWasTakenUp(t *testing.T) {
+	t.Parallel()
+	step := func(s role.State, events ...role.Event) role.State {
+		for _, e := range events {
+			s, _ = role.Step(s, e)
+		}
+		return s
+	}
+	forced := step(role.Initial(role.Secondary, 1), role.RefusalAsked{Term: 2}, role.ForceAsked{Position: 5}, role.Opened{})
+	leads := role.Inherited(role.Handoff{Link: "other", Term: 3}, 2, 3, 7)
+	if !forced.Writable() || forced.Term != leads.Term {
+		t.Fatalf("%+v and %+v are not in the same term", forced, leads)
+	}
+	if s := step(leads, role.PeerSeen{Peer: forced}); s != leads {
+		t.Errorf("the one that the database's other links go to became %+v", s)
+	}
+	if forced = step(forced, role.PeerSeen{Peer: leads}); forced.Writable() {
+		t.Errorf("both write in term %d", forced.Term)
+	}
+	if forced = step(forced, role.Fenced{}, role.RejoinAsked{Peer: leads}); forced.Role != role.Secondary || forced.From != leads.Position {
+		t.Errorf("it is %+v, and has not rejoined", forced)
+	}
+}
+
+// TestGoesOverOnProof: whom a secondary goes over to continues the very term that it was in,
+// and can tell from where; what was promised before holds behind it, and is never taken back.
+func TestGoesOverOnProof(t *testing.T) {
+	t.Parallel()
+	by := role.Handoff{Link: "other", Term: 9}
+	waits, _ := role.Step(role.Initial(role.Secondary, 1), role.ElsewhereHanded{By: by, Heir: "N"})
+	waits, _ = role.Step(waits, role.RefusalAsked{Term: 6})
+	if again, actions := role.Step(waits, role.RefusalAsked{Term: 4}); again != waits || len(actions) > 0 {
+		t.Errorf("asked to refuse less than it had, it became %+v", again)
+	}
+	for what, heir := range map[string]role.State{
+		"continues another term": role.Inherited(by, 2, 3, 7),
+		"is in no later term":    role.Inherited(by, 1, 1, 7),
+		"has no slot yet":        role.Inherited(by, 1, 3, 0),
+	} {
+		for _, e := range []role.Event{role.HeirSeen{Heir: heir}, role.PrimaryChosen{Primary: heir}} {
+			if s, _ := role.Step(waits, e); s != waits {
+				t.Errorf("%T: it follows one that %s: %+v", e, what, s)
+			}
+		}
+	}
+	over, _ := role.Step(waits, role.HeirSeen{Heir: role.Inherited(by, 1, 3, 7)})
+	if over.Term != 3 || over.From != 7 || over.Following() != 7 {
+		t.Errorf("it follows as %+v, and would lead next in term %d", over, over.Following())
+	}
+	if s, _ := role.Step(over, role.HandoffApplied{Term: 5, Position: 8}); s != over {
+		t.Errorf("it took over in a term that it had refused: %+v", s)
 	}
 }
