@@ -43,6 +43,19 @@ func (l *link) mayFollow(ctx context.Context, side role.State, primary string) (
 	return max(side.Following(), reply.Next), nil
 }
 
+// heldIn is the term in which that instance may lead the link: no less than next, and that in
+// which it took the link up at a handoff. The primary of then told it, which had spent some.
+func (l *link) heldIn(ctx context.Context, side role.State, primary string, next frame.Term) (frame.Term, error) {
+	var there whereReply
+	if err := l.askWhere(ctx, primary, &there); err != nil {
+		return 0, err
+	}
+	if there.Side.Role == role.Primary && there.Side.After == side.Term {
+		next = max(next, there.Side.Term)
+	}
+	return next, nil
+}
+
 // leaveTo has this side never take over with a term in which another instance may lead the
 // link from now on: opened by force after a follow that did not end, it is in a later one,
 // and that instance closes.
@@ -105,6 +118,9 @@ func (m *Manager) attach(ctx context.Context, l *link, primary string) error {
 	if p := m.granted(primary, l.rec.Database, grant.FromPeer); p != nil {
 		return p
 	}
+	if next, err = l.heldIn(ctx, side, primary, next); err != nil {
+		return err
+	}
 	if side, err = l.leaveTo(ctx, next); err != nil {
 		return err
 	}
@@ -152,11 +168,14 @@ func (m *Manager) takeUp(ctx context.Context, name, from string, r takeUpRequest
 	}
 	if l != nil {
 		switch side, _ := l.now(); {
-		case l.steady() && side.After == r.After && side.Term <= r.Next:
+		case l.finishing.Load():
+			return role.State{}, busy(name)
+		case l.stays() && l.steady() && side.After == r.After && side.Term <= r.Next:
 			return side, nil
-		case l.ledBack() && (side.Term == r.After || side.After == r.After):
-			// Its slot is of before, and does not tell what came from elsewhere meanwhile.
-			if _, err := m.dropSide(ctx, l, false); err != nil {
+		case !l.stays() || l.ledBack() && (side.Term == r.After || side.After == r.After):
+			// It did not come to stand, or its slot is of before, and does not tell what came
+			// from elsewhere meanwhile.
+			if err := m.endSide(ctx, l); err != nil {
 				return role.State{}, err
 			}
 		default:
@@ -185,8 +204,7 @@ func (m *Manager) leadAnew(ctx context.Context, name, from string, r takeUpReque
 	m.mu.Unlock()
 	l.start()
 	if err = l.beginLeading(ctx); err != nil {
-		_, undone := m.dropSide(context.WithoutCancel(ctx), l, false)
-		return role.State{}, errors.Join(err, undone)
+		return role.State{}, errors.Join(err, m.endSide(context.WithoutCancel(ctx), l))
 	}
 	state, _ = l.now()
 	return state, nil

@@ -2,12 +2,14 @@ package link
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/fence"
 	"github.com/hawser/hawser/internal/link/role"
+	"github.com/hawser/hawser/internal/problem"
 )
 
 // closeFence makes the database read-only. A primary also ends what is under way. A
@@ -38,6 +40,30 @@ func (l *link) followedStill(ctx context.Context) error {
 	}
 	return notFollowing(Status{Name: l.rec.Name, State: Disconnected, Cause: l.unreached()},
 		"the secondary follows no more; nothing was handed over to it, and this side writes again", "run the failover when it is synchronized")
+}
+
+// shutWithin bounds how long a command waits for the fence that is closed once more when an
+// agent starts.
+const shutWithin = 20 * time.Second
+
+// awaitShut waits until this side is closed. Closing ends sessions, those of the agent that
+// came meanwhile too, and what a rejoin reads may not have anything behind it.
+func (l *link) awaitShut(ctx context.Context) error {
+	within, cancel := context.WithTimeout(ctx, shutWithin)
+	defer cancel()
+	if err := l.until(within, func() bool { return l.shut }); err == nil || errors.Is(err, errHalted) || ctx.Err() != nil {
+		return err
+	}
+	l.mu.Lock()
+	awaits := l.awaits
+	l.mu.Unlock()
+	if err := l.obstacle(); err != nil {
+		return err
+	}
+	if awaits != nil {
+		return awaits
+	}
+	return problem.New(codeBusy, "link "+l.rec.Name, "its database is still being closed for writers, since the agent started", "hawser link show "+l.rec.Name).Advise("wait a moment").Retry()
 }
 
 // fenceOnce is closeFence's try.

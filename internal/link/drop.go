@@ -161,15 +161,22 @@ func (m *Manager) finishSoon(l *link) {
 }
 
 // finishDrop removes a link whose making or removal did not end. Of one that was being
-// made the other side is told until it has heard of it: it would wait for ever.
+// made the other side is told until it has heard of it: it would wait for ever. Where a
+// replica was to go the other side is told as well. In any other case it knows, or follows
+// another primary, or has only asked this side to lead it: what it has stays.
 func (m *Manager) finishDrop(l *link) {
-	making := l.rec.Progress == catalog.Creating
+	side, _ := l.now()
+	making := l.rec.Progress == catalog.Creating && side.After == 0 // not taken up
+	remove := making || l.rec.Progress == catalog.Removing
 	steps := []func(context.Context) error{
 		func(ctx context.Context) error {
-			_, err := m.dismantle(ctx, l, making || l.rec.Progress == catalog.Removing)
+			_, err := m.dismantle(ctx, l, remove)
 			return err
 		},
 		func(ctx context.Context) error {
+			if !remove {
+				return nil
+			}
 			if err := l.disown(ctx); making {
 				return err
 			}
@@ -192,7 +199,7 @@ func (m *Manager) finishDrop(l *link) {
 	}
 }
 
-// disown has the other side remove its half of this very link.
+// disown has the other side remove its half of this very link, and a replica with it.
 func (l *link) disown(ctx context.Context) error {
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callDrop, dropRequest{RemoveReplica: true, Force: true, ID: l.rec.ID}, nil)
 	if p, ok := problem.As(err); ok && (p.Code == "link-not-found" || p.Code == "peer-not-found") {
@@ -226,6 +233,15 @@ func (m *Manager) dropSide(ctx context.Context, l *link, removeReplica bool) (pr
 		return nil, err // the link stays, as dropping; running the command again goes on
 	}
 	return left, m.erase(ctx, l)
+}
+
+// endSide removes this side where no person waits for that: what fails goes on by itself.
+func (m *Manager) endSide(ctx context.Context, l *link) error {
+	_, err := m.dropSide(ctx, l, false)
+	if err != nil && !l.stays() {
+		m.finishSoon(l)
+	}
+	return err
 }
 
 // dismantle removes everything but the record: first that says so, then the goroutines

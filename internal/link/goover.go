@@ -42,7 +42,8 @@ func (l *link) outcome(r outcomeRequest) outcomeReply {
 		theirs, _ := s.now()
 		switch {
 		case theirs.Role == role.Secondary: // by this link or another; ours is moved, or will be
-			return outcomeReply{Outcome: handoffTaken}
+			side, _ := l.now()
+			return outcomeReply{Outcome: handoffTaken, Next: side.Following()}
 		case expelled(theirs):
 			return outcomeReply{Outcome: handoffPending}
 		case s.rec.ID == r.By.Link && theirs.Floor < r.By.Term && theirs.Term < r.By.Term:

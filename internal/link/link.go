@@ -40,6 +40,7 @@ type link struct {
 	// readying is held while the slots by which others would follow this side, a secondary,
 	// are made or dropped, and while it is opened by force on the strength of one.
 	readying turns
+	reading  turns           // held while the tail is read: a slot has one reader
 	ctx      context.Context // ends with the link
 	stop     context.CancelFunc
 	done     crew
@@ -92,6 +93,7 @@ type link struct {
 	passable    problem.Findings // what could pass the fence of this side
 	holes       problem.Findings // that it had, and that are closed; and what noteUntold found
 	comparisons map[string]*comparison
+	shut        bool                     // this side was closed, as its role asks, since the agent began
 	forcing     bool                     // a forced failover or a resync is under way: nothing may be applied
 	rejoining   bool                     // a rejoin is under way
 	verifying   int                      // comparisons that wait for the stream
@@ -129,6 +131,7 @@ func newLink(m *Manager, rec catalog.Link, side role.State) *link {
 		events:   make(chan happened, 16),
 		turn:     make(turns, 1),
 		readying: make(turns, 1),
+		reading:  make(turns, 1),
 		changed:  make(chan struct{}),
 		progress: rec.Progress, paused: rec.Paused, suspended: rec.Suspended,
 		last: rec.Failover, ownsDB: rec.OwnsDatabase, maxWAL: rec.MaxWAL, holes: rec.Holes, renewal: rec.Renewed,
@@ -312,6 +315,7 @@ func (l *link) store(next role.State, actions []role.Action) []role.Action {
 	}
 	l.update(func() {
 		l.side = next
+		l.shut = l.shut && !next.Writable() && next.Phase != role.Promoting
 		if becomesPrimary(old, next) {
 			l.paused, l.suspended = false, nil
 			l.holes = slices.DeleteFunc(slices.Clone(l.holes), isUntold)
@@ -363,7 +367,11 @@ func (l *link) perform(ctx context.Context, actions []role.Action) {
 		case role.Unprepare:
 			l.unprepareSwap(ctx)
 		case role.Close:
-			l.answer(ctx, role.Fenced{}, l.closeFence(ctx))
+			err := l.closeFence(ctx)
+			if err == nil {
+				l.update(func() { l.shut = true })
+			}
+			l.answer(ctx, role.Fenced{}, err)
 		case role.Hand:
 			if err := l.hand(ctx, a.Term); err != nil {
 				l.answer(ctx, nil, err)

@@ -79,6 +79,8 @@ type whereReply struct {
 	Side  role.State `json:"side,omitzero"`
 	// Followed tells that the other side followed this one in its term.
 	Followed bool `json:"followed,omitempty"`
+	// Leads tells that it leads the database. Older agents do not say.
+	Leads bool `json:"leads,omitempty"`
 }
 
 // where answers seeOff and await. It changes nothing, so it may be asked by an
@@ -94,9 +96,10 @@ func (m *Manager) where(ctx context.Context, id string) (r whereReply, err error
 		return r, err
 	}
 	if l := m.holds("", id); l != nil {
+		leads := !l.left() && m.leads(l.rec.Database)
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		r = whereReply{Known: true, Peer: l.rec.Peer, Side: l.side, Followed: l.followed}
+		r = whereReply{Known: true, Peer: l.rec.Peer, Side: l.side, Followed: l.followed, Leads: leads}
 	}
 	return r, nil
 }
@@ -149,9 +152,10 @@ func (l *link) leftTo(ctx context.Context) bool {
 	return false
 }
 
-// leads tells that it is the primary that this secondary follows.
+// leads tells that it is the primary that this secondary follows. One that was forced out,
+// and has not heard that the secondary left it, leads nobody.
 func (r whereReply) leads(secondary string) bool {
-	return r.Side.Role == role.Primary && r.Side.Phase == role.Steady && r.Followed && r.Peer == secondary
+	return r.Leads && r.Side.Role == role.Primary && r.Side.Phase == role.Steady && r.Followed && r.Peer == secondary
 }
 
 // heir is the instance that leads the database since this side does not, if it is known.
@@ -230,7 +234,7 @@ func (m *Manager) forget(l *link) {
 		return // a person drops it
 	}
 	defer release()
-	if _, err := m.dropSide(m.ctx, l, false); err != nil {
+	if err := m.endSide(m.ctx, l); err != nil {
 		l.log.Warn("can't remove the link yet", "error", err)
 	}
 }

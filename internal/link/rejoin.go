@@ -47,6 +47,9 @@ func (l *link) rejoin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := l.awaitShut(ctx); err != nil {
+		return err
+	}
 	if err := l.accountSoon(ctx); err != nil {
 		return err
 	}

@@ -68,6 +68,11 @@ func (c tailChange) isDDL() bool { return c.msg == nil && !c.state && !c.rewrite
 // valid during the visit alone. Alone leaves out what is no loss: of a rejoin, or of another
 // primary.
 func (l *link) readTail(ctx context.Context, side role.State, alone bool, visit func(tailChange) error) error {
+	release, err := l.reading.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	conn, err := l.m.openValues(ctx, postgres.Session{Database: l.rec.Database, Purpose: l.rec.Name + ":tail", Settings: postgres.ValueSettings()})
 	if err != nil {
 		return err
