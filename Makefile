@@ -26,6 +26,10 @@ SEED ?= 0
 soak: postgres ## Run with faults and failovers for a long time: make soak FOR=1h SEED=7
 	go test ./internal/soak -run TestSoak -count 1 -v -timeout 0 -soak $(FOR) -seed $(SEED) -keep
 
+.PHONY: walk
+walk: postgres ## Walk at random over four instances' links of one database, and carry the remedies out: make walk FOR=15m SEED=7
+	HAWSER_TEST_WALK=$(FOR) HAWSER_TEST_SEED=$(SEED) go test ./internal/agent -run TestWalk -count 1 -v -timeout 0
+
 KILLS ?= all
 .PHONY: kills
 kills: postgres ## Kill agents and PostgreSQL at every question in every command (hours): make kills KILLS=failover

@@ -160,6 +160,9 @@ func TestSkippedIsForgotten(t *testing.T) {
 
 	a, from, end := r.run(make(chan frame.Frame), func(frame.Ack) {})
 	defer end()
+	if err := a.Requested(ctx, 5000); err != nil {
+		t.Fatal(err)
+	}
 	err := a.SnapshotTaken(ctx, catalog.SeedTable{OID: 5000, Schema: "public", Name: "t", Snapshot: before, LSN: 1100})
 	if !errors.Is(err, ErrRetake) {
 		t.Errorf("the slot was told %s, the applier starts at %s, and a snapshot without the skipped transaction is accepted (%v)",
@@ -184,13 +187,13 @@ func TestSecondSnapshot(t *testing.T) {
 	defer func() { _ = end() }()
 	frames <- frame.Heartbeat{Snapshot: "985:985:"}
 	table.Snapshot, table.LSN = frame.Snapshot{Xmin: 985, Xmax: 985}, 900
-	if err := a.SnapshotTaken(ctx, table); err != nil {
+	if err := errors.Join(a.Requested(ctx, table.OID), a.SnapshotTaken(ctx, table)); err != nil {
 		t.Fatal(err)
 	}
 	frames <- records(1000, msgBegin(1000, 990), msgRelation(), msgInsert("1"), msgCommit(1000), msgBegin(1016, 992), msgInsert("2"), msgCommit(1016))
 	testpg.Eventually(t, 10*time.Second, "the changes are deferred", func() (bool, error) { return r.passed(1024), nil })
 	table.Snapshot, table.LSN = frame.Snapshot{Xmin: 991, Xmax: 991}, 1020
-	if err := a.SnapshotTaken(ctx, table); err != nil {
+	if err := errors.Join(a.Requested(ctx, table.OID), a.SnapshotTaken(ctx, table)); err != nil {
 		t.Fatal(err)
 	}
 	r.c.Exec(t, r.db, `INSERT INTO t VALUES (1)`) // the copy: it has what the second snapshot sees
@@ -363,7 +366,7 @@ func TestDrainConfirmsWhatIsStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	table.Snapshot, table.LSN = frame.Snapshot{Xmin: 993, Xmax: 993}, 1020
-	if err := errors.Join(a.SnapshotTaken(ctx, table), a.Loaded(ctx, 5000)); err != nil {
+	if err := errors.Join(a.Requested(ctx, table.OID), a.SnapshotTaken(ctx, table), a.Loaded(ctx, 5000)); err != nil {
 		t.Fatal(err)
 	}
 	if done, err := a.SeedingDone(ctx); err != nil || !done {

@@ -187,7 +187,7 @@ func (a *Applier) ddl(ctx context.Context, content []byte) error {
 		return err
 	}
 	for _, t := range effect.Reseed {
-		a.seeds.again(t)
+		a.seeds.again(t, a.txn.xid)
 		a.reseed = true
 	}
 	return a.forgetTargets(ctx)

@@ -55,6 +55,8 @@ type seeding struct {
 type seedTable struct {
 	catalog.SeedTable
 	asked   bool
+	by      uint64    // the transaction whose DDL put it down to be copied; 0: not known, or none
+	seen    bool      // by, on the primary, when it was asked for
 	defined *relation // as last stored in hawser.deferred
 }
 
@@ -222,6 +224,7 @@ func (a *Applier) Requested(ctx context.Context, oid uint32) error {
 		if t := a.seeds.tables[oid]; t != nil && !t.asked {
 			t.asked = true
 			a.seeds.asked++
+			t.seen = t.by == 0 || sees(a.seeds.now, t.by)
 		}
 		return nil
 	})
@@ -235,15 +238,15 @@ func (a *Applier) SnapshotTaken(ctx context.Context, taken catalog.SeedTable) er
 		if t == nil {
 			return fmt.Errorf("table %d is not being seeded", taken.OID)
 		}
+		if !t.asked {
+			return ErrRetake // DDL put the table down anew since, and the snapshot may be of before
+		}
 		for x := range a.seeds.skipped {
 			if !sees(taken.Snapshot, x) {
 				return ErrRetake
 			}
 		}
-		if t.asked {
-			t.asked = false
-			a.seeds.asked--
-		}
+		a.seeds.unask(t)
 		err := pgx.BeginFunc(ctx, a.conn, func(tx pgx.Tx) error {
 			if err := a.makeWay(ctx, tx); err != nil {
 				return err
@@ -294,16 +297,20 @@ func (a *Applier) Loaded(ctx context.Context, oid uint32) error {
 	})
 }
 
-// Gone forgets a table that was dropped on the primary before it was copied.
+// Gone forgets a table that was dropped on the primary before it was copied, or went out of
+// the link. It returns ErrRetake when DDL may have put the table down anew since it was
+// asked for: it is no longer what was missing.
 func (a *Applier) Gone(ctx context.Context, oid uint32) error {
 	return a.do(ctx, func(ctx context.Context) error {
+		if t := a.seeds.tables[oid]; t != nil && !(t.asked && t.seen) {
+			a.seeds.unask(t)
+			return ErrRetake
+		}
 		if err := catalog.SetTableState(ctx, a.conn, a.cfg.ID, oid, catalog.Live); err != nil {
 			return a.lost(err)
 		}
 		if t := a.seeds.tables[oid]; t != nil {
-			if t.asked {
-				a.seeds.asked--
-			}
+			a.seeds.unask(t)
 			delete(a.seeds.tables, oid)
 		}
 		return nil
@@ -333,10 +340,23 @@ func (a *Applier) SeedingDone(ctx context.Context) (done bool, err error) {
 	return done, err
 }
 
-// again takes a table back to the start of its copy.
-func (s *seeding) again(t catalog.SeedTable) {
+// again takes a table back to the start of its copy, by DDL of a transaction. Whatever was
+// asked for it before is void, and a snapshot has to see that transaction: rows that were
+// written while the table was out of the link are in no stream.
+func (s *seeding) again(t catalog.SeedTable, xid uint32) {
 	s.active = true
-	s.tables[t.OID] = &seedTable{SeedTable: t}
+	if was := s.tables[t.OID]; was != nil {
+		s.unask(was)
+	}
+	s.skip(xid)
+	s.tables[t.OID] = &seedTable{SeedTable: t, by: s.now.FullXID(xid)}
+}
+
+func (s *seeding) unask(t *seedTable) {
+	if t.asked {
+		t.asked = false
+		s.asked--
+	}
 }
 
 // drainRows is how many deferred changes are applied by one transaction.

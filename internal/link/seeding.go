@@ -24,7 +24,12 @@ import (
 type gate struct{ *apply.Applier }
 
 func (g gate) SnapshotTaken(ctx context.Context, t catalog.SeedTable) error {
-	err := g.Applier.SnapshotTaken(ctx, t)
+	return retake(g.Applier.SnapshotTaken(ctx, t))
+}
+
+func (g gate) Gone(ctx context.Context, oid uint32) error { return retake(g.Applier.Gone(ctx, oid)) }
+
+func retake(err error) error {
 	if errors.Is(err, apply.ErrRetake) {
 		return seed.ErrRetake
 	}

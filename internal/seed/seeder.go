@@ -31,7 +31,8 @@ type Gate interface {
 	// returns, in the catalog too.
 	Loaded(ctx context.Context, oid uint32) error
 	// Gone says that the table is no longer on the primary, and that the stream has
-	// passed the point from where it is missing. It is live when it returns.
+	// passed the point from where it is missing. It is live when it returns, unless that
+	// is ErrRetake: the table may be there again since it was asked for.
 	Gone(ctx context.Context, oid uint32) error
 	// Await returns when everything before lsn is applied.
 	Await(ctx context.Context, lsn frame.LSN) error

@@ -249,9 +249,7 @@ func (w *worker) settle(ctx context.Context, t *table, start frame.SeedStart, er
 		w.queue.putOff(t, 0)
 		return nil
 	case errors.Is(err, ErrRetake):
-		wait := min(retakeWait<<min(t.retakes, 10), retakeMax)
-		t.retakes++
-		w.queue.putOff(t, wait/2+rand.N(wait))
+		w.retake(t)
 		return nil
 	case errors.Is(err, errAlone):
 		w.queue.putOff(t, 0)
@@ -273,6 +271,13 @@ func (w *worker) settle(ctx context.Context, t *table, start frame.SeedStart, er
 		return nil
 	}
 	return err
+}
+
+// retake has the table asked for once more, the later the more often it was.
+func (w *worker) retake(t *table) {
+	wait := min(retakeWait<<min(t.retakes, 10), retakeMax)
+	t.retakes++
+	w.queue.putOff(t, wait/2+rand.N(wait))
 }
 
 // release ends the snapshot that the stream holds on the primary. A stream that
@@ -307,7 +312,12 @@ func (w *worker) gone(ctx context.Context, t *table, lsn frame.LSN) error {
 	if err := w.cfg.Gate.Await(ctx, lsn); err != nil {
 		return fmt.Errorf("wait for the end of table %s: %w", t, err)
 	}
-	if err := w.cfg.Gate.Gone(ctx, t.OID); err != nil {
+	err := w.cfg.Gate.Gone(ctx, t.OID)
+	if errors.Is(err, ErrRetake) { // it is back
+		w.retake(t)
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("forget table %s: %w", t, err)
 	}
 	w.meter.gone(t.OID)
