@@ -206,6 +206,45 @@ func TestNewPrimaryLostAfterRejoin(t *testing.T) {
 	}
 }
 
+// TestRowPutBackWithoutItsParent: the new primary deleted a row to which one refers that the
+// rejoin took away, and is lost before that one's end is fetched. Put back, it refers to
+// nothing, and the drop says so, with the query that lists it.
+func TestRowPutBackWithoutItsParent(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := divergedPair(t, []string{`CREATE TABLE par (id int, of text, PRIMARY KEY (id, of)) PARTITION BY RANGE (id); CREATE TABLE par_1 PARTITION OF par FOR VALUES FROM (0) TO (1000)`,
+		`CREATE TABLE "The Child" (id int PRIMARY KEY, "p Id" int, of text, v text, CONSTRAINT "its parent" FOREIGN KEY ("p Id", of) REFERENCES par ON DELETE CASCADE)`,
+		`INSERT INTO par SELECT i, 'x' FROM generate_series(1, 30) i; INSERT INTO "The Child" SELECT i, i, 'x' FROM generate_series(1, 30) i; INSERT INTO "The Child" VALUES (31)`},
+		`UPDATE "The Child" SET v = 'of a' WHERE id IN (19, 20, 21)`)
+	b.Exec(t, "shop", `DELETE FROM par WHERE id = 20`)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	lock(t, b, "shop", `"The Child"`)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	testpg.Eventually(t, 30*time.Second, "the deletion is here", func() (bool, error) {
+		return len(a.Rows(t, "shop", `SELECT FROM par WHERE id = 20`)) == 0, nil
+	})
+	b.stop()
+	b.Stop(t)
+	result, err := a.DropLink(ctx, "shop", api.DropOptions{Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(result.Findings, func(p *problem.Problem) bool { return p.Code == "foreign-key-broken" })
+	if i < 0 {
+		t.Fatalf("the drop tells %v", result.Findings)
+	}
+	p := result.Findings[i]
+	if !strings.Contains(p.Object, `"its parent" of table public."The Child"`) || !strings.HasPrefix(p.Cause, "1 rows refer to none") {
+		t.Errorf("it says %v", p)
+	}
+	if got := a.Rows(t, "shop", strings.Replace(strings.TrimSuffix(p.Remedy, ";"), "c.*", "c.id", 1)); !slices.Equal(got, []string{"20"}) {
+		t.Errorf("%s lists %q", p.Remedy, got)
+	}
+}
+
 // takenZoo has rows that are not easily put back.
 const takenZoo = `
 	CREATE TYPE mood AS ENUM ('good', 'bad'); CREATE TYPE pair AS (a int, b text);

@@ -34,8 +34,9 @@ type returned struct {
 	rows   int64    // put back
 	absent int64    // that this side had deleted before
 	tables []string // of these, as SQL names them
-	failed []unfit  // rows that can't be there any more
-	path   string   // the file that has these
+	broken []brokenKey
+	failed []unfit // rows that can't be there any more
+	path   string  // the file that has these
 }
 
 // unfit is a row for which there is no place any more, a line of JSON in the file of such rows.
@@ -72,7 +73,9 @@ func (l *link) putBack(ctx context.Context, tx pgx.Tx) (out returned, err error)
 	if err != nil {
 		return out, err
 	}
+	var touched []string
 	for _, c := range counts {
+		touched = append(touched, c.Table)
 		out.absent += c.Other
 		if c.Kept > 0 {
 			out.tables = append(out.tables, c.Table)
@@ -99,7 +102,53 @@ func (l *link) putBack(ctx context.Context, tx pgx.Tx) (out returned, err error)
 		}
 		after = *r
 	}
+	if out.broken, err = brokenKeys(ctx, tx, touched); err != nil {
+		return out, err
+	}
 	return out, catalog.ForgetRepairs(ctx, tx, l.rec.ID)
+}
+
+// brokenKey is a foreign key some of whose rows refer to none. Rows that were put back are
+// of another time than those that the stream brought, and the server checks neither.
+type brokenKey struct {
+	name, table string // as SQL names them
+	rows        int64
+	query       string // lists them
+}
+
+const sqlKeys = `
+	WITH t AS (SELECT to_regclass(n) AS oid FROM unnest($1::text[]) n), touched AS (SELECT oid FROM t UNION SELECT pg_partition_ancestors(oid) FROM t)
+	SELECT quote_ident(k.conname), k.conrelid::regclass::text, format('FROM %s c WHERE %s AND NOT EXISTS (SELECT FROM %s p WHERE %s)', k.conrelid::regclass,
+		(SELECT string_agg(format('c.%I IS NOT NULL', a.attname), ' AND ') FROM pg_attribute a WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)), k.confrelid::regclass,
+		(SELECT string_agg(format('p.%I OPERATOR(%I.%s) c.%I', f.attname, n.nspname, o.oprname, a.attname), ' AND ')
+		 FROM unnest(k.confkey, k.conkey, k.conpfeqop) u (f, a, o) JOIN pg_attribute f ON f.attrelid = k.confrelid AND f.attnum = u.f
+		 JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.a JOIN pg_operator o ON o.oid = u.o JOIN pg_namespace n ON n.oid = o.oprnamespace))
+	FROM pg_constraint k WHERE k.contype = 'f' AND k.conparentid = 0 AND k.convalidated AND (k.conrelid IN (SELECT oid FROM touched) OR k.confrelid IN (SELECT oid FROM touched))
+	ORDER BY 2, 1`
+
+// brokenKeys looks at all foreign keys of the tables, from them and to them.
+func brokenKeys(ctx context.Context, tx pgx.Tx, tables []string) (broken []brokenKey, err error) {
+	rows, err := tx.Query(ctx, sqlKeys, tables)
+	if err != nil {
+		return nil, fmt.Errorf("list the foreign keys of rows that were put back: %w", err)
+	}
+	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (k brokenKey, err error) {
+		return k, row.Scan(&k.name, &k.table, &k.query)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the foreign keys of rows that were put back: %w", err)
+	}
+	for _, k := range keys {
+		err := postgres.InUserPath(ctx, tx, func() error { return tx.QueryRow(ctx, "SELECT count(*) "+k.query).Scan(&k.rows) })
+		if err != nil {
+			return nil, fmt.Errorf("check foreign key %s of table %s: %w", k.name, k.table, err)
+		}
+		if k.rows > 0 {
+			k.query = "SELECT c.* " + k.query + ";"
+			broken = append(broken, k)
+		}
+	}
+	return broken, nil
 }
 
 // putBackRow says why a row can't be put back, if it can't.
@@ -213,6 +262,11 @@ func (r returned) findings(database, peer string) (found problem.Findings) {
 		}
 		found = append(found, problem.Warn("rows-put-back", object, cause+". What instance "+peer+" had made of them is lost with it; the other rows are as it had them when this side last heard of it", "").
 			Advise("the report of the rejoin says what this side had done to each"))
+	}
+	for _, k := range r.broken {
+		found = append(found, problem.Warn("foreign-key-broken", "foreign key "+k.name+" of table "+k.table,
+			fmt.Sprintf("%d rows refer to none: they are of another time than the rows that instance %s had sent. PostgreSQL has not checked them, and would refuse them when a dump is restored", k.rows, peer),
+			k.query).Advise("it lists them; add what they refer to, or change or delete them"))
 	}
 	if len(r.failed) > 0 {
 		words := make([]string, len(r.failed))
