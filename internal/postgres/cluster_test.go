@@ -391,15 +391,24 @@ func TestUnfinished(t *testing.T) {
 	})
 }
 
-// TestStalePidFile: after a crash of the machine the lock file may name a process
-// id that a stranger of the same user has now. PostgreSQL would refuse to start.
-func TestStalePidFile(t *testing.T) {
+// TestStaleLocks: after a crash of the machine the lock files, of the data directory and of the
+// socket, may name a process id that a stranger of the same user has now. PostgreSQL would
+// refuse to start.
+func TestStaleLocks(t *testing.T) {
 	t.Parallel()
 	cfg := managed(t)
 	c := newCluster(t, cfg)
 	pid := ensure(t, c).PID
 	file := filepath.Join(cfg.DataDir, "postmaster.pid")
 	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	locks, err := filepath.Glob(filepath.Join(cfg.SocketDir, ".s.PGSQL.*.lock"))
+	if err != nil || len(locks) != 1 {
+		t.Fatalf("lock files of the socket: %q, %v", locks, err)
+	}
+	ofSocket, err := os.ReadFile(locks[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,8 +429,10 @@ func TestStalePidFile(t *testing.T) {
 		_ = stranger.Process.Kill()
 		_ = stranger.Wait()
 	}()
-	write(t, file, []byte(strings.Replace(string(text), strconv.Itoa(pid), strconv.Itoa(stranger.Process.Pid), 1)), 0o600)
-	giveToPostgres(t, file)
+	for lock, text := range map[string][]byte{file: text, locks[0]: ofSocket} {
+		write(t, lock, []byte(strings.Replace(string(text), strconv.Itoa(pid), strconv.Itoa(stranger.Process.Pid), 1)), 0o600)
+		giveToPostgres(t, lock)
+	}
 	ensure(t, c)
 	stop(t, c)
 }

@@ -121,21 +121,24 @@ func (c *Cluster) orphans() []int {
 	return pids
 }
 
-// removeStalePidFile removes a file that names a stranger, when nothing of ours
-// runs. Other stale files are left to PostgreSQL, which looks at the shared memory
-// first; but one that names a living process of its own user it takes for a server.
-func (c *Cluster) removeStalePidFile() error {
-	data, err := os.ReadFile(c.pidFile())
-	if err != nil {
-		return nil
-	}
-	pm, ok := parsePidFile(string(data))
-	if !ok || syscall.Kill(pm.pid, 0) != nil || c.isOurs(pm.pid) {
-		return nil
-	}
-	c.cfg.Log.Info("removing the lock file of a dead server, whose process id another program has now", "file", c.pidFile(), "pid", pm.pid)
-	if err := os.Remove(c.pidFile()); err != nil {
-		return fmt.Errorf("remove a stale lock file: %w", err)
+// removeStaleLocks removes the lock files of the data directory and of the socket, which is
+// private too, that name a stranger, when nothing of ours runs. Other stale files are left
+// to PostgreSQL, which looks at the shared memory first; but one that names a living process
+// of its own user it takes for a server.
+func (c *Cluster) removeStaleLocks() error {
+	for _, file := range []string{c.pidFile(), socketPath(c.cfg.SocketDir, c.cfg.Port) + ".lock"} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		pm, ok := parsePidFile(string(data))
+		if !ok || syscall.Kill(pm.pid, 0) != nil || c.isOurs(pm.pid) {
+			continue
+		}
+		c.cfg.Log.Info("removing the lock file of a dead server, whose process id another program has now", "file", file, "pid", pm.pid)
+		if err := os.Remove(file); err != nil {
+			return fmt.Errorf("remove a stale lock file: %w", err)
+		}
 	}
 	return nil
 }

@@ -71,7 +71,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := c.endOrphans(ctx); err != nil {
 		return err
 	}
-	if err := c.removeStalePidFile(); err != nil {
+	if err := c.removeStaleLocks(); err != nil {
 		return err
 	}
 	if err := c.checkPort(); err != nil {
