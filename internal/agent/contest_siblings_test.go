@@ -772,3 +772,39 @@ func TestAroundWithoutTrust(t *testing.T) {
 	b.awaitForgotten(t, "third", id)
 	c.awaitForgotten(t, "third", id)
 }
+
+// TestBothForced: both secondaries of alpha are opened by force, one after the other. The link
+// that is not diverged yet says that the database is closed; the one that is left when alpha
+// has rejoined by the other names what can be done, which is no rejoin.
+func TestBothForced(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b, c := family(t)
+	force := func(i *instance, link string) {
+		t.Helper()
+		if err := i.PauseLink(ctx, link); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := i.FailoverLink(ctx, link, api.FailoverOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	force(b, "shop")
+	a.awaitState(t, "shop", api.StateDiverged)
+	finding(t, a, "other", "primary-closed", "database shop")
+	force(c, "other")
+	a.awaitState(t, "other", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	l, err := a.Link(ctx, "other")
+	if err != nil || l.Cause == nil || l.Cause.Code != "already-secondary" || l.Cause.Remedy != "hawser link drop other" {
+		t.Fatalf("it says %v, %v", l.Cause, err)
+	}
+	if _, err := a.DropLink(ctx, "other", api.DropOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, b, a, "shop")
+}

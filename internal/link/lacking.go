@@ -80,7 +80,8 @@ func (l *link) leaves(ctx context.Context, r dropRequest) (problem.Findings, err
 		return nil, nil
 	case r.Force:
 		return problem.Findings{problem.Warn(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "it takes writes now, and its copy was not complete: "+lacks,
-			"hawser link create NAME --database NAME --peer "+l.rec.Peer).Advise("under another name of the database: that copies all of it again")}, nil
+			"ALTER DATABASE "+postgres.QuoteIdent(l.rec.Database)+" RENAME TO "+postgres.QuoteIdent(l.rec.Database+"_old")+";").
+			Advise("if instance " + l.rec.Peer + " still has all of it; then there: hawser link create " + l.rec.Name + " --database " + problem.Word(l.rec.Database) + " --peer " + l.m.cfg.Instance + ", which copies all of it again")}, nil
 	}
 	return nil, problem.New(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "its copy is not complete, and without the link it would take writes: "+lacks,
 		"hawser link show "+l.rec.Name).

@@ -526,6 +526,10 @@ func (l *link) sameSchema(r verify.Report) error {
 	if len(differ) > 5 {
 		differ = append(differ[:5], "…")
 	}
+	again, here := "resync", "the secondary"
+	if side, _ := l.now(); side.Phase == role.Diverged {
+		again, here = "rejoin", "instance "+l.m.cfg.Instance
+	}
 	return problem.New("schema-differs", "link "+l.rec.Name, "the schemas of the two sides differ, so comparing rows is not enough: "+strings.Join(differ, "; "),
-		postgres.ByHand+" …;").Advise("as superuser, with the DDL that is missing; then hawser link resync " + l.rec.Name + " again").At("the secondary")
+		postgres.ByHand+" …;").Advise("as superuser, with the DDL that makes its definitions equal to the primary's; then hawser link " + again + " " + l.rec.Name + " again").At(here)
 }

@@ -94,8 +94,7 @@ func (l *link) mayRejoin(side role.State) error {
 	}
 	for _, other := range l.m.siblings(l) {
 		if s, _ := other.now(); s.Role == role.Secondary {
-			return problem.New("already-secondary", "database "+l.rec.Database, "it follows instance "+other.rec.Peer+" by link "+other.rec.Name+"; it can't follow two",
-				"hawser link drop "+l.rec.Name)
+			return l.cantFollowToo(other)
 		} else if s.Swapping() {
 			// Its secondary may yet have to go on from the rows that a rejoin takes away.
 			return changesBy(other.rec, s)
@@ -105,6 +104,12 @@ func (l *link) mayRejoin(side role.State) error {
 		return p
 	}
 	return nil
+}
+
+// cantFollowToo refuses a second primary to a database that follows one.
+func (l *link) cantFollowToo(other *link) *problem.Problem {
+	return problem.New("already-secondary", "database "+l.rec.Database, "it follows instance "+other.rec.Peer+" by link "+other.rec.Name+"; it can't follow two",
+		"hawser link drop "+l.rec.Name)
 }
 
 // meetNewPrimary asks whom this side is to follow for its state. The other side refuses

@@ -303,8 +303,26 @@ func (l *link) full(ctx context.Context) Status {
 	if s.Role == role.Primary {
 		s = l.withTheirs(ctx, s)
 	}
+	l.besideSiblings(&s)
 	l.noteLogins(ctx, &s)
 	return s
+}
+
+// besideSiblings says of a primary's link what another link of its database does to it: the
+// database is closed, or this side follows another primary already.
+func (l *link) besideSiblings(s *Status) {
+	other := l.m.closes(l)
+	if other == nil || s.Role != role.Primary {
+		return
+	}
+	side, _ := other.now()
+	switch {
+	case s.State == Diverged && side.Role == role.Secondary:
+		s.Cause = l.cantFollowToo(other)
+	case s.State != Diverged && (expelled(side) || side.Role == role.Secondary):
+		s.Notes = append(s.Notes, problem.Warn("primary-closed", "database "+l.rec.Database,
+			"it takes no writes on instance "+l.m.cfg.Instance+": it is closed by link "+other.rec.Name, "hawser link show "+other.rec.Name).At("instance "+l.m.cfg.Instance))
+	}
 }
 
 // withTheirs is a primary's status with what the secondary knows.
