@@ -799,7 +799,7 @@ func TestBothForced(t *testing.T) {
 	}
 	a.awaitState(t, "shop", api.StateSynchronized)
 	l, err := a.Link(ctx, "other")
-	if err != nil || l.Cause == nil || l.Cause.Code != "already-secondary" || l.Cause.Remedy != "hawser link drop other" {
+	if err != nil || l.Cause == nil || l.Cause.Code != "diverged" || !strings.Contains(l.Cause.Cause, "can't follow two") || l.Cause.Remedy != "hawser link drop other" {
 		t.Fatalf("it says %v, %v", l.Cause, err)
 	}
 	if _, err := a.DropLink(ctx, "other", api.DropOptions{}); err != nil {

@@ -318,7 +318,8 @@ func (l *link) besideSiblings(s *Status) {
 	side, _ := other.now()
 	switch {
 	case s.State == Diverged && side.Role == role.Secondary:
-		s.Cause = l.cantFollowToo(other)
+		two := l.cantFollowToo(other) // what is here alone stays said
+		s.Cause = problem.New(s.Cause.Code, s.Cause.Object, s.Cause.Cause+"; it can't rejoin: "+two.Cause, two.Remedy)
 	case s.State != Diverged && (expelled(side) || side.Role == role.Secondary):
 		s.Notes = append(s.Notes, problem.Warn("primary-closed", "database "+l.rec.Database,
 			"it takes no writes on instance "+l.m.cfg.Instance+": it is closed by link "+other.rec.Name, "hawser link show "+other.rec.Name).At("instance "+l.m.cfg.Instance))
