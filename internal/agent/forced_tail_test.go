@@ -47,8 +47,9 @@ func TestTailThatOnlyRewrites(t *testing.T) {
 			a, b := versionPair(t, version, version)
 			diverge(t, a, b, []string{`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i; CREATE INDEX t_v ON t (v); ALTER TABLE t CLUSTER ON t_pkey`,
 				`CREATE SCHEMA "My Schema"; CREATE MATERIALIZED VIEW "My Schema"."A View" AS SELECT v, count(*) FROM t GROUP BY 1; CREATE UNIQUE INDEX ON "My Schema"."A View" (v)`,
-				`CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM t; CREATE MATERIALIZED VIEW emptied AS SELECT count(*) FROM t; CREATE MATERIALIZED VIEW filled AS SELECT count(*) FROM t WITH NO DATA`},
-				`INSERT INTO t VALUES (101, 'of a'); DELETE FROM t WHERE id <= 10`, `REFRESH MATERIALIZED VIEW CONCURRENTLY "My Schema"."A View"; REFRESH MATERIALIZED VIEW counted`,
+				`CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM t; CREATE MATERIALIZED VIEW emptied AS SELECT count(*) FROM t; CREATE MATERIALIZED VIEW filled AS SELECT count(*) FROM t WITH NO DATA`,
+				`CREATE MATERIALIZED VIEW "Stale" AS SELECT count(*) FROM t`},
+				`INSERT INTO t VALUES (101, 'of a'); DELETE FROM t WHERE id <= 10`, `REFRESH MATERIALIZED VIEW "Stale"`, `REFRESH MATERIALIZED VIEW CONCURRENTLY "My Schema"."A View"; REFRESH MATERIALIZED VIEW counted`,
 				`DO $$BEGIN REFRESH MATERIALIZED VIEW emptied WITH NO DATA; EXECUTE 'REFRESH MATERIALIZED VIEW filled'; END$$`,
 				`REINDEX TABLE t`, `REINDEX INDEX CONCURRENTLY t_v`, `CLUSTER t`, `VACUUM FULL t`, `VACUUM t`, `ANALYZE t`, `CHECKPOINT`,
 				`CREATE TEMP TABLE work (id int); INSERT INTO work VALUES (1); CREATE INDEX ON work (id); ALTER TABLE work ADD COLUMN v text; DROP TABLE work`)
@@ -60,6 +61,9 @@ func TestTailThatOnlyRewrites(t *testing.T) {
 			}
 			a.awaitState(t, "shop", api.StateSynchronized)
 			equal(t, b, a, "shop")
+			p := finding(t, a, "shop", "tail-has-views", `materialized view "public"."Stale"`) // which beta alone has not filled since
+			b.Exec(t, "shop", p.Remedy)
+			unsaid(t, a, "shop", "tail-has-views")
 			alike(t, b, a, "shop")
 			for _, view := range []string{`"My Schema"."A View"`, "counted", "emptied"} {
 				q := `SELECT * FROM ` + view + ` ORDER BY 1`
@@ -85,6 +89,7 @@ func TestViewsOfALostTail(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.awaitState(t, "shop", api.StateSynchronized)
+	finding(t, a, "shop", "tail-unknown", "database shop")
 	equal(t, b, a, "shop")
 	alike(t, b, a, "shop")
 	for _, view := range []string{"counted", "emptied"} {

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +29,18 @@ func finding(t *testing.T, i *instance, link, code, object string) *problem.Prob
 		return true, nil
 	})
 	return found
+}
+
+// unsaid waits until the link tells nothing of a code.
+func unsaid(t *testing.T, i *instance, link, code string) {
+	t.Helper()
+	testpg.Eventually(t, 100*time.Second, i.name+" tells no "+code, func() (bool, error) {
+		l, err := i.Link(context.Background(), link)
+		if err == nil && slices.ContainsFunc(l.Findings, func(p *problem.Problem) bool { return p.Code == code }) {
+			err = fmt.Errorf("it tells %v", l.Findings)
+		}
+		return err == nil, err
+	})
 }
 
 // TestForeignWrites: a superuser whose triggers rest is refused on a replica. Who takes

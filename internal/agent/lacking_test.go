@@ -69,6 +69,10 @@ func TestDropOfAnIncompleteReplica(t *testing.T) {
 	turnedDown(t, "forced failover", err, "copy-incomplete", "public.t")
 	b.awaitState(t, "shop", api.StateSeeding)
 	a.stop()
+	b.awaitState(t, "shop", api.StateDisconnected)
+	if p := finding(t, b, "shop", "copy-incomplete", `database "shop"`); !strings.Contains(p.Cause, "public.t") {
+		t.Errorf("while the primary is away it tells %v", p)
+	}
 	result, err := b.DropLink(ctx, "shop", api.DropOptions{Force: true})
 	if got := codes(result.Findings); err != nil || !slices.Equal(got, []string{"copy-incomplete", "peer-not-told"}) || !strings.Contains(result.Findings[0].Cause, "public.t") {
 		t.Errorf("drop of the secondary: %v, %v", result.Findings, err)

@@ -31,15 +31,18 @@ func TestResync(t *testing.T) {
 	ctx := context.Background()
 	a, b := linked(t)
 	b.awaitState(t, "shop", api.StateSynchronized)
-	change(t, b, `DELETE FROM customer WHERE id > 1000; UPDATE "My Order" SET total = 0 WHERE id % 7 = 0; INSERT INTO audit (what) VALUES ('foreign')`)
+	change(t, b, `DELETE FROM customer WHERE id > 1000; UPDATE "My Order" SET total = 0 WHERE id % 7 = 0; INSERT INTO audit (what) VALUES ('foreign'); DELETE FROM event`)
 	n, stop := write(t, a.DSN("shop"), "w")
 	if err := a.ResyncLink(ctx, "shop", []string{"public.nowhere"}); err == nil || !strings.Contains(err.Error(), "no table of this name") {
 		t.Errorf("a table that is not there: %v", err)
 	}
-	if err := a.ResyncLink(ctx, "shop", []string{"public.customer"}); err != nil {
+	if err := a.ResyncLink(ctx, "shop", []string{"public.customer", "event"}); err != nil { // the latter is partitioned
 		t.Fatal(err)
 	}
 	b.awaitState(t, "shop", api.StateSynchronized)
+	if got := b.Rows(t, "shop", `SELECT EXISTS (SELECT FROM event_1) AND EXISTS (SELECT FROM event_2)`); !slices.Equal(got, []string{"t"}) {
+		t.Errorf("the partitions of event were copied: %q", got)
+	}
 	if err := b.ResyncLink(ctx, "shop", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -224,6 +227,36 @@ func TestWALLimit(t *testing.T) {
 	a.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `INSERT INTO audit (what) VALUES ('goes on')`)
 	equal(t, a, b, "shop")
+}
+
+// TestRejoinAfterWALLimit: the new primary gave the link up, for the WAL that it held back for
+// the old one, which was away. The old one rejoins, and needs nothing else.
+func TestRejoinAfterWALLimit(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := newInstance(t, "alpha"), newInstance(t, "beta")
+	b.maxWAL = 8 << 20
+	b.stop()
+	b.run(t)
+	introduce(t, a, b)
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.stop()
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'alpha alone')`)
+	if _, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.Exec(t, "shop", `INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(2, 20000) i`)
+	b.awaitState(t, "shop", api.StateSuspended)
+	a.run(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	b.Exec(t, "shop", `INSERT INTO t VALUES (-1, 'beta')`)
+	equal(t, b, a, "shop")
 }
 
 // TestResyncInterrupted: an agent dies while the sides are compared under a new slot, on

@@ -37,6 +37,7 @@ const (
 	callSweep      = "sweep"      // to the primary: put into the stream what fired no event
 	callResync     = "resync"     // resyncRequest, to the secondary
 	callRenewSlot  = "renew-slot" // slotRequest -> slotReply, to the primary
+	callHolds      = "holds"      // to the primary: whether its slot has all since this side handed over, or was forced out
 	callMaxWAL     = "max-wal"    // maxWALSetting -> the one in force
 	callDropSlot   = "drop-slot"  // to the primary: the renewed slot is not wanted after all
 	callLogins     = "logins"     // to the primary: the roles whose clients use the database, []string
@@ -249,6 +250,7 @@ var linkCalls = map[string]linkCall{
 	}),
 	callRenewSlot:   onLink(flows, (*link).renewSlot),
 	callDropSlot:    told(flows, (*link).giveUpSlot),
+	callHolds:       asked(flows, (*link).holds),
 	callLogins:      asked(flows, (*link).loginsHere),
 	callLockedOut:   onLink(flows, (*link).lockedOutHere),
 	callIdentities:  asked(flows, (*link).identities),

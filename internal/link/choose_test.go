@@ -10,7 +10,10 @@ import (
 // TestChoose names all tables that are not meant by their names.
 func TestChoose(t *testing.T) {
 	t.Parallel()
-	all := []catalog.SeedTable{{OID: 1, Schema: "public", Name: "a"}, {OID: 2, Schema: "public", Name: "both"}, {OID: 3, Schema: "S", Name: "both"}, {OID: 4, Schema: "S", Name: "A b"}}
+	var all []choice
+	for i, n := range [][2]string{{"public", "a"}, {"public", "both"}, {"S", "both"}, {"S", "A b"}} {
+		all = append(all, choice{n[0], n[1], []catalog.SeedTable{{OID: uint32(i + 1), Schema: n[0], Name: n[1]}}})
+	}
 	for _, c := range []struct {
 		names        []string
 		code, object string

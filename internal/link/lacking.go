@@ -29,15 +29,34 @@ func (l *link) lacking(ctx context.Context, conn *pgx.Conn, most int) (string, e
 		return "", err
 	}
 	s, err := catalog.Lacking(ctx, conn, l.rec.ID)
-	switch {
-	case err != nil || s == nil:
+	if err != nil || s == nil {
 		return "", err
-	case !s.Restored:
-		return "no table is there yet", nil
-	case len(s.Tables) == 0:
-		return "its tables have their rows, of different times, and keys and what else needs all rows are still to be made", nil
 	}
-	return "rows are missing, or are not the primary's, in " + tables(fewOf(s.Tables, most)), nil
+	return shortfall(s, most), nil
+}
+
+func shortfall(s *catalog.Shortfall, most int) string {
+	switch {
+	case !s.Restored:
+		return "no table is there yet"
+	case len(s.Tables) == 0:
+		return "its tables have their rows, of different times, and keys and what else needs all rows are still to be made"
+	}
+	return "rows are missing, or are not the primary's, in " + tables(fewOf(s.Tables, most))
+}
+
+// standsIncomplete tells of a copy that is not complete and does not go on just now, which
+// the link's state does not tell; nil: it is complete, or goes on.
+func (l *link) standsIncomplete(ctx context.Context, conn *pgx.Conn, s Status) *problem.Problem {
+	if s.Role != role.Secondary || s.State != Disconnected && s.State != Paused && s.State != Suspended {
+		return nil
+	}
+	lacks, err := catalog.Lacking(ctx, conn, l.rec.ID)
+	if err != nil || lacks == nil {
+		return nil
+	}
+	return problem.Noted(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database),
+		"its copy is not complete, and goes on when the link does: "+shortfall(lacks, namedTables))
 }
 
 // fewOf shortens a list for a sentence.

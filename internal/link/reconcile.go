@@ -54,7 +54,11 @@ func (l *link) resyncHere(ctx context.Context, names []string) error {
 		if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callTables, struct{}{}, &all); err != nil {
 			return err
 		}
-		chosen, err := choose(all, names)
+		known, err := choices(ctx, conn, all)
+		if err != nil {
+			return err
+		}
+		chosen, err := choose(known, names)
 		if err != nil {
 			return err
 		}
@@ -139,20 +143,57 @@ func (l *link) still(ctx context.Context, do func(conn *pgx.Conn) error) error {
 	return l.setPaused(ctx, false)
 }
 
+// choice is what a name can mean: a table, or a partitioned one, which is all of its
+// partitions that the link carries.
+type choice struct {
+	schema, name string
+	tables       []catalog.SeedTable
+}
+
+// choices are all that can be named.
+func choices(ctx context.Context, conn *pgx.Conn, all []catalog.SeedTable) (out []choice, err error) {
+	carried := map[[2]string]catalog.SeedTable{}
+	for _, t := range all {
+		carried[[2]string{t.Schema, t.Name}] = t
+		out = append(out, choice{t.Schema, t.Name, []catalog.SeedTable{t}})
+	}
+	rows, err := conn.Query(ctx, `
+		SELECT pn.nspname, p.relname, n.nspname, c.relname FROM pg_class p JOIN pg_namespace pn ON pn.oid = p.relnamespace
+		CROSS JOIN LATERAL pg_partition_tree(p.oid) t JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE p.relkind = 'p' AND t.isleaf ORDER BY p.oid, t.level, c.oid`)
+	if err != nil {
+		return nil, fmt.Errorf("list the partitioned tables: %w", err)
+	}
+	var parent, part [2]string
+	_, err = pgx.ForEachRow(rows, []any{&parent[0], &parent[1], &part[0], &part[1]}, func() error {
+		t, ok := carried[part]
+		if last := len(out) - 1; ok && len(out) > 0 && out[last].schema == parent[0] && out[last].name == parent[1] {
+			out[last].tables = append(out[last].tables, t)
+		} else if ok {
+			out = append(out, choice{parent[0], parent[1], []catalog.SeedTable{t}})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the partitioned tables: %w", err)
+	}
+	return out, nil
+}
+
 // choose finds tables by name, as PostgreSQL reads names: SCHEMA.NAME or, where that is
 // clear, NAME. All names of which none is meant are told together.
-func choose(all []catalog.SeedTable, names []string) (out []catalog.SeedTable, err error) {
+func choose(all []choice, names []string) (out []catalog.SeedTable, err error) {
 	var unknown, unclear, clear []string
 	for _, name := range names {
-		called := func(t catalog.SeedTable) bool { return isCalled(t, name) }
+		called := func(c choice) bool { return c.isCalled(name) }
 		i := slices.IndexFunc(all, called)
 		switch {
 		case i < 0:
 			unknown = append(unknown, name)
 		case slices.ContainsFunc(all[i+1:], called):
-			unclear, clear = append(unclear, name), append(clear, filter.Written(all[i].Schema, all[i].Name))
+			unclear, clear = append(unclear, name), append(clear, filter.Written(all[i].schema, all[i].name))
 		default:
-			out = append(out, all[i])
+			out = append(out, all[i].tables...)
 		}
 	}
 	switch {
@@ -168,34 +209,34 @@ func choose(all []catalog.SeedTable, names []string) (out []catalog.SeedTable, e
 	return out, nil
 }
 
-func isCalled(t catalog.SeedTable, name string) bool {
+func (c choice) isCalled(name string) bool {
 	parts, closed := filter.Parts(name)
 	switch {
 	case !closed:
 		return false
 	case len(parts) == 1:
-		return parts[0] == t.Name
+		return parts[0] == c.name
 	}
-	return len(parts) == 2 && parts[0] == t.Schema && parts[1] == t.Name
+	return len(parts) == 2 && parts[0] == c.schema && parts[1] == c.name
 }
 
 // unknownTable names what was most likely meant: as often as not letters of a name that
 // stands between double quotes.
-func unknownTable(all []catalog.SeedTable, names []string) *problem.Problem {
+func unknownTable(all []choice, names []string) *problem.Problem {
 	p := problem.New("no-such-table", tables(names), "the link carries no table of this name; letters outside of double quotes are folded to lower case",
-		"hawser link show NAME").Advise("of a partitioned table name the partitions")
+		"hawser link show NAME")
 	var known, near []string
-	for _, t := range all {
-		known = append(known, t.Schema+"."+t.Name, t.Name)
+	for _, c := range all {
+		known = append(known, c.schema+"."+c.name, c.name)
 	}
 	for _, name := range names {
 		parts, _ := filter.Parts(name)
 		if i := slices.Index(known, problem.Nearest(strings.Join(parts, "."), known)); i >= 0 {
-			near = append(near, filter.Written(all[i/2].Schema, all[i/2].Name))
+			near = append(near, filter.Written(all[i/2].schema, all[i/2].name))
 		}
 	}
 	if len(near) > 0 {
-		p.Remedy, p.Advice = tableFlags(near), "of a partitioned table name the partitions; "+problem.DidYouMean(near...)
+		p.Remedy, p.Advice = tableFlags(near), problem.DidYouMean(near...)
 	}
 	return p
 }

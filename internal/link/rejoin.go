@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/hawser/hawser/internal/apply"
+	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/grant"
@@ -65,8 +66,12 @@ func (l *link) rejoin(ctx context.Context) error {
 		}
 		defer goOn()
 	}
+	holds := true
+	if err == nil {
+		holds, err = l.primaryHolds(ctx)
+	}
 	switch {
-	case isLost || err == nil && (theirs.Position == 0 || !theirs.Forced):
+	case isLost || err == nil && (theirs.Position == 0 || !theirs.Forced || !holds):
 		// What the two sides do not share is not known: every table is compared. So it is
 		// where this side had handed over once, and was then restored to a time before.
 		theirs.Position, err = l.compareToRejoin(ctx)
@@ -80,10 +85,36 @@ func (l *link) rejoin(ctx context.Context) error {
 	}
 	// From here on it happens, whether or not whoever asked still listens.
 	after, err := l.ask(l.ctx, role.RejoinAsked{Peer: theirs})
+	if err == nil && isLost {
+		l.addNotes(problem.Findings{problem.Noted("tail-unknown", "database "+l.rec.Database,
+			"it may have had transactions that instance "+l.rec.Peer+" never received, and gave them up when it rejoined; they are in no report, since "+lost.why)})
+	}
 	if err == nil && after.Role != role.Secondary {
 		err = problem.New("rejoin-not-now", "link "+l.rec.Name, "the roles changed meanwhile", "hawser link show "+l.rec.Name).Retry()
 	}
 	return err
+}
+
+// primaryHolds asks the new primary whether the stream since it took over can be had.
+func (l *link) primaryHolds(ctx context.Context) (bool, error) {
+	holds := true
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHolds, struct{}{}, &holds)
+	if p, ok := problem.As(err); ok && p.Code == codeUnknownCall { // an older agent: the stream will tell
+		return true, nil
+	}
+	return holds, err
+}
+
+// holds answers primaryHolds. A link that was given up for the WAL that it held has no slot.
+func (l *link) holds(ctx context.Context) (usable bool, err error) {
+	if l.standsFor(codeForgotten) || l.standsFor(capture.CodeBroken) {
+		return false, nil
+	}
+	err = l.m.store.Do(ctx, func(conn *pgx.Conn) error {
+		usable, err = capture.SlotUsable(ctx, conn, l.rec.ID)
+		return err
+	})
+	return usable, err
 }
 
 // mayRejoin refuses what this side knows by itself.
@@ -165,10 +196,9 @@ func (l *link) noteStates(states []string) {
 	if len(states) == 0 {
 		return
 	}
-	p := problem.Warn("tail-has-settings", "database "+l.rec.Database,
+	l.addNotes(problem.Findings{problem.Warn("tail-has-settings", "database "+l.rec.Database,
 		"owners, settings or privileges that changed here, of which the new primary may not have been told, are as this side left them: "+strings.Join(states[:min(len(states), maxStates)], "; "),
-		"hawser link verify "+l.rec.Name).Advise("it names those that differ from the primary's")
-	l.update(func() { l.notes = append(l.notes, p) })
+		"hawser link verify "+l.rec.Name).Advise("it names those that differ from the primary's")})
 }
 
 // maxStates bounds how many of them are named.

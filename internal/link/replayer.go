@@ -188,7 +188,7 @@ func (l *link) copying(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	return copied && !state.Done, err
 }
 
-// maxNotes bounds what a link says of replayed DDL.
+// maxNotes bounds what a link says of replayed DDL, and of a rejoin.
 const maxNotes = 20
 
 func (l *link) note(result schema.Result) {
@@ -199,6 +199,14 @@ func (l *link) note(result schema.Result) {
 	if result.Tag != "" {
 		l.log.Info("DDL replayed", "tag", result.Tag)
 	}
+	if filled := slices.Concat(result.Refreshed, result.Emptied); len(filled) > 0 {
+		l.update(func() { l.viewsFilled(filled) })
+	}
+	l.addNotes(notes)
+}
+
+// addNotes keeps what is to be said of the link, the newest of each object.
+func (l *link) addNotes(notes problem.Findings) {
 	if len(notes) == 0 {
 		return
 	}

@@ -54,6 +54,11 @@ func (l *link) findReports() {
 	found := map[string]reportSummary{}                                                                   // by the report's path
 	paths, _ := filepath.Glob(filepath.Join(l.m.cfg.StateDir, "reports", l.rec.Name+"-term*"+summaryEnd)) // a link's name has no special letter
 	for _, path := range paths {
+		report := strings.TrimSuffix(path, summaryEnd) + reportEnd
+		if _, err := os.Stat(report); errors.Is(err, fs.ErrNotExist) { // it was dealt with
+			_ = os.Remove(path)
+			continue
+		}
 		var s reportSummary
 		data, err := os.ReadFile(path)
 		if err == nil {
@@ -63,7 +68,7 @@ func (l *link) findReports() {
 		case err != nil:
 			l.log.Warn("can't read what a report holds", "path", path, "error", err)
 		case s.Link == l.rec.ID:
-			found[strings.TrimSuffix(path, summaryEnd)+reportEnd] = s
+			found[report] = s
 		}
 	}
 	l.update(func() { l.reports = found })

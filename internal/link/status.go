@@ -295,8 +295,10 @@ func (l *link) full(ctx context.Context) Status {
 			s.Notes = append(s.Notes, missing...)
 		}
 		l.measure(ctx, conn, &s)
-		if p := l.rowsAway(ctx, conn); p != nil {
-			s.Notes = append(s.Notes, p)
+		for _, p := range []*problem.Problem{l.rowsAway(ctx, conn), l.standsIncomplete(ctx, conn, s)} {
+			if p != nil {
+				s.Notes = append(s.Notes, p)
+			}
 		}
 	})
 	s.Notes = l.withoutLogin(ctx, s.Notes)

@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -110,21 +110,29 @@ func (l *link) layDownViews(ctx context.Context, tx pgx.Tx, views []laidView) er
 	return nil
 }
 
+// codeViews is told of a view until a REFRESH of the primary's comes through the stream.
+const codeViews = "tail-has-views"
+
 // noteViews says in what they may differ from the primary's: that has the rows of its last
 // REFRESH, which may be older than what they are filled from here.
 func (l *link) noteViews(views []laidView) {
-	var names, statements []string
+	var notes problem.Findings
 	for _, v := range views {
 		if !v.Empty {
-			names = append(names, v.quoted())
-			statements = append(statements, "REFRESH MATERIALIZED VIEW "+v.quoted()+";")
+			notes = append(notes, problem.Warn(codeViews, viewObject(v.quoted()),
+				"it is filled here from the rows of now, since only this side had filled it, and holds on the primary the rows of its last REFRESH",
+				"REFRESH MATERIALIZED VIEW "+v.quoted()+";").Advise("where the two have to be the same").At("the primary"))
 		}
 	}
-	if len(names) == 0 {
-		return
-	}
-	p := problem.Warn("tail-has-views", "database "+l.rec.Database,
-		"materialized views that only this side had filled are filled here from the rows of now, and hold on the primary those of its last REFRESH: "+strings.Join(fewOf(names, namedTables), ", "),
-		strings.Join(fewOf(statements, namedTables), " ")).Advise("where the two have to be the same").At("the primary")
-	l.update(func() { l.notes = append(l.notes, p) })
+	l.addNotes(notes)
 }
+
+// viewsFilled ends what noteViews told of views that the primary has filled or emptied since.
+// The caller holds mu.
+func (l *link) viewsFilled(quoted []string) {
+	l.notes = slices.DeleteFunc(l.notes, func(p *problem.Problem) bool {
+		return p.Code == codeViews && slices.ContainsFunc(quoted, func(view string) bool { return viewObject(view) == p.Object })
+	})
+}
+
+func viewObject(quoted string) string { return "materialized view " + quoted }
