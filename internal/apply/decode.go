@@ -273,7 +273,7 @@ func (a *Applier) openStream(ctx context.Context, m *pgoutput.StreamStart) error
 		a.spools[m.XID] = s
 	}
 	a.inStream = s
-	if first && a.mayApplyEarly() {
+	if first && a.mayApplyEarly(m.XID) {
 		return a.beginEarly(ctx, m.XID, s)
 	}
 	return nil

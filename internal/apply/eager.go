@@ -26,9 +26,10 @@ type eager struct {
 	spool *spool
 }
 
-// mayApplyEarly tells whether the transaction that begins to stream in is alone.
-func (a *Applier) mayApplyEarly() bool {
-	return a.eager == nil && a.txn == nil && len(a.spools) == 1 && time.Since(a.busy) >= a.quiet &&
+// mayApplyEarly tells whether the transaction that begins to stream in is alone, and is not
+// the last one that is applied here, which the stream may begin with once more.
+func (a *Applier) mayApplyEarly(xid uint32) bool {
+	return xid != a.last.XID && a.eager == nil && a.txn == nil && len(a.spools) == 1 && time.Since(a.busy) >= a.quiet &&
 		!a.seeds.active && len(a.seeds.tables) == 0 && len(a.repair.tables) == 0 && a.barrier == nil && a.wanted.Load() == 0
 }
 
@@ -38,7 +39,7 @@ func (a *Applier) beginEarly(ctx context.Context, xid uint32, s *spool) error {
 		return err
 	}
 	a.begin(xid, a.received, true)
-	a.txn.skip = false // the server streams nothing that was committed before the stream's start
+	a.txn.skip = false // it was not committed before the stream's start
 	a.eager = &eager{spool: s}
 	return nil
 }

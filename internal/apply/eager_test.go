@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -82,6 +83,33 @@ func TestEarly(t *testing.T) {
 				t.Errorf("the table is\n%s\nand should be\n%s", got, want)
 			}
 		})
+	}
+}
+
+// TestEarlySentAgain: the transaction that the stream begins with is the last one that is
+// applied here. It is not applied once more.
+func TestEarlySentAgain(t *testing.T) {
+	r := newReplica(t, testpg.Shared(t), gatherTables[0])
+	s := &side{oid: tableNet, rows: map[[2]string][2]cell{}}
+	changes := block(990, 990, true, s.inserts(0, 100))
+	for round := range uint64(2) {
+		frames := make(chan frame.Frame, 10)
+		var received atomic.Uint64
+		_, _, end := r.run(frames, func(k frame.Ack) { received.Store(uint64(k.Received)) })
+		frames <- frame.Heartbeat{Snapshot: "900:900:"}
+		frames <- records(1250, changes...)
+		testpg.Eventually(t, 10*time.Second, "the changes are received", func() (bool, error) { return received.Load() == 1250, nil })
+		frames <- records(1250, msgStreamCommit(990, 1200))
+		if round == 1 {
+			frames <- records(1300, append([][]byte{msgBegin(1300, 995)}, append(s.inserts(200, 201), msgCommit(1300))...)...)
+		}
+		testpg.Eventually(t, 10*time.Second, "all is committed", func() (bool, error) { return r.passed(1208 + 100*round), nil })
+		if err := end(); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if got, want := r.table(r.c.Connect(t, r.db), tableNet), s.String(); got != want {
+			t.Errorf("the table is\n%s\nand should be\n%s", got, want)
+		}
 	}
 }
 
