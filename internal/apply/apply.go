@@ -142,6 +142,7 @@ type Applier struct {
 	waiting   []waiter
 	handoff   *Handoff
 	barrier   *barrier
+	unseen    unseen
 	repair    repair
 	reseed    bool // tables were put down to be copied again
 

@@ -303,10 +303,9 @@ func TestCommandsStarve(t *testing.T) {
 	t.Logf("five commands took %s", time.Since(begin))
 }
 
-// TestRepairStoresThePosition: a transaction is withheld whole, so it opens no target
-// transaction; the row is then fetched with its effect. After a restart it would be
-// applied once more.
-func TestRepairStoresThePosition(t *testing.T) {
+// repairing has a replica whose row with id 1 was taken away, to be fetched.
+func repairing(t *testing.T) *replica {
+	t.Helper()
 	r := newReplica(t, testpg.Shared(t))
 	ctx := context.Background()
 	conn := r.c.Connect(t, r.db)
@@ -321,17 +320,31 @@ func TestRepairStoresThePosition(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return r
+}
+
+// repairAt fetches the row under a snapshot of the primary.
+func repairAt(a *Applier, s frame.Snapshot, until frame.LSN) error {
+	return a.Repair(context.Background(), func(context.Context) (frame.Snapshot, frame.LSN, error) { return s, until, nil },
+		func(ctx context.Context, tx pgx.Tx, _ catalog.RepairTable) error {
+			_, err := tx.Exec(ctx, `INSERT INTO t VALUES (1)`)
+			return err
+		})
+}
+
+// TestRepairStoresThePosition: a transaction is withheld whole, so it opens no target
+// transaction; the row is then fetched with its effect. After a restart it would be
+// applied once more.
+func TestRepairStoresThePosition(t *testing.T) {
+	r := repairing(t)
 	frames := make(chan frame.Frame, 10)
 	a, _, end := r.run(frames, func(frame.Ack) {})
 	frames <- frame.Heartbeat{Snapshot: "900:900:"}
 	frames <- records(1000, msgBegin(1000, 990), msgRelation(), msgInsert("1"), msgCommit(1000))
-	if err := a.Await(ctx, 1008); err != nil {
+	if err := a.Await(context.Background(), 1008); err != nil {
 		t.Fatal(err)
 	}
-	err = a.Repair(ctx, frame.Snapshot{Xmin: 991, Xmax: 991}, 1008, func(ctx context.Context, tx pgx.Tx, _ catalog.RepairTable) error {
-		_, err := tx.Exec(ctx, `INSERT INTO t VALUES (1)`)
-		return err
-	})
+	err := repairAt(a, frame.Snapshot{Xmin: 991, Xmax: 991}, 1008)
 	_ = end()
 	if err != nil {
 		t.Fatal(err)
@@ -340,6 +353,31 @@ func TestRepairStoresThePosition(t *testing.T) {
 	defer end()
 	if from < 1008 {
 		t.Errorf("the repair covers the transaction up to 0/3F0, and the applier begins again at %s", from)
+	}
+}
+
+// TestRepairOfWhatIsNotSeen: a transaction was withheld, and the snapshot that is offered
+// does not see it: it was taken before, or the transaction is not visible on the primary yet.
+// Its effect on the row would be lost. A later snapshot serves.
+func TestRepairOfWhatIsNotSeen(t *testing.T) {
+	r := repairing(t)
+	frames := make(chan frame.Frame, 10)
+	a, _, end := r.run(frames, func(frame.Ack) {})
+	defer func() { _ = end() }()
+	frames <- frame.Heartbeat{Snapshot: "900:900:"}
+	frames <- records(1000, msgBegin(1000, 990), msgRelation(), msgInsert("1"), msgCommit(1000), msgBegin(1008, 992), msgInsert("2"), msgCommit(1008))
+	if err := a.Await(context.Background(), 1016); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []frame.Snapshot{{Xmin: 985, Xmax: 985}, {Xmin: 990, Xmax: 993, Xip: []uint64{990}}} {
+		if err := repairAt(a, s, 1000); !errors.Is(err, ErrNotPrefix) {
+			t.Errorf("snapshot %s does not see transaction 990: %v", s, err)
+		}
+	}
+	frames <- frame.Heartbeat{Snapshot: "990:993:990"}
+	frames <- frame.Heartbeat{Snapshot: "993:993:"}
+	if err := repairAt(a, frame.Snapshot{Xmin: 993, Xmax: 993}, 1016); err != nil {
+		t.Error(err)
 	}
 }
 

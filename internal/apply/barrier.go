@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/hawser/hawser/internal/frame"
 )
@@ -20,7 +21,7 @@ type barrier struct {
 	snapshot frame.Snapshot
 	until    frame.LSN // everything that the snapshot sees was committed before
 	take     func(ctx context.Context) error
-	exact    bool // take must not be undone: it is called when the state is sure
+	exact    bool // take must not be undone: it is called when the state is sure, of what was applied before the snapshot, too
 	taken    bool
 	done     chan error
 }
@@ -41,11 +42,12 @@ func (a *Applier) atBarrier(ctx context.Context, b *barrier) error {
 		if a.barrier != nil {
 			return errBarrierTaken
 		}
-		if b.open != nil {
-			var err error
-			if b.snapshot, b.until, err = b.open(ctx); err != nil {
-				return err
-			}
+		var err error
+		if b.snapshot, b.until, err = b.open(ctx); err != nil {
+			return err
+		}
+		if b.exact && a.unseen.any(b.snapshot) {
+			return ErrNotPrefix // its effect is here, and would not be in what is taken
 		}
 		a.barrier = b
 		return a.passBarrier(ctx)
@@ -106,6 +108,24 @@ func (a *Applier) passBarrier(ctx context.Context) error {
 	}
 	a.liftBarrier(nil)
 	return nil
+}
+
+// unseen are the transactions that are applied here, and that no snapshot of the primary
+// which came since is known to see: each becomes visible there a moment after its commit
+// record can be streamed, or long after, while it waits for a synchronous standby.
+type unseen []uint32
+
+func (u *unseen) applied(xid uint32, latest frame.Snapshot) {
+	if latest.Xmax == 0 || !latest.Sees(xid) {
+		*u = append(*u, xid)
+	}
+}
+
+func (u *unseen) observe(s frame.Snapshot) { *u = slices.DeleteFunc(*u, s.Sees) }
+
+// any tells whether there is one that the snapshot does not see.
+func (u unseen) any(s frame.Snapshot) bool {
+	return slices.ContainsFunc(u, func(xid uint32) bool { return !s.Sees(xid) })
 }
 
 func (a *Applier) liftBarrier(err error) {

@@ -93,6 +93,7 @@ func (a *Applier) commit(ctx context.Context, end frame.LSN, at time.Time, more 
 	a.batch.commit, a.batch.xid = a.txn.commit, a.txn.xid
 	a.batch.ddl = a.batch.ddl || a.txn.ddl
 	a.busy, a.backlog.last = time.Now(), at
+	a.unseen.applied(a.txn.xid, a.seeds.now)
 	a.out.rows = a.backlog.rows()
 	// settleBatch must not see a transaction: it is whole.
 	txn := a.txn
@@ -232,6 +233,7 @@ func (a *Applier) heartbeat(ctx context.Context, h frame.Heartbeat) error {
 			return err
 		}
 		a.seeds.observe(s)
+		a.unseen.observe(s)
 	}
 	a.due = a.due || h.End == 0 && len(a.sequences) > 0
 	if a.eager != nil && a.due { // setting them is no part of the transaction

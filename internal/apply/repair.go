@@ -139,10 +139,10 @@ func (t *repairTable) keyOf(r *relation, row []pgoutput.Column) ([]string, error
 }
 
 // Repair ends the repair at a snapshot of the primary: fetch puts the rows of one
-// table, as that snapshot shows them, into tx. until is as in AtSnapshot, and so is
+// table, as that snapshot shows them, into tx. open is as in AtSnapshot, and so is
 // ErrNotPrefix.
-func (a *Applier) Repair(ctx context.Context, snapshot frame.Snapshot, until frame.LSN, fetch func(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) error) error {
-	return a.atBarrier(ctx, &barrier{snapshot: snapshot, until: until, exact: true, take: func(ctx context.Context) error {
+func (a *Applier) Repair(ctx context.Context, open func(ctx context.Context) (frame.Snapshot, frame.LSN, error), fetch func(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) error) error {
+	return a.atBarrier(ctx, &barrier{open: open, exact: true, take: func(ctx context.Context) error {
 		if err := a.out.idle(); err != nil {
 			return err
 		}

@@ -539,18 +539,19 @@ func (l *link) repair(ctx context.Context, a *apply.Applier) error {
 }
 
 func (l *link) repairOnce(ctx context.Context, a *apply.Applier) error {
-	theirs, left, err := l.openRemote(ctx)
-	if err != nil {
-		return err
-	}
-	defer left()
+	var theirs remoteSide
+	left := func() {}
+	defer func() { left() }()
 	s, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamRows)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	rows := int64(0)
-	err = a.Repair(ctx, theirs.Snapshot, theirs.Until, func(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) error {
+	err = a.Repair(ctx, func(context.Context) (_ frame.Snapshot, _ frame.LSN, err error) {
+		theirs, left, err = l.openRemote(ctx)
+		return theirs.Snapshot, theirs.Until, err
+	}, func(ctx context.Context, tx pgx.Tx, t catalog.RepairTable) error {
 		r, ok, err := rowsRequest(ctx, tx, t)
 		if err != nil || !ok {
 			return err
