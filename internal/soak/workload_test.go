@@ -23,6 +23,7 @@ import (
 const (
 	writers  = 4
 	lists    = 40
+	places   = 5000 // of a client, in mark
 	accounts = 20
 	opening  = 1000
 	// writeEvery and readEvery leave the machine something for the product itself.
@@ -32,13 +33,15 @@ const (
 	retryEvery = 20 * time.Millisecond
 )
 
-// The ledger has no key, so a row that is written twice is there twice.
+// The ledger has no key, so a row that is written twice is there twice. The rows of mark
+// change seldom: a change of one that is lost does not come back with the row's next.
 const schema = `
 CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL);
 CREATE TABLE list (id int PRIMARY KEY, items bigint[] NOT NULL);
 CREATE TABLE counter (client int PRIMARY KEY, last bigint NOT NULL, count bigint NOT NULL);
 CREATE TABLE ledger (client int NOT NULL, n bigint NOT NULL, payload text);
-CREATE INDEX ON ledger (client, n);`
+CREATE INDEX ON ledger (client, n);
+CREATE TABLE mark (client int, place bigint, n bigint NOT NULL, PRIMARY KEY (client, place));`
 
 // look is one statement, and so one snapshot.
 const look = `
@@ -228,6 +231,7 @@ func change(ctx context.Context, tx pgx.Tx, op history.Op, a *history.Attempt) e
 	b.Queue(`UPDATE account SET balance = balance + $2 WHERE id = $1`, first, amount)
 	b.Queue(`UPDATE account SET balance = balance + $2 WHERE id = $1`, second, -amount)
 	b.Queue(`INSERT INTO ledger VALUES ($1, $2, $3)`, client, n, payload(op))
+	b.Queue(`INSERT INTO mark VALUES ($1, $2, $3) ON CONFLICT (client, place) DO UPDATE SET n = EXCLUDED.n`, client, n%places, n)
 	return tx.SendBatch(ctx, b).Close()
 }
 
@@ -343,7 +347,7 @@ func digest(t *testing.T, s *side) (out string) {
 		}
 		defer hangUp(conn)
 		out = ""
-		for _, table := range []string{"account", "list", "counter", "ledger"} {
+		for _, table := range []string{"account", "list", "counter", "ledger", "mark"} {
 			var text string
 			err := conn.QueryRow(context.Background(), `SELECT count(*) || ' ' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM `+table+` t`).Scan(&text)
 			if err != nil {
@@ -368,7 +372,7 @@ func (w *world) reset(t *testing.T) {
 		}
 		defer hangUp(conn)
 		_, err = conn.PgConn().Exec(context.Background(), fmt.Sprintf(`
-			TRUNCATE account, list, counter, ledger;
+			TRUNCATE account, list, counter, ledger, mark;
 			INSERT INTO account SELECT i, %d FROM generate_series(0, %d) i;
 			INSERT INTO list SELECT i, '{}' FROM generate_series(0, %d) i;
 			INSERT INTO counter SELECT i, 0, 0 FROM generate_series(0, %d) i`, opening, accounts-1, lists-1, writers-1)).ReadAll()
