@@ -296,7 +296,10 @@ func (w *walk) slots() {
 		}
 		testpg.Eventually(w.t, time.Minute, "slots of "+i.name, func() (bool, error) {
 			got := i.Rows(w.t, "postgres", `SELECT slot_name FROM pg_replication_slots UNION ALL SELECT 'heir ' || name FROM hawser.heir`)
-			return len(got) == want, fmt.Errorf("%q, want %d", got, want)
+			if len(got) != want {
+				return false, fmt.Errorf("%q, want %d", got, want)
+			}
+			return true, nil
 		})
 	}
 }
