@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -386,6 +387,48 @@ func TestAbortedDefinition(t *testing.T) {
 	same(t, a, b, "shop")
 	if n := testpg.Rows(t, a.Connect(t, "postgres"), `SELECT sum(stream_txns) >= 5 FROM pg_stat_replication_slots`)[0]; n != "t" {
 		t.Errorf("not every transaction was streamed: %s", n)
+	}
+}
+
+// TestStreamedDDLRolledBack: a transaction that is streamed has DDL in a savepoint that is
+// rolled back when the server has sent it. Of a logical message the server tells the
+// transaction alone, never the subtransaction that wrote it.
+func TestStreamedDDLRolledBack(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `ALTER SYSTEM SET logical_decoding_work_mem = '64kB'`, `SELECT pg_reload_conf()`)
+	link(t, a, b, `CREATE TABLE s (id serial PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1); CREATE TABLE big (v text)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	conn := a.Connect(t, "shop")
+	streamed := func() (int, error) {
+		return strconv.Atoi(a.Rows(t, "postgres", `SELECT coalesce(sum(stream_bytes), 0) FROM pg_stat_replication_slots`)[0])
+	}
+	const many = `INSERT INTO big SELECT repeat('x', 100) FROM generate_series(1, 5000);`
+	for _, c := range []struct{ before, after string }{
+		{`INSERT INTO s (v) VALUES ('a'); SAVEPOINT p; ALTER TABLE s ADD gone int; CREATE TABLE never (a int);` + many, `ROLLBACK TO p;` + many + `INSERT INTO s (v) VALUES ('b')`},
+		{`SAVEPOINT p; DROP TABLE other; SAVEPOINT q;` + many + `RELEASE q`, `ROLLBACK TO p; INSERT INTO other VALUES (2)`},
+		{`CREATE TABLE kept (a int); SAVEPOINT p; ALTER TABLE kept ADD gone int; SAVEPOINT q; ALTER TABLE s ADD gone int; RELEASE q;` + many, `ROLLBACK TO p; ALTER TABLE kept ADD b int; INSERT INTO kept VALUES (1, 2)`},
+		{`SAVEPOINT p; SAVEPOINT q; ALTER TABLE s ADD gone int;` + many, `ROLLBACK TO q; ALTER TABLE s ADD stays int DEFAULT 7; RELEASE p; INSERT INTO s (v) VALUES ('c')`},
+	} {
+		exec := func(sql string) {
+			t.Helper()
+			if _, err := conn.Exec(context.Background(), sql); err != nil {
+				t.Fatalf("%s: %v", sql, err)
+			}
+		}
+		was, err := streamed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		exec(`BEGIN`)
+		exec(c.before)
+		testpg.Eventually(t, 20*time.Second, "it is streamed", func() (bool, error) {
+			now, err := streamed()
+			return now > was+500_000, err
+		})
+		exec(c.after)
+		exec(`COMMIT`)
+		same(t, a, b, "shop")
 	}
 }
 

@@ -172,7 +172,7 @@ func TestCaptureOfVersion3(t *testing.T) {
 			FOR f IN SELECT oid FROM pg_proc WHERE pronamespace = 'hawser'::regnamespace AND (proname LIKE 'ddl\_%' OR proname LIKE '%\_identity') LOOP
 				EXECUTE format('DROP FUNCTION %s', f);
 			END LOOP;
-			DROP TABLE hawser.ddl_capture, hawser.ddl_seen, hawser.ddl_filter;
+			DROP TABLE hawser.ddl_capture, hawser.ddl_seen, hawser.ddl_mark, hawser.ddl_filter;
 		END $$;`+captureV3+`;
 		INSERT INTO hawser.ddl_capture (version, key, ipad, opad) SELECT 3, key, ipad, opad FROM keys;
 		CREATE EVENT TRIGGER "!hawser_begin_caller" ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION', 'ALTER EXTENSION', 'CREATE TABLE AS', 'SELECT INTO') EXECUTE FUNCTION hawser.ddl_caller();

@@ -30,6 +30,10 @@ CREATE UNLOGGED TABLE IF NOT EXISTS hawser.ddl_seen (
 	PRIMARY KEY (kind, class, id, name)
 );
 
+-- Rows that are gone at once: see hawser.ddl_write. Unlogged, so that they are in no stream.
+CREATE UNLOGGED TABLE IF NOT EXISTS hawser.ddl_mark (one boolean);
+REVOKE ALL ON hawser.ddl_mark FROM PUBLIC;
+
 -- How each link chooses its tables; one that has no row here, or carries the whole
 -- database, publishes all of them. The patterns are SQL's, of schema and table.
 CREATE TABLE IF NOT EXISTS hawser.ddl_filter (
@@ -155,6 +159,10 @@ END $f$;
 -- hawser.ddl_write signs and writes one message. The bytes are UTF-8 whatever the
 -- database's encoding is.
 --
+-- It begins with the transaction, top-level or not, that writes it, as only a row's xmin
+-- tells. What is streamed before its commit is taken back by subtransactions, and the
+-- server tells the other side which of them wrote a row, but not which wrote a message.
+--
 -- An empty message follows. Decoding orders the changes of a transaction and its
 -- subtransactions by their LSN, and takes for a message's LSN the end of its record,
 -- which is the start of the next. When the two are of different subtransactions it
@@ -162,9 +170,14 @@ END $f$;
 CREATE OR REPLACE FUNCTION hawser.ddl_write(message json) RETURNS void
 LANGUAGE plpgsql AS $f$
 DECLARE
-	body bytea := hawser.ddl_bytes(json_strip_nulls(message)::text);
-	mac  bytea;
+	writer xid;
+	place  tid;
+	body   bytea;
+	mac    bytea;
 BEGIN
+	INSERT INTO hawser.ddl_mark VALUES (true) RETURNING xmin, ctid INTO STRICT writer, place;
+	DELETE FROM hawser.ddl_mark WHERE ctid = place;
+	body := hawser.ddl_bytes(format('{"by":%s,', writer) || substr(json_strip_nulls(message)::text, 2));
 	SELECT sha256(c.opad || sha256(c.ipad || body)) INTO STRICT mac FROM hawser.ddl_capture c;
 	PERFORM pg_logical_emit_message(true, 'hawser.ddl', convert_to(encode(mac, 'hex'), 'UTF8') || body);
 	PERFORM pg_logical_emit_message(true, 'hawser.ddl', ''::text);
