@@ -342,6 +342,31 @@ func TestPasswordChanges(t *testing.T) {
 	equal(t, a, b, "shop")
 }
 
+// TestTablesOfLongAgo: the primary has used more than 2^31 transaction ids since its tables
+// were made. Their rows in the catalogs are frozen, and show an id that seems to be one of
+// the future.
+func TestTablesOfLongAgo(t *testing.T) {
+	t.Parallel()
+	a, b := newInstance(t, "alpha"), newInstance(t, "beta")
+	introduce(t, a, b)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", zoo)
+	a.stop()
+	a.SetNextXID(t, 1<<31+1_000_000)
+	a.run(t)
+	spec := api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}
+	if _, err := a.CreateLink(context.Background(), spec); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	if err := b.ResyncLink(context.Background(), "shop", []string{"public.customer"}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}
+
 // TestXIDsWrapAround copies tables while the primary's transaction ids pass 2^32: the
 // stream tells 32 bits of them, and snapshots 64.
 func TestXIDsWrapAround(t *testing.T) {
