@@ -32,6 +32,25 @@ func TestDomainWithLaterCheck(t *testing.T) {
 	same(t, a, b, "shop")
 }
 
+// TestDomainThatLooksAround: a domain's check calls a function that looks at another table,
+// whose rows come in the same transaction.
+func TestDomainThatLooksAround(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE country (code text PRIMARY KEY); CREATE FUNCTION is_country(text) RETURNS bool LANGUAGE sql AS 'SELECT EXISTS (SELECT FROM public.country WHERE code = $1)';
+		CREATE DOMAIN country_code AS text CHECK (is_country(VALUE)); CREATE TABLE customer (id int PRIMARY KEY, country country_code, countries country_code[], v int);
+		INSERT INTO country VALUES ('OLD'); INSERT INTO customer VALUES (1000, 'OLD'); DELETE FROM country`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `BEGIN; INSERT INTO country VALUES ('XX'), ('YY'); INSERT INTO customer VALUES (1, 'XX'); DELETE FROM country WHERE code = 'XX'; COMMIT`)
+	same(t, a, b, "shop")
+	a.Exec(t, "shop", `BEGIN; INSERT INTO country VALUES ('ZZ'); INSERT INTO customer SELECT i, 'YY' FROM generate_series(2, 100) i; UPDATE customer SET country = 'ZZ' WHERE id = 1; DELETE FROM country WHERE code = 'ZZ'; COMMIT`)
+	same(t, a, b, "shop")
+	a.Exec(t, "shop", `UPDATE customer SET v = 1`)
+	same(t, a, b, "shop")
+	a.Exec(t, "shop", `BEGIN; INSERT INTO country VALUES ('WW'); UPDATE customer SET countries = '{WW}' WHERE id = 1; DELETE FROM country WHERE code = 'WW'; COMMIT`)
+	same(t, a, b, "shop")
+}
+
 // TestDDLOfReplicaRole: a session on the primary whose triggers rest, as a restore's,
 // gives commands as any other; the appliers' own, which rest too, are told to nobody.
 func TestDDLOfReplicaRole(t *testing.T) {
