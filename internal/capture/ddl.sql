@@ -535,6 +535,43 @@ BEGIN
 	RETURN changes;
 END $f$;
 
+-- hawser.ddl_under are the tables whose changes are written otherwise since a command that
+-- takes no lock on them: in a schema of another name, or with values of a type that are
+-- read otherwise.
+CREATE OR REPLACE FUNCTION hawser.ddl_under(tag text, source text, objects jsonb) RETURNS oid[]
+LANGUAGE plpgsql STABLE AS $f$
+DECLARE
+	ids oid[] := ARRAY(SELECT (o ->> 'oid')::oid FROM jsonb_array_elements(objects) o);
+BEGIN
+	IF tag = 'ALTER SCHEMA' AND source ~* 'rename' THEN
+		RETURN ARRAY(SELECT c.oid FROM pg_class c WHERE c.relnamespace = ANY (ids));
+	ELSIF tag = 'ALTER TYPE' AND source ~* 'rename[[:space:]]+value|drop[[:space:]]+attribute' THEN
+		RETURN ARRAY(WITH RECURSIVE y(oid) AS (
+				SELECT t.oid FROM pg_type t WHERE t.oid = ANY (ids) OR t.typrelid = ANY (ids) AND t.typrelid <> 0
+				UNION SELECT n.oid FROM y, LATERAL (
+					SELECT t.oid FROM pg_type t WHERE t.typelem = y.oid OR t.typbasetype = y.oid
+					UNION ALL SELECT unnest(ARRAY[r.rngtypid, r.rngmultitypid]) FROM pg_range r WHERE r.rngsubtype = y.oid
+					UNION ALL SELECT c.reltype FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE a.atttypid = y.oid AND c.reltype <> 0) n)
+			SELECT DISTINCT a.attrelid FROM y JOIN pg_attribute a ON a.atttypid = y.oid);
+	END IF;
+	RETURN '{}';
+END $f$;
+
+-- hawser.ddl_apart keeps writers to tables out until the transaction ends, and waits for
+-- those at work: what they wrote before the command comes behind it, and would be read as
+-- if it had been written after it.
+CREATE OR REPLACE FUNCTION hawser.ddl_apart(relids oid[]) RETURNS void
+LANGUAGE plpgsql AS $f$
+DECLARE
+	names text := (SELECT string_agg(format('ONLY %I.%I', n.nspname, c.relname), ', ' ORDER BY c.oid)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = ANY (relids) AND c.relkind = 'r' AND c.relpersistence = 'p' AND hawser.ddl_published(c.oid));
+BEGIN
+	IF names IS NOT NULL THEN
+		EXECUTE 'LOCK TABLE ' || names || ' IN SHARE ROW EXCLUSIVE MODE';
+	END IF;
+END $f$;
+
 -- hawser.ddl_scope are the tables that a command may have brought in or taken out: NULL
 -- for any, {} for none. What a partition is a partition of counts for it, and a command
 -- names the parent alone.
@@ -840,6 +877,7 @@ BEGIN
 		relids := relids || ARRAY(SELECT c.oid FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relreplident = 'i'
 			AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident));
 	END IF;
+	PERFORM hawser.ddl_apart(hawser.ddl_under(tag, source, objects));
 	scope := hawser.ddl_scope(tag, relids);
 	IF scope IS NULL OR scope <> '{}' THEN
 		chosen := hawser.ddl_choose(scope, CASE WHEN tag LIKE 'CREATE %' AND tag <> 'CREATE TABLE AS' THEN coalesce(relids, '{}') ELSE '{}' END, true);
@@ -1121,8 +1159,8 @@ BEGIN
 			PERFORM hawser.ddl_command(tg_tag, stack, objects,
 				coalesce(pending -> 'dropped', '[]'), coalesce(pending -> 'rewrites', '[]'));
 		END IF;
-	EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
-		RAISE; -- the transaction is lost, and its client expects that
+	EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex OR lock_not_available THEN
+		RAISE; -- the transaction is lost, and its client expects that; or has set a lock_timeout
 	WHEN OTHERS THEN
 		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);
 	END;
