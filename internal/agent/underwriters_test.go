@@ -55,7 +55,7 @@ func TestTypesChangedUnderWriters(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t)
 	link(t, a, b, `CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN moods AS mood[]; CREATE TYPE pair AS (m mood, gone int); CREATE TYPE span AS RANGE (subtype = mood);
-		CREATE TABLE plain (id int PRIMARY KEY, m mood); CREATE TABLE deep (id int PRIMARY KEY, ms moods); CREATE TABLE composite (id int PRIMARY KEY, ps pair[]); CREATE TABLE spans (id int PRIMARY KEY, s span)`)
+		CREATE TABLE plain (id int PRIMARY KEY, m mood); CREATE TABLE deep (id int PRIMARY KEY, ms moods); CREATE TABLE composite (id int PRIMARY KEY, ps pair[]); CREATE TABLE spans (id int PRIMARY KEY, s span); CREATE DOMAIN word AS text; CREATE TABLE short (id int PRIMARY KEY, w word)`)
 	b.awaitState(t, "shop", api.StateSynchronized)
 	conn := a.Connect(t, "shop")
 	for n, x := range []struct{ write, change string }{
@@ -63,6 +63,7 @@ func TestTypesChangedUnderWriters(t *testing.T) {
 		{`INSERT INTO deep VALUES (:n, '{blue}')`, `ALTER TYPE mood RENAME VALUE 'blue' TO 'sad'`},
 		{`INSERT INTO spans VALUES (:n, '[sad,ok]')`, `BEGIN; ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'ok' TO 'sad'; ALTER TYPE mood RENAME VALUE 'x' TO 'ok'; COMMIT`},
 		{`INSERT INTO composite VALUES (:n, '{"(sad,1)"}')`, `ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'`},
+		{`INSERT INTO short VALUES (:n, 'too long')`, `ALTER DOMAIN word ADD CHECK (length(VALUE) < 3) NOT VALID`},
 		{`INSERT INTO composite VALUES (:n, '{"(blue,1)"}')`, `ALTER TYPE pair DROP ATTRIBUTE gone`},
 	} {
 		if _, err := conn.Exec(context.Background(), `BEGIN; `+strings.ReplaceAll(x.write, ":n", fmt.Sprint(n))); err != nil {

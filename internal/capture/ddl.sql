@@ -545,7 +545,8 @@ DECLARE
 BEGIN
 	IF tag = 'ALTER SCHEMA' AND source ~* 'rename' THEN
 		RETURN ARRAY(SELECT c.oid FROM pg_class c WHERE c.relnamespace = ANY (ids));
-	ELSIF tag = 'ALTER TYPE' AND source ~* 'rename[[:space:]]+value|drop[[:space:]]+attribute' THEN
+	ELSIF tag = 'ALTER TYPE' AND source ~* 'rename[[:space:]]+value|drop[[:space:]]+attribute'
+		OR tag = 'ALTER DOMAIN' AND source ~* 'not[[:space:]]+valid' THEN -- else the server locks the tables
 		RETURN ARRAY(WITH RECURSIVE y(oid) AS (
 				SELECT t.oid FROM pg_type t WHERE t.oid = ANY (ids) OR t.typrelid = ANY (ids) AND t.typrelid <> 0
 				UNION SELECT n.oid FROM y, LATERAL (
