@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,25 @@ func TestDomainWithLaterCheck(t *testing.T) {
 		`UPDATE keyed SET e = 1 WHERE id = 2`, `UPDATE keyed SET e = 1 WHERE id > 2`, `UPDATE keyed SET id = -id WHERE id = 3`, `UPDATE keyed SET d = 'ok' WHERE id IN (4, 5)`, `DELETE FROM keyed WHERE id = 6`,
 		`UPDATE by_name SET e = 1`, `DELETE FROM by_name WHERE id LIKE '%1'`, `UPDATE by_name SET id = 'x' WHERE id LIKE '%2' AND id NOT LIKE '%12'`,
 		`INSERT INTO loose VALUES (100, 'y', 1)`)
+	same(t, a, b, "shop")
+}
+
+// TestDomainThatLooksAround: a domain's check calls a function that looks at another table,
+// whose rows come in the same transaction.
+func TestDomainThatLooksAround(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	link(t, a, b, `CREATE TABLE country (code text PRIMARY KEY); CREATE FUNCTION is_country(text) RETURNS bool LANGUAGE sql AS 'SELECT EXISTS (SELECT FROM public.country WHERE code = $1)';
+		CREATE DOMAIN country_code AS text CHECK (is_country(VALUE)); CREATE TABLE customer (id int PRIMARY KEY, country country_code, countries country_code[], v int);
+		INSERT INTO country VALUES ('OLD'); INSERT INTO customer VALUES (1000, 'OLD'); DELETE FROM country`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `BEGIN; INSERT INTO country VALUES ('XX'), ('YY'); INSERT INTO customer VALUES (1, 'XX'); DELETE FROM country WHERE code = 'XX'; COMMIT`)
+	same(t, a, b, "shop")
+	a.Exec(t, "shop", `BEGIN; INSERT INTO country VALUES ('ZZ'); INSERT INTO customer SELECT i, 'YY' FROM generate_series(2, 100) i; UPDATE customer SET country = 'ZZ' WHERE id = 1; DELETE FROM country WHERE code = 'ZZ'; COMMIT`)
+	same(t, a, b, "shop")
+	a.Exec(t, "shop", `UPDATE customer SET v = 1`)
+	same(t, a, b, "shop")
+	a.Exec(t, "shop", `BEGIN; INSERT INTO country VALUES ('WW'); UPDATE customer SET countries = '{WW}' WHERE id = 1; DELETE FROM country WHERE code = 'WW'; COMMIT`)
 	same(t, a, b, "shop")
 }
 
@@ -386,6 +406,48 @@ func TestAbortedDefinition(t *testing.T) {
 	same(t, a, b, "shop")
 	if n := testpg.Rows(t, a.Connect(t, "postgres"), `SELECT sum(stream_txns) >= 5 FROM pg_stat_replication_slots`)[0]; n != "t" {
 		t.Errorf("not every transaction was streamed: %s", n)
+	}
+}
+
+// TestStreamedDDLRolledBack: a transaction that is streamed has DDL in a savepoint that is
+// rolled back when the server has sent it. Of a logical message the server tells the
+// transaction alone, never the subtransaction that wrote it.
+func TestStreamedDDLRolledBack(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `ALTER SYSTEM SET logical_decoding_work_mem = '64kB'`, `SELECT pg_reload_conf()`)
+	link(t, a, b, `CREATE TABLE s (id serial PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO other VALUES (1); CREATE TABLE big (v text)`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	conn := a.Connect(t, "shop")
+	streamed := func() (int, error) {
+		return strconv.Atoi(a.Rows(t, "postgres", `SELECT coalesce(sum(stream_bytes), 0) FROM pg_stat_replication_slots`)[0])
+	}
+	const many = `INSERT INTO big SELECT repeat('x', 100) FROM generate_series(1, 5000);`
+	for _, c := range []struct{ before, after string }{
+		{`INSERT INTO s (v) VALUES ('a'); SAVEPOINT p; ALTER TABLE s ADD gone int; CREATE TABLE never (a int);` + many, `ROLLBACK TO p;` + many + `INSERT INTO s (v) VALUES ('b')`},
+		{`SAVEPOINT p; DROP TABLE other; SAVEPOINT q;` + many + `RELEASE q`, `ROLLBACK TO p; INSERT INTO other VALUES (2)`},
+		{`CREATE TABLE kept (a int); SAVEPOINT p; ALTER TABLE kept ADD gone int; SAVEPOINT q; ALTER TABLE s ADD gone int; RELEASE q;` + many, `ROLLBACK TO p; ALTER TABLE kept ADD b int; INSERT INTO kept VALUES (1, 2)`},
+		{`SAVEPOINT p; SAVEPOINT q; ALTER TABLE s ADD gone int;` + many, `ROLLBACK TO q; ALTER TABLE s ADD stays int DEFAULT 7; RELEASE p; INSERT INTO s (v) VALUES ('c')`},
+	} {
+		exec := func(sql string) {
+			t.Helper()
+			if _, err := conn.Exec(context.Background(), sql); err != nil {
+				t.Fatalf("%s: %v", sql, err)
+			}
+		}
+		was, err := streamed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		exec(`BEGIN`)
+		exec(c.before)
+		testpg.Eventually(t, 20*time.Second, "it is streamed", func() (bool, error) {
+			now, err := streamed()
+			return now > was+500_000, err
+		})
+		exec(c.after)
+		exec(`COMMIT`)
+		same(t, a, b, "shop")
 	}
 }
 

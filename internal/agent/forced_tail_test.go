@@ -494,3 +494,50 @@ func TestTakenBytesOfNoEncoding(t *testing.T) {
 		t.Errorf("the database was\n%s\nand is\n%s", before, after)
 	}
 }
+
+// TestTailOfOddKeys: keys that print otherwise than their cast to text does, and keys that
+// are one though they print as two. The new primary moves rows onto keys of the tail, and
+// has its own rows of equal keys.
+func TestTailOfOddKeys(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		what, definition string
+		setup, tail, new []string // values of keys
+	}{
+		{"padded", `k char(4) PRIMARY KEY`, []string{"a", "b", "c"}, []string{"x"}, nil},
+		{"cit", `k citext PRIMARY KEY`, []string{"a", "b", "c"}, []string{"X", "Y"}, []string{"y"}},
+		{"num", `k numeric PRIMARY KEY`, []string{"1.0", "2", "3"}, []string{"7.0", "8"}, []string{"8.0"}},
+		{"span", `k interval PRIMARY KEY`, []string{"1 day", "2 days", "3 days"}, []string{"7 days", "8 days"}, []string{"192 hours"}},
+		{"list", `k numeric[] PRIMARY KEY`, []string{"{1}", "{2}", "{3}"}, []string{"{7}", "{8}"}, []string{"{8.0}"}},
+		{"flag", `k bool PRIMARY KEY`, []string{"t"}, []string{"f"}, nil},
+		{"address", `k inet PRIMARY KEY`, []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}, []string{"10.0.0.7", "10.0.0.8"}, []string{"10.0.0.9"}},
+		{"two", `k inet, l char(3) DEFAULT 'x', PRIMARY KEY (l, k)`, []string{"10.0.0.1", "10.0.0.2"}, []string{"10.0.0.7"}, []string{"10.0.0.9"}},
+		{"other index", `k int PRIMARY KEY, l serial UNIQUE`, []string{"1", "2", "3"}, []string{"7"}, []string{"8"}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
+			setup := []string{`CREATE EXTENSION citext; CREATE TABLE odd (` + c.definition + `, v text)`}
+			for _, k := range c.setup {
+				setup = append(setup, `INSERT INTO odd (k, v) VALUES ('`+k+`', 'old')`)
+			}
+			if c.what == "other index" {
+				setup = append(setup, `ALTER TABLE odd REPLICA IDENTITY USING INDEX odd_l_key`)
+			}
+			var tail []string
+			for _, k := range c.tail {
+				tail = append(tail, `INSERT INTO odd (k, v) VALUES ('`+k+`', 'of a')`)
+			}
+			a, b := divergedPair(t, setup, tail...)
+			for _, k := range c.new {
+				b.Exec(t, "shop", `INSERT INTO odd (k, v) VALUES ('`+k+`', 'of b')`)
+			}
+			a.run(t)
+			a.awaitState(t, "shop", api.StateDiverged)
+			b.Exec(t, "shop", `UPDATE odd SET k = '`+c.tail[0]+`', v = 'moved' WHERE k = '`+c.setup[0]+`'`)
+			if err := a.RejoinLink(context.Background(), "shop"); err != nil {
+				t.Fatal(err)
+			}
+			same(t, b, a, "shop")
+		})
+	}
+}

@@ -172,7 +172,7 @@ func TestCaptureOfVersion3(t *testing.T) {
 			FOR f IN SELECT oid FROM pg_proc WHERE pronamespace = 'hawser'::regnamespace AND (proname LIKE 'ddl\_%' OR proname LIKE '%\_identity') LOOP
 				EXECUTE format('DROP FUNCTION %s', f);
 			END LOOP;
-			DROP TABLE hawser.ddl_capture, hawser.ddl_seen, hawser.ddl_filter;
+			DROP TABLE hawser.ddl_capture, hawser.ddl_seen, hawser.ddl_mark, hawser.ddl_filter;
 		END $$;`+captureV3+`;
 		INSERT INTO hawser.ddl_capture (version, key, ipad, opad) SELECT 3, key, ipad, opad FROM keys;
 		CREATE EVENT TRIGGER "!hawser_begin_caller" ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION', 'ALTER EXTENSION', 'CREATE TABLE AS', 'SELECT INTO') EXECUTE FUNCTION hawser.ddl_caller();
@@ -339,6 +339,31 @@ func TestPasswordChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop()
+	equal(t, a, b, "shop")
+}
+
+// TestTablesOfLongAgo: the primary has used more than 2^31 transaction ids since its tables
+// were made. Their rows in the catalogs are frozen, and show an id that seems to be one of
+// the future.
+func TestTablesOfLongAgo(t *testing.T) {
+	t.Parallel()
+	a, b := newInstance(t, "alpha"), newInstance(t, "beta")
+	introduce(t, a, b)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", zoo)
+	a.stop()
+	a.SetNextXID(t, 1<<31+1_000_000)
+	a.run(t)
+	spec := api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary}
+	if _, err := a.CreateLink(context.Background(), spec); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+	if err := b.ResyncLink(context.Background(), "shop", []string{"public.customer"}); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, a, b, "shop")
 }
 

@@ -48,6 +48,9 @@ const (
 type Replayer interface {
 	// Reset is called at the begin of each source transaction.
 	Reset()
+	// Author tells which transaction, top-level or not, wrote a captured command; 0: nobody
+	// knows.
+	Author(ctx context.Context, content []byte) (xid uint32, err error)
 	// Replay carries out one captured command inside conn's open transaction.
 	Replay(ctx context.Context, conn *pgx.Conn, content []byte) (Effect, error)
 	// Provide makes a table whose rows come before the command that made it, as

@@ -28,7 +28,8 @@ const testID = "00000000000000bb"
 
 type noDDL struct{}
 
-func (noDDL) Reset() {}
+func (noDDL) Reset()                                         {}
+func (noDDL) Author(context.Context, []byte) (uint32, error) { return 0, nil }
 func (noDDL) Replay(context.Context, *pgx.Conn, []byte) (Effect, error) {
 	return Effect{}, errors.New("no DDL here")
 }

@@ -42,7 +42,7 @@ func (a *Applier) record(ctx context.Context, r frame.Record, more bool) error {
 		return a.streamAbort(ctx, m)
 	}
 	if a.inStream != nil {
-		if err := a.inStream.add(msg, r.Payload); err != nil || a.eager == nil || a.eager.spool != a.inStream {
+		if err := a.keepStreamed(ctx, msg, r.Payload); err != nil || a.eager == nil || a.eager.spool != a.inStream {
 			return err
 		}
 		return a.applyEarly(ctx, msg, r.LSN, r.Payload)
@@ -279,6 +279,19 @@ func (a *Applier) openStream(ctx context.Context, m *pgoutput.StreamStart) error
 		return a.beginEarly(ctx, m.XID, s)
 	}
 	return nil
+}
+
+// keepStreamed puts a message of the open stream block into its spool, with what made it.
+func (a *Applier) keepStreamed(ctx context.Context, msg pgoutput.Message, payload []byte) error {
+	by, _ := pgoutput.SubXID(msg)
+	if m, ok := msg.(*pgoutput.LogicalMessage); ok && m.Prefix == ddlPrefix {
+		author, err := a.cfg.Replayer.Author(ctx, m.Content)
+		if err != nil {
+			return err
+		}
+		by = author
+	}
+	return a.inStream.add(by, msg, payload)
 }
 
 func (a *Applier) streamAbort(ctx context.Context, m *pgoutput.StreamAbort) error {

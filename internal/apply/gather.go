@@ -20,8 +20,8 @@ import (
 // and so may those of one table where nobody can tell: its readers see only the
 // whole, and the session fires neither triggers nor foreign keys. What could tell is
 //
-//   - a CHECK constraint, which may call a function that looks at any table: where
-//     there is one, nothing changes places;
+//   - a CHECK constraint, or a domain's, which may call a function that looks at any
+//     table: where there is one, nothing changes places;
 //   - a unique index beside the key's, or an exclusion constraint: a value may pass
 //     from one row to another within a transaction. Only INSERTs that follow one
 //     another are held then.

@@ -108,12 +108,18 @@ type columnFound struct {
 	table  uint32 // the replica's oid
 	kind   string // 'r', or 'p' of a partitioned table
 	unique bool   // of the index that finds a row best
-	checks bool   // the table has CHECK constraints
+	checks bool   // the table has CHECK constraints, or the column's type may be of a domain that has one which looks around
 	alone  bool   // the table has one index that is unique or excludes
 	finds  bool   // it has an index of the user's that finds a row well enough
 	hashed string // how the column goes into a row's hash; "": it does not
 	index  string // what Hawser's index of the table is of; "": there is none
 }
+
+// sqlLooksAround tells of a domain's check x that it calls a user's function, which may look
+// at any table: the value that a row has need not meet it any more.
+const sqlLooksAround = `EXISTS (SELECT FROM pg_depend p LEFT JOIN pg_operator o ON p.refclassid = 'pg_operator'::regclass AND o.oid = p.refobjid
+		JOIN pg_proc f ON f.oid = CASE p.refclassid WHEN 'pg_proc'::regclass THEN p.refobjid ELSE o.oprcode END JOIN pg_language l ON l.oid = f.prolang
+		WHERE p.classid = 'pg_constraint'::regclass AND p.objid = x.oid AND l.lanname NOT IN ('internal', 'c'))`
 
 // sqlTarget looks tables up. Whether the primary sends whole old rows of them is no
 // parameter, and no domain is looked through where there is none: else the server would
@@ -133,7 +139,7 @@ SELECT c.oid, coalesce(a.attname, ''), coalesce(a.attnum, 0), coalesce(b.base, 0
                  JOIN pg_operator p ON p.oid = f.amopopr JOIN pg_namespace s ON s.oid = p.oprnamespace
                  WHERE o.opcdefault AND o.opcintype = CASE b.base WHEN 'varchar'::regtype THEN 'text'::regtype WHEN 'cidr'::regtype THEN 'inet'::regtype ELSE b.base END AND b.base <> 'oidvector'::regtype), ''), c.relkind,
        coalesce(a.attnum = ANY (k.indkey::int2[]), false),
-       EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c'),
+       EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'c') OR a.atttypid >= 16384 AND EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = 0 AND x.contypid <> 0 AND ` + sqlLooksAround + `),
        (SELECT count(*) = 1 FROM pg_index i WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)),
        $whole AND EXISTS (` + sqlFinds + `), CASE WHEN $whole THEN coalesce(` + sqlHashed + `, '') ELSE '' END,
        CASE WHEN $whole THEN coalesce((` + sqlRowIndex + `), '') ELSE '' END
@@ -146,7 +152,7 @@ LEFT JOIN LATERAL (
 	UNION ALL SELECT domain.* FROM (
 		WITH RECURSIVE d AS (
 			SELECT a.atttypid AS oid UNION ALL SELECT y.typbasetype FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype = 'd')
-		SELECT y.oid AS base, EXISTS (SELECT FROM d JOIN pg_constraint x ON x.contypid = d.oid AND NOT x.convalidated) AS lenient
+		SELECT y.oid AS base, EXISTS (SELECT FROM d JOIN pg_constraint x ON x.contypid = d.oid AND (NOT x.convalidated OR ` + sqlLooksAround + `)) AS lenient
 		FROM d JOIN pg_type y ON y.oid = d.oid WHERE y.typtype <> 'd') AS domain WHERE ty.typtype = 'd'
 ) b ON true
 LEFT JOIN LATERAL (

@@ -98,8 +98,9 @@ func (a *Applier) withhold(ctx context.Context, r *relation, t *repairTable, key
 		return err
 	}
 	var where []string
-	for i, n := range t.columns {
-		where = append(where, fmt.Sprintf("%s::text = $%d", r.columnOf(n).name, i+1))
+	for i, n := range t.columns { // a cast to text prints some types otherwise than the stream does
+		c := r.columnOf(n)
+		where = append(where, fmt.Sprintf("%s %s $%d", c.name, c.equals(), i+1))
 	}
 	err := postgres.InUserPath(ctx, a.conn, func() error {
 		taker, err := catalog.NewTaker(ctx, a.conn, catalog.RepairTable{OID: r.target.oid, Columns: t.columns}, r.quoted, strings.Join(where, " AND "))

@@ -75,10 +75,11 @@ func clearSpools(dir string) error {
 	return nil
 }
 
-// add appends a message of the stream, as it was sent.
-func (s *spool) add(msg pgoutput.Message, payload []byte) error {
-	if xid, ok := pgoutput.SubXID(msg); ok && !s.knows(xid) {
-		s.subs = append(s.subs, subtransaction{xid, s.size})
+// add appends a message of the stream, as it was sent; by is the transaction, top-level or
+// not, that made it, 0 if nobody knows.
+func (s *spool) add(by uint32, msg pgoutput.Message, payload []byte) error {
+	if by != 0 && !s.knows(by) {
+		s.subs = append(s.subs, subtransaction{by, s.size})
 	}
 	if _, ok := msg.(*pgoutput.Relation); ok {
 		s.defined = append(s.defined, definition{s.size, append([]byte(nil), payload...)})

@@ -28,7 +28,7 @@ type target struct {
 	columns    []column // in the order of the stream's columns
 	key        []int    // columns that find a row; nil: the whole row
 	full       bool     // the primary sends whole old rows
-	checks     bool     // it has CHECK constraints, which may look at other tables
+	checks     bool     // it has CHECK constraints, or domains that have, which may look at other tables
 	net        bool     // its changes may be held as net changes
 	loose      bool     // these are of whole rows: no key names one, and no index of the user's finds one
 	layout     []int    // of a loose table: which of columns each of the replica's is, or -1
@@ -176,7 +176,7 @@ func match(r *relation, byName map[string]columnFound) (*target, error) {
 	net := len(r.def.Columns) <= maxNetColumns
 	loose := net && t.full
 	for _, f := range byName { // of the table, each says the same
-		t.oid, t.rows, t.checks = f.table, "ONLY "+r.quoted, f.checks
+		t.oid, t.rows, t.checks = f.table, "ONLY "+r.quoted, t.checks || f.checks
 		if f.kind == "p" {
 			t.rows = r.quoted
 		}

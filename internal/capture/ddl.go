@@ -19,7 +19,7 @@ import (
 
 // ddlVersion is the version of ddl.sql. A newer one in the database is left alone:
 // an older agent of the same database must not undo an upgrade.
-const ddlVersion = 12
+const ddlVersion = 13
 
 //go:embed ddl.sql
 var ddlText string
@@ -121,7 +121,7 @@ func RemoveDDL(ctx context.Context, conn *pgx.Conn) error {
 				LOOP
 					EXECUTE format('DROP FUNCTION %s', f);
 				END LOOP;
-				DROP TABLE IF EXISTS hawser.ddl_capture, hawser.ddl_seen, hawser.ddl_filter;
+				DROP TABLE IF EXISTS hawser.ddl_capture, hawser.ddl_seen, hawser.ddl_mark, hawser.ddl_filter;
 			END $$`)
 		return err
 	})

@@ -30,6 +30,10 @@ CREATE UNLOGGED TABLE IF NOT EXISTS hawser.ddl_seen (
 	PRIMARY KEY (kind, class, id, name)
 );
 
+-- Rows that are gone at once: see hawser.ddl_write. Unlogged, so that they are in no stream.
+CREATE UNLOGGED TABLE IF NOT EXISTS hawser.ddl_mark (one boolean);
+REVOKE ALL ON hawser.ddl_mark FROM PUBLIC;
+
 -- How each link chooses its tables; one that has no row here, or carries the whole
 -- database, publishes all of them. The patterns are SQL's, of schema and table.
 CREATE TABLE IF NOT EXISTS hawser.ddl_filter (
@@ -155,6 +159,10 @@ END $f$;
 -- hawser.ddl_write signs and writes one message. The bytes are UTF-8 whatever the
 -- database's encoding is.
 --
+-- It begins with the transaction, top-level or not, that writes it, as only a row's xmin
+-- tells. What is streamed before its commit is taken back by subtransactions, and the
+-- server tells the other side which of them wrote a row, but not which wrote a message.
+--
 -- An empty message follows. Decoding orders the changes of a transaction and its
 -- subtransactions by their LSN, and takes for a message's LSN the end of its record,
 -- which is the start of the next. When the two are of different subtransactions it
@@ -162,9 +170,14 @@ END $f$;
 CREATE OR REPLACE FUNCTION hawser.ddl_write(message json) RETURNS void
 LANGUAGE plpgsql AS $f$
 DECLARE
-	body bytea := hawser.ddl_bytes(json_strip_nulls(message)::text);
-	mac  bytea;
+	writer xid;
+	place  tid;
+	body   bytea;
+	mac    bytea;
 BEGIN
+	INSERT INTO hawser.ddl_mark VALUES (true) RETURNING xmin, ctid INTO STRICT writer, place;
+	DELETE FROM hawser.ddl_mark WHERE ctid = place;
+	body := hawser.ddl_bytes(format('{"by":%s,', writer) || substr(json_strip_nulls(message)::text, 2));
 	SELECT sha256(c.opad || sha256(c.ipad || body)) INTO STRICT mac FROM hawser.ddl_capture c;
 	PERFORM pg_logical_emit_message(true, 'hawser.ddl', convert_to(encode(mac, 'hex'), 'UTF8') || body);
 	PERFORM pg_logical_emit_message(true, 'hawser.ddl', ''::text);
@@ -522,6 +535,44 @@ BEGIN
 	RETURN changes;
 END $f$;
 
+-- hawser.ddl_under are the tables whose changes are written otherwise since a command that
+-- takes no lock on them: in a schema of another name, or with values of a type that are
+-- read otherwise.
+CREATE OR REPLACE FUNCTION hawser.ddl_under(tag text, source text, objects jsonb) RETURNS oid[]
+LANGUAGE plpgsql STABLE AS $f$
+DECLARE
+	ids oid[] := ARRAY(SELECT (o ->> 'oid')::oid FROM jsonb_array_elements(objects) o);
+BEGIN
+	IF tag = 'ALTER SCHEMA' AND source ~* 'rename' THEN
+		RETURN ARRAY(SELECT c.oid FROM pg_class c WHERE c.relnamespace = ANY (ids));
+	ELSIF tag = 'ALTER TYPE' AND source ~* 'rename[[:space:]]+value|drop[[:space:]]+attribute'
+		OR tag = 'ALTER DOMAIN' AND source ~* 'not[[:space:]]+valid' THEN -- else the server locks the tables
+		RETURN ARRAY(WITH RECURSIVE y(oid) AS (
+				SELECT t.oid FROM pg_type t WHERE t.oid = ANY (ids) OR t.typrelid = ANY (ids) AND t.typrelid <> 0
+				UNION SELECT n.oid FROM y, LATERAL (
+					SELECT t.oid FROM pg_type t WHERE t.typelem = y.oid OR t.typbasetype = y.oid
+					UNION ALL SELECT unnest(ARRAY[r.rngtypid, r.rngmultitypid]) FROM pg_range r WHERE r.rngsubtype = y.oid
+					UNION ALL SELECT c.reltype FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE a.atttypid = y.oid AND c.reltype <> 0) n)
+			SELECT DISTINCT a.attrelid FROM y JOIN pg_attribute a ON a.atttypid = y.oid);
+	END IF;
+	RETURN '{}';
+END $f$;
+
+-- hawser.ddl_apart keeps writers to tables out until the transaction ends, and waits for
+-- those at work: what they wrote before the command comes behind it, and would be read as
+-- if it had been written after it.
+CREATE OR REPLACE FUNCTION hawser.ddl_apart(relids oid[]) RETURNS void
+LANGUAGE plpgsql AS $f$
+DECLARE
+	names text := (SELECT string_agg(format('ONLY %I.%I', n.nspname, c.relname), ', ' ORDER BY c.oid)
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = ANY (relids) AND c.relkind = 'r' AND c.relpersistence = 'p' AND hawser.ddl_published(c.oid));
+BEGIN
+	IF names IS NOT NULL THEN
+		EXECUTE 'LOCK TABLE ' || names || ' IN SHARE ROW EXCLUSIVE MODE';
+	END IF;
+END $f$;
+
 -- hawser.ddl_scope are the tables that a command may have brought in or taken out: NULL
 -- for any, {} for none. What a partition is a partition of counts for it, and a command
 -- names the parent alone.
@@ -827,6 +878,7 @@ BEGIN
 		relids := relids || ARRAY(SELECT c.oid FROM pg_class c WHERE c.relkind IN ('r', 'p') AND c.relreplident = 'i'
 			AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident));
 	END IF;
+	PERFORM hawser.ddl_apart(hawser.ddl_under(tag, source, objects));
 	scope := hawser.ddl_scope(tag, relids);
 	IF scope IS NULL OR scope <> '{}' THEN
 		chosen := hawser.ddl_choose(scope, CASE WHEN tag LIKE 'CREATE %' AND tag <> 'CREATE TABLE AS' THEN coalesce(relids, '{}') ELSE '{}' END, true);
@@ -1108,8 +1160,8 @@ BEGIN
 			PERFORM hawser.ddl_command(tg_tag, stack, objects,
 				coalesce(pending -> 'dropped', '[]'), coalesce(pending -> 'rewrites', '[]'));
 		END IF;
-	EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex THEN
-		RAISE; -- the transaction is lost, and its client expects that
+	EXCEPTION WHEN serialization_failure OR deadlock_detected OR statement_too_complex OR lock_not_available THEN
+		RAISE; -- the transaction is lost, and its client expects that; or has set a lock_timeout
 	WHEN OTHERS THEN
 		PERFORM hawser.ddl_failed(tg_tag, stack, SQLERRM);
 	END;

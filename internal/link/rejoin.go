@@ -312,7 +312,7 @@ func (p *rejoinPlan) add(ctx context.Context, conn *pgx.Conn, c tailChange) erro
 		if t, err = planTable(ctx, conn, c.rel); err != nil {
 			return err
 		}
-		if t == nil { // no key, or a table that is gone since
+		if t == nil || !t.named(c.rel) { // no key, or a table that is gone since
 			p.whole[name] = true
 			return nil
 		}
@@ -347,6 +347,17 @@ func rowsOf(msg pgoutput.Message) [][]pgoutput.Column {
 		return [][]pgoutput.Column{m.Old}
 	}
 	return nil
+}
+
+// named tells whether each change names the key: not where the replica identity is another
+// index.
+func (t *repairPlan) named(rel *pgoutput.Relation) bool {
+	for _, name := range t.names {
+		if !slices.ContainsFunc(rel.Columns, func(c pgoutput.RelationColumn) bool { return c.Name == name && c.Key }) {
+			return false
+		}
+	}
+	return true
 }
 
 // key takes the key out of a row.

@@ -116,14 +116,15 @@ func (l *link) askMaker(ctx context.Context, oid, xid uint32) (maker schema.Make
 }
 
 // maker tells the secondary of a table of this primary. The row of a system column is
-// written when the table is made, and never again.
+// written when the table is made, and never again. (The age of one that is frozen is below 0
+// when it is of more than 2^31 transactions ago.)
 func (l *link) maker(ctx context.Context, q makerRequest) (maker schema.Maker, err error) {
 	conn, err := l.connect(ctx, "maker")
 	if err != nil {
 		return schema.Maker{}, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	err = conn.QueryRow(ctx, `SELECT age($2::text::xid) >= age(a.xmin), r.rolname, r.rolsuper
+	err = conn.QueryRow(ctx, `SELECT age(a.xmin) BETWEEN 0 AND age($2::text::xid), r.rolname, r.rolsuper
 		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_roles r ON r.oid = c.relowner
 		WHERE a.attrelid = $1 AND a.attname = 'ctid' AND a.attnum < 0`, q.OID, fmt.Sprint(q.XID)).Scan(&maker.New, &maker.Owner, &maker.Superuser)
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -231,7 +231,7 @@ func truncate(sub uint32, r *reader) *Truncate {
 }
 
 func logicalMessage(sub uint32, r *reader) *LogicalMessage {
-	m := &LogicalMessage{SubXID: sub, Transactional: r.flags(1) != 0, LSN: r.lsn(), Prefix: r.string()}
+	m := &LogicalMessage{XID: sub, Transactional: r.flags(1) != 0, LSN: r.lsn(), Prefix: r.string()}
 	m.Content = r.bytes(int64(r.uint32()))
 	return m
 }

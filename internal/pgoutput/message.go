@@ -112,7 +112,7 @@ type Truncate struct {
 // LogicalMessage is what pg_logical_emit_message wrote. One that is not
 // transactional comes before the transaction in which it was written, if at all.
 type LogicalMessage struct {
-	SubXID        uint32
+	XID           uint32 // in a stream block only, and always that of the top-level transaction
 	Transactional bool
 	LSN           LSN
 	Prefix        string
@@ -185,7 +185,8 @@ func (*StreamAbort) message()    {}
 func (*Prepared) message()       {}
 
 // SubXID returns the transaction, top-level or not, that made a change which was
-// decoded in a stream block; ok is false for other messages.
+// decoded in a stream block; ok is false for other messages, and for logical ones, of
+// which the server does not tell it.
 func SubXID(m Message) (xid uint32, ok bool) {
 	switch m := m.(type) {
 	case *Relation:
@@ -199,8 +200,6 @@ func SubXID(m Message) (xid uint32, ok bool) {
 	case *Delete:
 		return m.SubXID, m.SubXID != 0
 	case *Truncate:
-		return m.SubXID, m.SubXID != 0
-	case *LogicalMessage:
 		return m.SubXID, m.SubXID != 0
 	}
 	return 0, false

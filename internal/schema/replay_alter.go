@@ -105,6 +105,8 @@ func (r *replay) inventing(ctx context.Context, alter *pgq.AlterTableStmt) ([]*p
 			invents, err = r.columnInvents(ctx, column)
 		case cmd.Subtype == pgq.AlterTableType_AT_AlterColumnType && column.RawDefault != nil: // USING
 			invents, err = r.invents(ctx, column.RawDefault)
+		case cmd.Subtype == pgq.AlterTableType_AT_AlterColumnType:
+			invents, err = r.castsInvent(ctx)
 		}
 		if err != nil {
 			return nil, err
@@ -173,7 +175,7 @@ var relative = []string{
 // invents reports whether an expression may have another value on this side. A
 // user's function counts as deterministic only when it is declared immutable.
 func (r *replay) invents(ctx context.Context, expr *pgq.Node) (bool, error) {
-	found := false
+	found, casts := false, false
 	var functions, operators []string
 	walk(expr, func(m protoreflect.Message) {
 		switch n := m.Interface().(type) {
@@ -185,10 +187,18 @@ func (r *replay) invents(ctx context.Context, expr *pgq.Node) (bool, error) {
 			if len(n.Name) > 0 {
 				operators = append(operators, n.Name[len(n.Name)-1].GetString_().GetSval())
 			}
+		case *pgq.TypeCast:
+			casts = true
 		case *pgq.A_Const:
 			found = found || relativeTime(n.GetSval().GetSval())
 		}
 	})
+	if !found && casts {
+		var err error
+		if found, err = r.castsInvent(ctx); err != nil {
+			return false, err
+		}
+	}
 	if found || len(functions)+len(operators) == 0 {
 		return found, nil
 	}
@@ -202,6 +212,16 @@ func (r *replay) invents(ctx context.Context, expr *pgq.Node) (bool, error) {
 		return false, fmt.Errorf("look up the functions of an expression: %w", err)
 	}
 	return found, nil
+}
+
+// castsInvent reports whether a user has made a cast that may give another value on this
+// side. Which casts an expression takes is the server's business, so any counts.
+func (r *replay) castsInvent(ctx context.Context) (yes bool, err error) {
+	err = r.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc WHERE c.oid >= 16384 AND p.provolatile <> 'i')`).Scan(&yes)
+	if err != nil {
+		return false, fmt.Errorf("look for casts: %w", err)
+	}
+	return yes, nil
 }
 
 // relativeTime reports whether a string is one that date and time types read as a

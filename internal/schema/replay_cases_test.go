@@ -49,6 +49,12 @@ func TestReplayNamesWhatOnlyThePrimaryKnows(t *testing.T) {
 		{"serial", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)`, `ALTER TABLE t ADD id bigserial PRIMARY KEY`, "public.t"},
 		{"identity", `CREATE TABLE t (a int); INSERT INTO t VALUES (1), (2)`, `ALTER TABLE t ADD id int GENERATED ALWAYS AS IDENTITY`, "public.t"},
 		{"nextval", `CREATE SEQUENCE s; CREATE TABLE t (a int); INSERT INTO t VALUES (1)`, `ALTER TABLE t ADD id bigint DEFAULT nextval('s')`, "public.t"},
+		{"cast", `CREATE TYPE w AS (v float); CREATE FUNCTION w(int) RETURNS w LANGUAGE sql VOLATILE AS 'SELECT ROW(random())::w'; CREATE CAST (int AS w) WITH FUNCTION w(int) AS ASSIGNMENT;
+			CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ALTER b TYPE w`, "public.t"},
+		{"using a cast", `CREATE TYPE w AS (v float); CREATE FUNCTION w(int) RETURNS w LANGUAGE sql VOLATILE AS 'SELECT ROW(random())::w'; CREATE CAST (int AS w) WITH FUNCTION w(int);
+			CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ALTER b TYPE w USING b::w`, "public.t"},
+		{"default by a cast", `CREATE TYPE w AS (v float); CREATE FUNCTION w(int) RETURNS w LANGUAGE sql VOLATILE AS 'SELECT ROW(random())::w'; CREATE CAST (int AS w) WITH FUNCTION w(int);
+			CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ADD c w DEFAULT 1::w`, "public.t"},
 		{"using", `CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ALTER b TYPE float USING random()`, "public.t"},
 		{"user's function", `CREATE FUNCTION f() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 7'; CREATE TABLE t (a int PRIMARY KEY, b text); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ALTER b TYPE int USING f()`, "public.t"},
 		{"moment in a rewrite", `CREATE TABLE t (a int PRIMARY KEY, b int); INSERT INTO t VALUES (1, 1)`, `ALTER TABLE t ADD at timestamptz DEFAULT now(), ALTER b TYPE bigint`, "public.t"},

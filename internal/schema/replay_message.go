@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -171,6 +172,25 @@ func ddlSigned(content, key []byte) (body []byte, ok bool) {
 	mac := hmac.New(sha256.New, key)
 	mac.Write(content[size:])
 	return content[size:], hmac.Equal(sum, mac.Sum(nil))
+}
+
+// Author tells which transaction of the primary, top-level or not, wrote a message; 0 for one
+// that does not tell, as those of an older agent, or that is not signed.
+func (r *Replayer) Author(ctx context.Context, content []byte) (xid uint32, err error) {
+	if len(content) == 0 {
+		return 0, nil
+	}
+	body, ok, err := r.signed(ctx, content)
+	if err != nil || !ok {
+		return 0, err
+	}
+	var m struct {
+		By uint32 `json:"by"`
+	}
+	if err := json.Unmarshal(body, &m); err != nil {
+		return 0, fmt.Errorf("read who wrote a DDL message: %w", err)
+	}
+	return m.By, nil
 }
 
 func decodeDDL(body []byte) (*ddlMessage, error) {

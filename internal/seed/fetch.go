@@ -32,12 +32,13 @@ const (
 	keyBytesAtOnce = 64 << 10
 )
 
+// sql finds rows by the index of their key, and of these the ones whose keys print the same:
+// a row of an equal key (1.0 and 1.00) is another one, which the stream brings.
 func (r RowsRequest) sql() (string, error) {
 	if len(r.Key) == 0 || len(r.Columns) == 0 {
 		return "", errors.New("rows were asked for without a key or columns")
 	}
 	var b strings.Builder
-	b.WriteString("COPY (SELECT " + columnList(r.Columns) + " FROM ONLY " + postgres.QuoteIdent(r.Schema, r.Name) + " WHERE (" + columnList(r.Key) + ") IN (")
 	for i, key := range r.Keys {
 		if len(key) != len(r.Key) {
 			return "", errors.New("a key with other columns than its table's")
@@ -48,8 +49,13 @@ func (r RowsRequest) sql() (string, error) {
 		}
 		b.WriteString(")")
 	}
-	b.WriteString(")) TO STDOUT")
-	return b.String(), nil
+	printed := make([]string, len(r.Key))
+	for i, name := range r.Key { // not by a cast, which prints some types otherwise
+		printed[i] = "pg_catalog.format('%s', " + postgres.QuoteIdent(name) + ")"
+	}
+	keys := b.String()
+	return "COPY (SELECT " + columnList(r.Columns) + " FROM ONLY " + postgres.QuoteIdent(r.Schema, r.Name) + " WHERE (" + columnList(r.Key) + ") IN (" + keys + ")" +
+		" AND (" + strings.Join(printed, ", ") + ") IN (" + keys + ")) TO STDOUT", nil
 }
 
 // ServeRows answers FetchRows until the stream ends.
