@@ -169,3 +169,36 @@ func TestRejoinAsTheAgentStarts(t *testing.T) {
 	a.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, a, b, "shop")
 }
+
+// TestFailoverBehindALostOne: the primary's PostgreSQL dies while it gets ready to hand over, and
+// is back, behind the time limit, just when the other side has been opened by force. Whoever
+// waited for that failover is told, and it is in no later one's way.
+func TestFailoverBehindALostOne(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	waits := b.Connect(t, "postgres") // a replication slot can't be made
+	within(t, waits, `BEGIN`, `SELECT pg_current_xact_id()`)
+	planned := asked(a, api.FailoverOptions{Timeout: 2 * time.Second})
+	a.awaitPhase(t, "shop", "preparing")
+	a.Kill(t)
+	if err := testpg.Await(t, "the planned failover is answered", planned); err == nil {
+		t.Fatal("it handed over without its PostgreSQL")
+	}
+	within(t, waits, `ROLLBACK`)
+	testpg.Eventually(t, 30*time.Second, "beta is opened by force", func() (bool, error) {
+		_, err := b.FailoverLink(ctx, "shop", api.FailoverOptions{Force: true})
+		return err == nil, err
+	})
+	a.Cluster.Start(t)
+	a.awaitState(t, "shop", api.StateDiverged)
+	if err := a.RejoinLink(ctx, "shop"); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	failover(t, b, "shop")
+	b.awaitState(t, "shop", api.StateSynchronized)
+	failover(t, a, "shop")
+	a.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, b, a, "shop")
+}

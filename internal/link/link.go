@@ -354,11 +354,16 @@ func (l *link) persist(what string, write func(context.Context, *pgx.Conn) error
 	}
 }
 
-// perform carries out actions in order until ctx ends.
+// perform carries out actions in order until ctx ends. Whoever waits for a failover is told
+// of its end all the same: no later step would.
 func (l *link) perform(ctx context.Context, actions []role.Action) {
 	for _, a := range actions {
+		if r, ok := a.(role.Report); ok {
+			l.report(r.Cause)
+			continue
+		}
 		if ctx.Err() != nil {
-			return
+			continue
 		}
 		switch a := a.(type) {
 		case role.Prepare:
@@ -394,8 +399,6 @@ func (l *link) perform(ctx context.Context, actions []role.Action) {
 			if err := l.retry(ctx, "write down what this side alone has", l.account); err != nil {
 				l.log.Error("can't write down what this side alone has", "error", err)
 			}
-		case role.Report:
-			l.report(a.Cause)
 		}
 	}
 }
