@@ -202,3 +202,19 @@ func TestFailoverBehindALostOne(t *testing.T) {
 	a.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, b, a, "shop")
 }
+
+// TestFailoverInNoTime: the user's own limit is no reason to take the primary for lost.
+func TestFailoverInNoTime(t *testing.T) {
+	t.Parallel()
+	a, b := small(t)
+	for n := range 20 {
+		i := []*instance{a, b}[n%2]
+		_, err := i.FailoverLink(context.Background(), "shop", api.FailoverOptions{Timeout: time.Duration(n+1) * 200 * time.Microsecond})
+		if p, ok := problem.As(err); err != nil && (!ok || p.Code != "failover-timeout" && p.Code != "failover-running" && p.Code != "failover-not-now") {
+			t.Errorf("of %s: %v", i.name, err)
+		}
+	}
+	a.awaitState(t, "shop", api.StateSynchronized)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}

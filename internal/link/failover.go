@@ -155,7 +155,9 @@ func (l *link) enter(ctx context.Context, timeout time.Duration) error {
 	within, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	tooLate := problem.New("failover-timeout", "link "+l.rec.Name, "the failover could not begin within its time limit", "hawser link show "+l.rec.Name)
-	if err := l.answering(within); err != nil && within.Err() != nil && ctx.Err() == nil {
+	// A connection's deadline may pass a moment before the context's timer.
+	over := func() bool { end, _ := within.Deadline(); return ctx.Err() == nil && !time.Now().Before(end) }
+	if err := l.answering(within); err != nil && over() {
 		return tooLate // which tells nothing of the server
 	} else if err != nil {
 		return err
@@ -163,7 +165,7 @@ func (l *link) enter(ctx context.Context, timeout time.Duration) error {
 	l.awaitPromoted(within)
 	side, err := l.askFailover(within)
 	switch {
-	case err != nil && within.Err() != nil && ctx.Err() == nil:
+	case err != nil && over():
 		// It may have begun, and its state wait to be stored.
 		l.done.Go(func() { l.tell(role.TimedOut{}) })
 		return tooLate
