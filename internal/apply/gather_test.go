@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -148,7 +149,8 @@ func TestNetChanges(t *testing.T) {
 	r := newReplica(t, testpg.Shared(t), gatherTables...)
 	conn := r.c.Connect(t, r.db)
 	frames := make(chan frame.Frame, 10)
-	a, _, end := r.run(frames, func(frame.Ack) {})
+	a, _, ended := r.run(frames, func(frame.Ack) {})
+	end := sync.OnceValue(ended)
 	defer func() { _ = end() }()
 	frames <- frame.Heartbeat{Snapshot: "900:900:"}
 	at := uint64(1000)
@@ -168,10 +170,10 @@ func TestNetChanges(t *testing.T) {
 		testpg.Eventually(t, 20*time.Second, "the changes are applied", func() (bool, error) {
 			select {
 			case <-a.done:
-				return false, end()
+				t.Fatalf("the applier ended: %v", end())
 			default:
-				return r.passed(want), nil
 			}
+			return r.passed(want), nil
 		})
 	}
 	rapid.Check(t, func(rt *rapid.T) {
@@ -180,16 +182,19 @@ func TestNetChanges(t *testing.T) {
 			s := &side{oid: oid, rows: map[[2]string][2]cell{}}
 			sides = append(sides, s)
 		}
-		// Two transactions for each table share a target transaction.
-		var order []*side
+		// Two transactions for each table share a target transaction; the second one finds
+		// rows that are there.
 		for range 2 {
-			for _, s := range sides {
-				one := *s
-				one.play(rt)
-				order = append(order, &one)
+			var order []*side
+			for range 2 {
+				for _, s := range sides {
+					one := *s
+					one.play(rt)
+					order = append(order, &one)
+				}
 			}
+			send(order)
 		}
-		send(order)
 		for _, s := range sides {
 			if got, want := r.table(conn, s.oid), s.String(); got != want {
 				rt.Fatalf("table %d is\n%s\nand should be\n%s", s.oid, got, want)
