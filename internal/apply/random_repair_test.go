@@ -74,7 +74,7 @@ func (s oddSnapshot) fetch(ctx context.Context, tx pgx.Tx, t catalog.RepairTable
 		return err
 	}
 	for i, k := range key {
-		key[i] = "format('%s', " + k + ")"
+		key[i] = "format('%s', " + k + `) COLLATE "C"`
 	}
 	keys := make([]string, len(t.Keys))
 	for i, k := range t.Keys {
@@ -122,7 +122,7 @@ func (p *oddPrimary) repair(random *rand.Rand, list []frame.Record, last frame.L
 	}
 	frames := make(chan frame.Frame, 1)
 	a, from, stop := r.run(frames, func(frame.Ack) {})
-	defer stop()
+	defer a.Close()
 	go func() {
 		for _, rec := range p.since(list, from) {
 			select {
@@ -149,4 +149,5 @@ func (p *oddPrimary) repair(random *rand.Rand, list []frame.Record, last frame.L
 	if got, want := testpg.Rows(t, p.c.Connect(t, r.db), oddState())[0], p.texts[len(p.texts)-1]; got != want {
 		t.Fatalf("primary:\n%s\nreplica:\n%s", want, got)
 	}
+	_ = stop()
 }

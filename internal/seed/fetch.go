@@ -50,8 +50,8 @@ func (r RowsRequest) sql() (string, error) {
 		b.WriteString(")")
 	}
 	printed := make([]string, len(r.Key))
-	for i, name := range r.Key { // not by a cast, which prints some types otherwise
-		printed[i] = "pg_catalog.format('%s', " + postgres.QuoteIdent(name) + ")"
+	for i, name := range r.Key { // not by a cast, which prints some types otherwise; nor by a collation that folds
+		printed[i] = "pg_catalog.format('%s', " + postgres.QuoteIdent(name) + ") COLLATE \"C\""
 	}
 	keys := b.String()
 	return "COPY (SELECT " + columnList(r.Columns) + " FROM ONLY " + postgres.QuoteIdent(r.Schema, r.Name) + " WHERE (" + columnList(r.Key) + ") IN (" + keys + ")" +
