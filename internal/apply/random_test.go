@@ -118,6 +118,7 @@ type oddPrimary struct {
 	states map[uint32]int // by transaction: the number of its state
 	known  map[string]int // the first number of each state
 	texts  []string
+	each   func() // is called after each commit; nil: nothing is
 }
 
 func newOddPrimary(t *testing.T, c *testpg.Cluster) *oddPrimary {
@@ -193,6 +194,9 @@ func (p *oddPrimary) write(random *rand.Rand, transactions int) {
 			p.t.Fatal(err)
 		}
 		note(xid)
+		if p.each != nil {
+			p.each()
+		}
 	}
 	for n, s := range sessions {
 		if open[n] {
