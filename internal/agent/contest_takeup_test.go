@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -216,5 +217,25 @@ func TestFailoverInNoTime(t *testing.T) {
 	}
 	a.awaitState(t, "shop", api.StateSynchronized)
 	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}
+
+// TestFailoverOfALaggingSecondary: what a failover waits for, and why it ended, is how far the
+// secondary is behind.
+func TestFailoverOfALaggingSecondary(t *testing.T) {
+	t.Parallel()
+	a, b := small(t)
+	release := hold(t, b, "shop", "t")
+	a.Exec(t, "shop", `INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(1000, 9000) i`)
+	planned := asked(a, api.FailoverOptions{Timeout: 4 * time.Second})
+	testpg.Eventually(t, 30*time.Second, "alpha says what it waits for", func() (bool, error) {
+		l, err := a.Link(context.Background(), "shop")
+		return err == nil && l.Cause != nil && l.Cause.Code == "failover-waits" && strings.Contains(l.Cause.Cause, "behind"), err
+	})
+	turnedDown(t, "failover", testpg.Await(t, "the failover is answered", planned), "failover-timeout", "--timeout")
+	release()
+	b.awaitState(t, "shop", api.StateSynchronized)
+	failover(t, a, "shop")
+	a.awaitState(t, "shop", api.StateSynchronized)
 	equal(t, a, b, "shop")
 }

@@ -166,14 +166,24 @@ func (l *link) swapWithin(limit time.Duration) {
 }
 
 func (l *link) awaitCatchUp(ctx context.Context) error {
-	for a := (approach{}); !l.isStreaming() || !a.near(l.capture.Lag(), time.Now()); {
+	defer l.obstruct(nil)
+	began := time.Now()
+	for a := (approach{}); ; {
+		lag := l.capture.Lag()
+		if l.isStreaming() && a.near(lag, time.Now()) {
+			return nil
+		}
+		if time.Since(began) > time.Second {
+			l.obstruct(problem.New("failover-waits", "link "+l.rec.Name,
+				fmt.Sprintf("the secondary is %s of WAL, %.1f s, behind, and the failover waits until it has nearly caught up", bytesText(int64(lag.Bytes)), lag.Seconds), "").
+				Advise("give it more time with --timeout, or fail over while less is written"))
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(lookEvery):
 		}
 	}
-	return nil
 }
 
 // What the secondary lacks when the fence closes is time in which nobody can write. So
