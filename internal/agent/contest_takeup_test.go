@@ -232,7 +232,9 @@ func TestFailoverOfALaggingSecondary(t *testing.T) {
 		l, err := a.Link(context.Background(), "shop")
 		return err == nil && l.Cause != nil && l.Cause.Code == "failover-waits" && strings.Contains(l.Cause.Cause, "behind"), err
 	})
-	turnedDown(t, "failover", testpg.Await(t, "the failover is answered", planned), "failover-timeout", "--timeout")
+	if p, ok := problem.As(testpg.Await(t, "the failover is answered", planned)); !ok || p.Code != "failover-timeout" || !strings.Contains(p.Cause, "behind") || !strings.Contains(p.Advice, "--timeout") {
+		t.Errorf("the failover ends with %v", p)
+	}
 	release()
 	b.awaitState(t, "shop", api.StateSynchronized)
 	failover(t, a, "shop")
