@@ -85,6 +85,7 @@ type link struct {
 	streaming   bool
 	running     *failoverRun
 	swapUntil   time.Time        // how long the steps of a failover may take on this side
+	led         *leader          // who leads the database instead of the peer, which is away
 	obstructed  *problem.Problem // what keeps the fence from being opened or closed, or the role from being stored, just now
 	awaits      *problem.Problem // whose transaction a step of a failover waits for, just now
 	last        json.RawMessage  // result of the last failover
