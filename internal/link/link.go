@@ -51,6 +51,8 @@ type link struct {
 	slots    sync.Mutex  // held while the slot is renewed, or a renewed one given up
 	userPath atomic.Bool // changes need the search_path of the database's sessions
 
+	renamed atomic.Pointer[string] // what the database is called now, where that is known to be something else, see locate
+
 	dropping  sync.Mutex  // held while the link is removed
 	finishing atomic.Bool // its removal goes on by itself
 
