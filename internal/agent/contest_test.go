@@ -176,6 +176,8 @@ func TestTwoForcedSiblings(t *testing.T) {
 	know(t, b, c)
 	a.stop() // clients still reach its PostgreSQL
 	a.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('alpha, cut off')`)
+	// At one moment: neither has stored that it leads when the other looks.
+	releases := []func(){hold(t, b, "postgres", "hawser.link"), hold(t, c, "postgres", "hawser.link")}
 	first, second := make(chan error, 1), make(chan error, 1)
 	for i, ended := range map[*instance]chan error{b: first, c: second} {
 		go func() {
@@ -183,11 +185,19 @@ func TestTwoForcedSiblings(t *testing.T) {
 			ended <- err
 		}()
 	}
+	for _, i := range []*instance{b, c} {
+		i.awaitSession(t, "wants to store that it is primary", `wait_event_type = 'Lock' AND query LIKE 'UPDATE hawser.link SET side%'`)
+	}
+	for _, release := range releases {
+		release()
+	}
 	if err := errors.Join(testpg.Await(t, "both failovers are answered", first), testpg.Await(t, "both failovers are answered", second)); err != nil {
 		t.Fatal(err)
 	}
 	b.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('beta')`)
 	c.Exec(t, "shop", `INSERT INTO customer (name) VALUES ('gamma')`)
+	finding(t, b, "shop", "primary-twice", "database shop")
+	finding(t, c, "other", "primary-twice", "database shop")
 	a.run(t)
 	alone := func(link string) {
 		a.awaitState(t, link, api.StateDiverged)

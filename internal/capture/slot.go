@@ -73,6 +73,16 @@ func SlotUsable(ctx context.Context, conn *pgx.Conn, id string) (bool, error) {
 	return usable, nil
 }
 
+// SlotDatabase returns the database of the link's slot, which goes with that whatever name
+// it gets; "" if there is no slot.
+func SlotDatabase(ctx context.Context, conn *pgx.Conn, id string) (database string, err error) {
+	err = conn.QueryRow(ctx, `SELECT database FROM pg_replication_slots WHERE slot_name = $1`, Object(id)).Scan(&database)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return "", fmt.Errorf("look for replication slot %s: %w", Object(id), err)
+	}
+	return database, nil
+}
+
 // DropSlot removes the link's slot and ends the connection that streams from it.
 // A slot that is not there is not an error.
 func DropSlot(ctx context.Context, conn *pgx.Conn, id string) error {

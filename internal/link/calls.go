@@ -155,8 +155,8 @@ var databaseCalls = map[string]databaseCall{
 	callInspect: onDatabase(func(m *Manager, ctx context.Context, _, _ string, r inspectRequest) ([]byte, error) {
 		return m.inspect(ctx, r.Database)
 	}),
-	callWhere: onDatabase(func(m *Manager, ctx context.Context, _, _ string, r whereRequest) (whereReply, error) {
-		return m.where(ctx, r.ID)
+	callWhere: onDatabase(func(m *Manager, ctx context.Context, _, from string, r whereRequest) (whereReply, error) {
+		return m.where(ctx, from, r)
 	}),
 	callTakeUp: onDatabase((*Manager).takeUp),
 	callCreate: onDatabase((*Manager).createSide),

@@ -273,7 +273,9 @@ func (m *Manager) dismantle(ctx context.Context, l *link, removeReplica bool) (l
 	l.update(func() { l.progress = progress })
 	l.halt()
 	side, _ := l.now()
-	err = l.discardHeirs(ctx)
+	if err = l.locate(ctx); err == nil {
+		err = l.discardHeirs(ctx)
+	}
 	if err == nil && side.Role == role.Secondary {
 		err = schema.DropUnfinished(ctx, m.cfg.Server, l.rec.ID)
 	}
@@ -330,7 +332,7 @@ func (m *Manager) dropReplica(ctx context.Context, l *link) error {
 	if err != nil {
 		return err
 	}
-	return schema.DropDatabase(ctx, m.cfg.Server, l.rec.Database)
+	return schema.DropDatabase(ctx, m.cfg.Server, l.database())
 }
 
 // cleanDatabase takes everything of the link out of a database that stays. made tells that
@@ -398,7 +400,7 @@ func (l *link) cleanSchema(ctx context.Context, conn *pgx.Conn) error {
 
 // unfence opens a database that stays, unless another of its links closes it.
 func (l *link) unfence(ctx context.Context, conn *pgx.Conn) (opened bool, err error) {
-	release, err := l.m.gate(ctx, l.rec.Database)
+	release, err := l.m.gate(ctx, l.database())
 	if err != nil {
 		return false, err
 	}

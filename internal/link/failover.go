@@ -96,6 +96,9 @@ func (l *link) failover(ctx context.Context, o FailoverOptions) (FailoverResult,
 		var result FailoverResult
 		err := l.m.call(within, l.rec.Peer, l.rec.Name, callFailover, o, &result)
 		if p, ok := problem.As(err); ok && p.Code == "peer-disconnected" {
+			if err := l.notBeside(ctx); err != nil {
+				return result, err
+			}
 			lost := *p
 			lost.Advice = joined(p.Advice, "if instance "+l.rec.Peer+" is lost: hawser link failover "+l.rec.Name+" --force, which opens this side without it")
 			return result, &lost

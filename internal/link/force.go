@@ -35,6 +35,9 @@ func (l *link) force(ctx context.Context) (FailoverResult, error) {
 	if err := l.needless(ctx); err != nil {
 		return FailoverResult{}, err
 	}
+	if err := l.notBeside(ctx); err != nil {
+		return FailoverResult{}, err
+	}
 	last, side, err := l.decideAlone(ctx)
 	if err != nil {
 		return FailoverResult{}, err
@@ -56,6 +59,9 @@ func (l *link) checkForce(ctx context.Context) error {
 		return err
 	}
 	if err := l.needless(ctx); err != nil {
+		return err
+	}
+	if err := l.notBeside(ctx); err != nil {
 		return err
 	}
 	conn, err := l.connect(ctx, "failover")
@@ -113,6 +119,9 @@ func (l *link) decideAlone(ctx context.Context) (last catalog.Applied, side role
 		asked, err = l.getReady(ctx, conn, last)
 		return err
 	})
+	if err == nil {
+		err = l.notBeside(ctx) // once more: to get ready can take long
+	}
 	if err == nil {
 		err = ctx.Err()
 	}

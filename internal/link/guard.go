@@ -30,7 +30,7 @@ const rechooseEvery = 12
 
 // guard keeps a link that does not get on from filling the primary's disk: beyond
 // the bound the link is given up, not the primary. On the side that is read-only it
-// looks after the fence.
+// looks after the fence, and on one without its peer for another that leads.
 func (l *link) guard() {
 	tick := time.NewTimer(untilNext(guardEvery))
 	defer tick.Stop()
@@ -47,6 +47,7 @@ func (l *link) guard() {
 				l.trouble("can't see whether the database is still read-only for others", err)
 			}
 		}
+		l.seekLeader(l.ctx)
 		if l.makes() {
 			l.obstruct(l.seeMade(l.ctx))
 			continue

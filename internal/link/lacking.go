@@ -84,6 +84,9 @@ func (l *link) leaves(ctx context.Context, r dropRequest) (problem.Findings, err
 	if r.Force {
 		most = 0
 	}
+	if err := l.locate(ctx); err != nil {
+		return nil, err
+	}
 	var lacks string
 	conn, err := l.connect(ctx, "drop")
 	if err == nil {

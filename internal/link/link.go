@@ -51,6 +51,8 @@ type link struct {
 	slots    sync.Mutex  // held while the slot is renewed, or a renewed one given up
 	userPath atomic.Bool // changes need the search_path of the database's sessions
 
+	renamed atomic.Pointer[string] // what the database is called now, where that is known to be something else, see locate
+
 	dropping  sync.Mutex  // held while the link is removed
 	finishing atomic.Bool // its removal goes on by itself
 
@@ -85,6 +87,7 @@ type link struct {
 	streaming   bool
 	running     *failoverRun
 	swapUntil   time.Time        // how long the steps of a failover may take on this side
+	led         *leader          // who leads the database instead of the peer, which is away
 	obstructed  *problem.Problem // what keeps the fence from being opened or closed, or the role from being stored, just now
 	awaits      *problem.Problem // whose transaction a step of a failover waits for, just now
 	last        json.RawMessage  // result of the last failover

@@ -71,6 +71,10 @@ func (l *link) moved(name, why string) *problem.Problem {
 // share no longer.
 type whereRequest struct {
 	ID string `json:"id"`
+	// Database and Primary, an instance, ask by which link the one that is asked leads it
+	// since that one does not. See askLeader.
+	Database string `json:"database,omitempty"`
+	Primary  string `json:"primary,omitempty"`
 }
 
 type whereReply struct {
@@ -81,25 +85,29 @@ type whereReply struct {
 	Followed bool `json:"followed,omitempty"`
 	// Leads tells that it leads the database. Older agents do not say.
 	Leads bool `json:"leads,omitempty"`
+	// By is the link by which it leads the database that was asked for. Older agents do not say.
+	By string `json:"by,omitempty"`
 }
 
-// where answers seeOff and await. It changes nothing, so it may be asked by an
+// where answers seeOff, await and askLeader. It changes nothing, so it may be asked by an
 // instance that has no part in the link here.
-func (m *Manager) where(ctx context.Context, id string) (r whereReply, err error) {
+func (m *Manager) where(ctx context.Context, from string, asked whereRequest) (r whereReply, err error) {
 	select {
 	case <-m.ready:
 	default:
 		return r, errStarting(m.cfg.Instance)
 	}
-	err = m.store.Do(ctx, func(conn *pgx.Conn) (err error) { r.Known, err = catalog.HasHeir(ctx, conn, id); return err })
+	err = m.store.Do(ctx, func(conn *pgx.Conn) (err error) { r.Known, err = catalog.HasHeir(ctx, conn, asked.ID); return err })
 	if err != nil {
 		return r, err
 	}
-	if l := m.holds("", id); l != nil {
+	by := m.leadBy(from, asked)
+	r.By = by
+	if l := m.holds("", asked.ID); l != nil {
 		leads := !l.left() && m.leads(l.rec.Database)
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		r = whereReply{Known: true, Peer: l.rec.Peer, Side: l.side, Followed: l.followed, Leads: leads}
+		r = whereReply{Known: true, Peer: l.rec.Peer, Side: l.side, Followed: l.followed, Leads: leads, By: by}
 	}
 	return r, nil
 }
@@ -167,7 +175,7 @@ func (l *link) heir(side role.State) string {
 }
 
 func (l *link) askWhere(ctx context.Context, instance string, r *whereReply) error {
-	return l.m.call(ctx, instance, l.rec.Name, callWhere, whereRequest{l.rec.ID}, r)
+	return l.m.call(ctx, instance, l.rec.Name, callWhere, whereRequest{ID: l.rec.ID}, r)
 }
 
 // standMoved says what a link takes whose primary went away from here, and whose secondary

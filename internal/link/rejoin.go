@@ -283,10 +283,18 @@ func (l *link) planRejoin(ctx context.Context, side role.State) (*rejoinPlan, er
 // tailHasDDL is why this side can't rejoin.
 func (l *link) tailHasDDL(c tailChange) *problem.Problem {
 	quoted := postgres.QuoteIdent(l.rec.Database)
+	remedy, others := "hawser link drop "+l.rec.Name, ""
+	siblings := l.m.siblings(l)
+	slices.SortFunc(siblings, func(a, b *link) int { return strings.Compare(a.rec.Name, b.rec.Name) })
+	for _, s := range siblings {
+		remedy += "\nhawser link drop " + s.rec.Name
+		others += "; the secondary of link " + s.rec.Name + ", on instance " + s.rec.Peer + ", opens as well, unless it follows instance " + l.rec.Peer +
+			" before: hawser link follow " + s.rec.Name + " --primary " + l.rec.Peer + " there"
+	}
 	return problem.New("tail-has-ddl", "link "+l.rec.Name,
 		"the transactions that only this side has changed the schema, which can't be taken back by itself: "+c.command+" in "+excerpt(c.statement),
-		"hawser link drop "+l.rec.Name).
-		Advise("this side's database opens with all that it has then: let no client reach it. In psql here: ALTER DATABASE " + quoted + " RENAME TO " + postgres.QuoteIdent(l.rec.Database+"_old") + ";" +
+		remedy).
+		Advise("this side's database opens with all that it has then: let no client reach it" + others + ". In psql here: ALTER DATABASE " + quoted + " RENAME TO " + postgres.QuoteIdent(l.rec.Database+"_old") + ";" +
 			" on instance " + l.rec.Peer + ": hawser link create " + l.rec.Name + " --database " + problem.Word(l.rec.Database) + " --peer " + l.m.cfg.Instance + ", which copies the new primary again")
 }
 

@@ -13,7 +13,7 @@ import (
 
 // connect opens a session of the agent in the linked database.
 func (l *link) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
-	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":"+purpose, nil)
+	return l.m.connect(ctx, l.database(), l.rec.Name+":"+purpose, nil)
 }
 
 // session settings of the agent in a linked database.

@@ -32,7 +32,7 @@ func (m *Manager) siblings(l *link) []*link {
 	defer m.mu.Unlock()
 	var out []*link
 	for _, s := range m.links {
-		if s != l && s.rec.Database == l.rec.Database {
+		if s != l && s.database() == l.database() {
 			out = append(out, s)
 		}
 	}

@@ -115,6 +115,9 @@ func (l *link) status() Status {
 		}
 	}
 	s.State, s.Cause = l.state(s, away)
+	if n := l.ledNote(s); n != nil {
+		s.Notes = append(s.Notes, n)
+	}
 	if s.State != l.lastState {
 		l.lastState, l.since = s.State, time.Now()
 	}
@@ -193,6 +196,9 @@ func (l *link) standing(s Status) (State, *problem.Problem) {
 func (l *link) flowing(s Status, away *problem.Problem) (State, *problem.Problem) {
 	if p := l.mayFlow(); p != nil {
 		return Disconnected, p
+	}
+	if !l.streaming && l.led != nil && l.side.Role == role.Secondary {
+		return Suspended, l.ledBy(*l.led)
 	}
 	if !l.streaming && l.forcedOut() {
 		return Disconnected, problem.New("old-primary-diverged", "instance "+s.Peer,

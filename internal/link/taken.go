@@ -26,7 +26,7 @@ import (
 // connectValues opens a session in which values are written the same way as when they were
 // kept.
 func (l *link) connectValues(ctx context.Context, purpose string) (*pgx.Conn, error) {
-	return l.m.connect(ctx, l.rec.Database, l.rec.Name+":"+purpose, postgres.ValueSettings())
+	return l.m.connect(ctx, l.database(), l.rec.Name+":"+purpose, postgres.ValueSettings())
 }
 
 // returned tells what became of rows that were taken away.
