@@ -85,8 +85,11 @@ func (l *link) resyncFollowing(ctx context.Context) error {
 	}
 	l.log.Info("compared with the primary", "tables", len(report.Tables), "to_copy_again", len(differ), "at", report.Position)
 	again, err := l.primaryTables(ctx, differ)
-	if err != nil || len(again) == 0 {
+	if err != nil {
 		return err
+	}
+	if len(again) == 0 {
+		return l.adoptHere(ctx)
 	}
 	return l.still(ctx, func(conn *pgx.Conn) error {
 		if err := l.recall(ctx, conn); err != nil {
@@ -94,6 +97,16 @@ func (l *link) resyncFollowing(ctx context.Context) error {
 		}
 		return l.reseed(ctx, conn, again)
 	})
+}
+
+// adoptHere is for a replica that goes on as it is: another does so as it connects.
+func (l *link) adoptHere(ctx context.Context) error {
+	conn, err := l.connect(ctx, "resync")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return l.adoptIdentities(ctx, conn)
 }
 
 // comparing keeps how far a comparison is, to be shown.
