@@ -566,19 +566,24 @@ func (l *link) putCompared(ctx context.Context, tx pgx.Tx, t catalog.SeedTable, 
 	return catalog.SetTableState(ctx, tx, l.rec.ID, t.OID, catalog.Live)
 }
 
-// sameSchema refuses to go on where DDL of the time without a slot is missing here.
+// maxDiffer bounds how many definitions a problem names.
+const maxDiffer = 20
+
+// sameSchema refuses to go on where DDL of the time without a slot is missing here. The log
+// has all that differs, whole.
 func (l *link) sameSchema(r verify.Report) error {
 	var differ []string
 	for _, d := range r.Schema {
 		if !d.Uncertain && d.Kind != verify.KindMembership && !d.Filled() {
+			l.log.Warn("definition differs", "kind", d.Kind, "object", d.Object, "primary", cmp.Or(d.Primary, "none"), "secondary", cmp.Or(d.Secondary, "none"))
 			differ = append(differ, fmt.Sprintf("%s %s: the primary has %s, the secondary %s", d.Kind, d.Object, cmp.Or(excerpt(d.Primary), "none"), cmp.Or(excerpt(d.Secondary), "none")))
 		}
 	}
 	if len(differ) == 0 {
 		return nil
 	}
-	if len(differ) > 5 {
-		differ = append(differ[:5], "…")
+	if more := len(differ) - maxDiffer; more > 0 {
+		differ = append(differ[:maxDiffer], fmt.Sprintf("and %d more, all of which stand in the log of the agent of instance %s", more, l.m.cfg.Instance))
 	}
 	again, here := "resync", "the secondary"
 	if side, _ := l.now(); side.Phase == role.Diverged {
