@@ -3,6 +3,8 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -128,6 +130,31 @@ func TestRepairByHand(t *testing.T) {
 	}
 	if err := refused(t, b, `SET default_transaction_read_only = off`, `INSERT INTO u VALUES (3)`); !strings.Contains(err, "25006") {
 		t.Errorf("a table that was made by hand takes writes: %q", err)
+	}
+}
+
+// TestAllDefinitionsThatDiffer: verify can't be run while a link is suspended, so the resync
+// tells of all that differs, in the log what is too long for a problem.
+func TestAllDefinitionsThatDiffer(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := small(t)
+	for i := range 30 {
+		change(t, b, fmt.Sprintf(`CREATE TABLE extra_%02d (id int)`, i))
+	}
+	change(t, b, `ALTER TABLE t RENAME TO away`)
+	a.Exec(t, "shop", `INSERT INTO t VALUES (1, 'one')`)
+	b.awaitState(t, "shop", api.StateSuspended)
+	p, ok := problem.As(b.ResyncLink(ctx, "shop", nil))
+	if !ok || p.Code != "schema-differs" || strings.Contains(p.Cause, "…") {
+		t.Fatalf("the resync says %+v", p)
+	}
+	told := regexp.MustCompile(`public\.extra_\d\d`).FindAllString(p.Cause, -1)
+	if len(told) < 10 || len(told) > 30 {
+		t.Errorf("it names %d tables: %s", len(told), p.Cause)
+	}
+	if !strings.Contains(p.Cause, "more, all of which stand in the log of the agent of instance beta") {
+		t.Errorf("it does not tell where the rest is: %s", p.Cause)
 	}
 }
 

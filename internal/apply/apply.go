@@ -58,8 +58,10 @@ type Replayer interface {
 	// types names those of its columns' types that are not built in, xid is the
 	// source transaction.
 	Provide(ctx context.Context, conn *pgx.Conn, xid uint32, def *pgoutput.Relation, types map[uint32]pgoutput.Type) error
-	// SkipRows tells whether the rows that follow were made by the replay itself.
-	SkipRows() bool
+	// InScript tells whether rows that follow may be made by the replay itself, OfScript
+	// whether those of a table are.
+	InScript() bool
+	OfScript(ctx context.Context, conn *pgx.Conn, def *pgoutput.Relation) (bool, error)
 	// Finish is called at the end of a source transaction with DDL in it.
 	Finish() error
 }
@@ -156,12 +158,13 @@ type Applier struct {
 
 // transaction is the source transaction whose changes are being applied.
 type transaction struct {
-	xid      uint32    // top-level
-	commit   frame.LSN // its commit record
-	skip     bool      // it was applied before
-	streamed bool      // its records have the form of a stream block
-	ddl      bool      // it carried DDL: nothing else may share its target transaction
-	lsn      frame.LSN // of the change at hand, for words
+	xid      uint32          // top-level
+	commit   frame.LSN       // its commit record
+	skip     bool            // it was applied before
+	streamed bool            // its records have the form of a stream block
+	ddl      bool            // it carried DDL: nothing else may share its target transaction
+	ofScript map[uint32]bool // what Replayer.OfScript said since the last DDL
+	lsn      frame.LSN       // of the change at hand, for words
 }
 
 // batch is the open target transaction.

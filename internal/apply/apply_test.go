@@ -36,8 +36,11 @@ func (noDDL) Replay(context.Context, *pgx.Conn, []byte) (Effect, error) {
 func (noDDL) Provide(context.Context, *pgx.Conn, uint32, *pgoutput.Relation, map[uint32]pgoutput.Type) error {
 	return errors.New("no table is provided here")
 }
-func (noDDL) SkipRows() bool { return false }
-func (noDDL) Finish() error  { return nil }
+func (noDDL) InScript() bool { return false }
+func (noDDL) OfScript(context.Context, *pgx.Conn, *pgoutput.Relation) (bool, error) {
+	return false, nil
+}
+func (noDDL) Finish() error { return nil }
 
 // replica is a database with the catalog, an origin, and a table t (id int PRIMARY KEY).
 type replica struct {

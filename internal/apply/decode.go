@@ -125,7 +125,7 @@ func (a *Applier) change(ctx context.Context, msg pgoutput.Message, lsn frame.LS
 		return fmt.Errorf("a %T at %s outside of a transaction", msg, lsn)
 	}
 	a.txn.lsn = lsn
-	if a.txn.skip || a.txn.ddl && a.cfg.Replayer.SkipRows() {
+	if a.txn.skip {
 		return nil
 	}
 	switch m := msg.(type) {
@@ -169,7 +169,7 @@ func (a *Applier) ddl(ctx context.Context, content []byte) error {
 	if a.seeds.blocksDDL() {
 		return ErrTablesFirst
 	}
-	a.txn.ddl, a.seeds.wayMade = true, false
+	a.txn.ddl, a.txn.ofScript, a.seeds.wayMade = true, map[uint32]bool{}, false
 	if err := a.ensureBatch(ctx); err != nil {
 		return err
 	}

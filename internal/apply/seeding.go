@@ -150,6 +150,9 @@ func (a *Applier) route(ctx context.Context, id uint32, payload []byte, apply fu
 	if r.def.Namespace == "hawser" {
 		return nil
 	}
+	if mine, err := a.ofScript(ctx, r); mine || err != nil {
+		return err
+	}
 	t := a.seeds.tables[id]
 	switch {
 	case t == nil && a.seeds.schemaSees(a.txn.xid):
@@ -165,6 +168,25 @@ func (a *Applier) route(ctx context.Context, id uint32, payload []byte, apply fu
 		return apply(r)
 	}
 	return a.postpone(ctx, r, t, payload)
+}
+
+// ofScript tells whether the rows of a table are made by the replay of DDL.
+func (a *Applier) ofScript(ctx context.Context, r *relation) (mine bool, err error) {
+	if !a.txn.ddl || !a.cfg.Replayer.InScript() {
+		return false, nil
+	}
+	mine, known := a.txn.ofScript[r.def.ID]
+	if known {
+		return mine, nil
+	}
+	if err := a.out.idle(); err != nil {
+		return false, err
+	}
+	mine, err = a.cfg.Replayer.OfScript(ctx, a.conn, r.def)
+	if err == nil {
+		a.txn.ofScript[r.def.ID] = mine
+	}
+	return mine, err
 }
 
 const sqlDefer = `INSERT INTO hawser.deferred (link, oid, payload, xid) VALUES ($1, $2, $3, $4)`

@@ -400,10 +400,10 @@ type changedTable struct {
 
 // eachTable calls change for each table that list names, until it names none. It
 // waits only when a round brought nothing.
-func eachTable(ctx context.Context, conn *pgx.Conn, doing, list string, change func(changedTable) error) error {
+func eachTable(ctx context.Context, conn *pgx.Conn, doing, list string, change func(changedTable) error, args ...any) error {
 	left, wait := -1, 100*time.Millisecond
 	for {
-		rows, err := conn.Query(ctx, list)
+		rows, err := conn.Query(ctx, list, args...)
 		if err != nil {
 			return ddlProblem(doing, err)
 		}

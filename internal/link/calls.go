@@ -17,34 +17,35 @@ import (
 // streams. A payload is JSON; an unknown field is ignored, so that a newer agent
 // may say more.
 const (
-	callValidate   = "validate"   // validateRequest -> problem.Findings
-	callInspect    = "inspect"    // inspectRequest -> schema.Requirements, to a primary-to-be
-	callDDLKey     = "ddl-key"    // the key that signs the primary's messages
-	callMaker      = "maker"      // makerRequest -> schema.Maker, to the primary
-	callCreate     = "create"     // createRequest -> createReply
-	callStart      = "start"      // the link stands on both sides
-	callDrop       = "drop"       // dropRequest -> dropReply
-	callState      = "state"      // meeting -> meeting
-	callStatus     = "status"     // Status
-	callPause      = "pause"      // pauseRequest
-	callFailover   = "failover"   // FailoverOptions -> FailoverResult
-	callPrepare    = "prepare"    // prepareRequest, to the secondary: get ready to take over
-	callUnprepare  = "unprepare"  // to the secondary: the failover was taken back
-	callOutcome    = "outcome"    // the last FailoverResult or null -> the other side's
-	callSequences  = "sequences"  // []frame.SequenceValue -> []unfitSequence, to the secondary
-	callRefuse     = "refuse"     // refuseRequest -> role.State
-	callVerify     = "verify"     // to the secondary: VerifyReport
-	callSweep      = "sweep"      // to the primary: put into the stream what fired no event
-	callResync     = "resync"     // resyncRequest, to the secondary
-	callRenewSlot  = "renew-slot" // slotRequest -> slotReply, to the primary
-	callHolds      = "holds"      // to the primary: whether its slot has all since this side handed over, or was forced out
-	callMaxWAL     = "max-wal"    // maxWALSetting -> the one in force
-	callDropSlot   = "drop-slot"  // to the primary: the renewed slot is not wanted after all
-	callLogins     = "logins"     // to the primary: the roles whose clients use the database, []string
-	callLockedOut  = "locked-out" // []string -> those that can't log in, to the secondary
-	callIdentities = "identities" // to the primary: []capture.ChangedIdentity
-	callTables     = "tables"     // to the primary: its tables, []catalog.SeedTable
-	callViews      = "views"      // to the primary: viewsRequest -> []laidView
+	callValidate      = "validate"       // validateRequest -> problem.Findings
+	callInspect       = "inspect"        // inspectRequest -> schema.Requirements, to a primary-to-be
+	callDDLKey        = "ddl-key"        // the key that signs the primary's messages
+	callMaker         = "maker"          // makerRequest -> schema.Maker, to the primary
+	callCreate        = "create"         // createRequest -> createReply
+	callStart         = "start"          // the link stands on both sides
+	callDrop          = "drop"           // dropRequest -> dropReply
+	callState         = "state"          // meeting -> meeting
+	callStatus        = "status"         // Status
+	callPause         = "pause"          // pauseRequest
+	callFailover      = "failover"       // FailoverOptions -> FailoverResult
+	callPrepare       = "prepare"        // prepareRequest, to the secondary: get ready to take over
+	callUnprepare     = "unprepare"      // to the secondary: the failover was taken back
+	callOutcome       = "outcome"        // the last FailoverResult or null -> the other side's
+	callSequences     = "sequences"      // []frame.SequenceValue -> []unfitSequence, to the secondary
+	callRefuse        = "refuse"         // refuseRequest -> role.State
+	callVerify        = "verify"         // to the secondary: VerifyReport
+	callSweep         = "sweep"          // to the primary: put into the stream what fired no event
+	callResync        = "resync"         // resyncRequest, to the secondary
+	callRenewSlot     = "renew-slot"     // slotRequest -> slotReply, to the primary
+	callHolds         = "holds"          // to the primary: whether its slot has all since this side handed over, or was forced out
+	callMaxWAL        = "max-wal"        // maxWALSetting -> the one in force
+	callDropSlot      = "drop-slot"      // to the primary: the renewed slot is not wanted after all
+	callLogins        = "logins"         // to the primary: the roles whose clients use the database, []string
+	callLockedOut     = "locked-out"     // []string -> those that can't log in, to the secondary
+	callIdentities    = "identities"     // to the primary: []capture.ChangedIdentity
+	callAllIdentities = "all-identities" // to the primary: []capture.Identity
+	callTables        = "tables"         // to the primary: its tables, []catalog.SeedTable
+	callViews         = "views"          // to the primary: viewsRequest -> []laidView
 
 	callHandoff = "handoff" // to the primary: outcomeRequest -> outcomeReply
 	callWhere   = "where"   // whereRequest -> whereReply, to any instance
@@ -248,20 +249,21 @@ var linkCalls = map[string]linkCall{
 	callResync: onLink(flows, func(l *link, ctx context.Context, r resyncRequest) (nothing, error) {
 		return nothing{}, l.resyncHere(ctx, r.Tables)
 	}),
-	callRenewSlot:   onLink(flows, (*link).renewSlot),
-	callDropSlot:    told(flows, (*link).giveUpSlot),
-	callHolds:       asked(flows, (*link).holds),
-	callLogins:      asked(flows, (*link).loginsHere),
-	callLockedOut:   onLink(flows, (*link).lockedOutHere),
-	callIdentities:  asked(flows, (*link).identities),
-	callTables:      asked(flows, (*link).tables),
-	callViews:       onLink(flows, (*link).views),
-	callMaker:       onLink(flows, (*link).maker),
-	callMaxWAL:      onLink(flows, (*link).takeMaxWAL),
-	callVerify:      asked(flows, (*link).verifyHere),
-	callSweep:       told(flows, (*link).sweepAsked),
-	callCompareOpen: asked(flows, (*link).openComparison),
-	callCompare:     onLink(flows, (*link).compare),
+	callRenewSlot:     onLink(flows, (*link).renewSlot),
+	callDropSlot:      told(flows, (*link).giveUpSlot),
+	callHolds:         asked(flows, (*link).holds),
+	callLogins:        asked(flows, (*link).loginsHere),
+	callLockedOut:     onLink(flows, (*link).lockedOutHere),
+	callIdentities:    asked(flows, (*link).identities),
+	callAllIdentities: asked(flows, (*link).allIdentities),
+	callTables:        asked(flows, (*link).tables),
+	callViews:         onLink(flows, (*link).views),
+	callMaker:         onLink(flows, (*link).maker),
+	callMaxWAL:        onLink(flows, (*link).takeMaxWAL),
+	callVerify:        asked(flows, (*link).verifyHere),
+	callSweep:         told(flows, (*link).sweepAsked),
+	callCompareOpen:   asked(flows, (*link).openComparison),
+	callCompare:       onLink(flows, (*link).compare),
 
 	callFailover:  onLink(swaps, (*link).failover),
 	callPrepare:   onLink(swaps, (*link).prepareToLead),

@@ -260,6 +260,16 @@ func (l *link) identities(ctx context.Context) ([]capture.ChangedIdentity, error
 	return capture.ChangedIdentities(ctx, conn)
 }
 
+// allIdentities are the replica identities of the tables here that are not the default.
+func (l *link) allIdentities(ctx context.Context) ([]capture.Identity, error) {
+	conn, err := l.connect(ctx, "identities")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return capture.Identities(ctx, conn)
+}
+
 // fetchSchema is the secondary's side of serveSchema.
 func (l *link) fetchSchema(ctx context.Context) (schemaReply, error) {
 	s, err := l.m.cfg.Peers.Open(ctx, l.rec.Peer, l.rec.Name, streamSchema)

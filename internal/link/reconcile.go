@@ -85,8 +85,11 @@ func (l *link) resyncFollowing(ctx context.Context) error {
 	}
 	l.log.Info("compared with the primary", "tables", len(report.Tables), "to_copy_again", len(differ), "at", report.Position)
 	again, err := l.primaryTables(ctx, differ)
-	if err != nil || len(again) == 0 {
+	if err != nil {
 		return err
+	}
+	if len(again) == 0 {
+		return l.adoptHere(ctx)
 	}
 	return l.still(ctx, func(conn *pgx.Conn) error {
 		if err := l.recall(ctx, conn); err != nil {
@@ -94,6 +97,16 @@ func (l *link) resyncFollowing(ctx context.Context) error {
 		}
 		return l.reseed(ctx, conn, again)
 	})
+}
+
+// adoptHere is for a replica that goes on as it is: another does so as it connects.
+func (l *link) adoptHere(ctx context.Context) error {
+	conn, err := l.connect(ctx, "resync")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return l.adoptIdentities(ctx, conn)
 }
 
 // comparing keeps how far a comparison is, to be shown.
@@ -553,19 +566,24 @@ func (l *link) putCompared(ctx context.Context, tx pgx.Tx, t catalog.SeedTable, 
 	return catalog.SetTableState(ctx, tx, l.rec.ID, t.OID, catalog.Live)
 }
 
-// sameSchema refuses to go on where DDL of the time without a slot is missing here.
+// maxDiffer bounds how many definitions a problem names.
+const maxDiffer = 20
+
+// sameSchema refuses to go on where DDL of the time without a slot is missing here. The log
+// has all that differs, whole.
 func (l *link) sameSchema(r verify.Report) error {
 	var differ []string
 	for _, d := range r.Schema {
 		if !d.Uncertain && d.Kind != verify.KindMembership && !d.Filled() {
+			l.log.Warn("definition differs", "kind", d.Kind, "object", d.Object, "primary", cmp.Or(d.Primary, "none"), "secondary", cmp.Or(d.Secondary, "none"))
 			differ = append(differ, fmt.Sprintf("%s %s: the primary has %s, the secondary %s", d.Kind, d.Object, cmp.Or(excerpt(d.Primary), "none"), cmp.Or(excerpt(d.Secondary), "none")))
 		}
 	}
 	if len(differ) == 0 {
 		return nil
 	}
-	if len(differ) > 5 {
-		differ = append(differ[:5], "…")
+	if more := len(differ) - maxDiffer; more > 0 {
+		differ = append(differ[:maxDiffer], fmt.Sprintf("and %d more, all of which stand in the log of the agent of instance %s", more, l.m.cfg.Instance))
 	}
 	again, here := "resync", "the secondary"
 	if side, _ := l.now(); side.Phase == role.Diverged {

@@ -63,7 +63,7 @@ func (r replayer) Replay(ctx context.Context, conn *pgx.Conn, content []byte) (a
 			return apply.Effect{}, err
 		}
 		effect.Reseed = append(effect.Reseed, s)
-		r.l.log.Info("table is copied: its rows can't be computed on the replica, or the link did not carry them", "table", t.Schema+"."+t.Name, "because", result.Tag)
+		r.l.log.Info("table is copied: its rows can't be computed on the replica, or were not carried", "table", t.Schema+"."+t.Name, "because", result.Tag)
 	}
 	if err := r.whileCopying(ctx, conn, result); err != nil {
 		return apply.Effect{}, err
@@ -108,6 +108,10 @@ func (r replayer) Provide(ctx context.Context, conn *pgx.Conn, xid uint32, def *
 	}
 	r.l.log.Info("table is made: rows of it came, and no event told of it", "table", rel.Schema+"."+rel.Name)
 	return fence.PrepareTable(ctx, conn, rel.Schema, rel.Name)
+}
+
+func (r replayer) OfScript(ctx context.Context, conn *pgx.Conn, def *pgoutput.Relation) (bool, error) {
+	return r.Replayer.OfScript(ctx, conn, schema.Table{OID: def.ID, Schema: def.Namespace, Name: def.Name})
 }
 
 func (l *link) askMaker(ctx context.Context, oid, xid uint32) (maker schema.Maker, err error) {

@@ -219,6 +219,9 @@ func (l *link) replicate(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := l.adoptIdentities(ctx, conn); err != nil {
+		return err
+	}
 	_ = conn.Close(ctx)
 	l.update(func() { l.seeded, l.repairing = state.Done, len(repairs) > 0 })
 	return l.stream(ctx, side, !state.Done)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -16,6 +17,7 @@ import (
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/postgres"
+	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 	"github.com/hawser/hawser/internal/seed"
 )
@@ -84,11 +86,36 @@ func (l *link) settleSeeded(ctx context.Context, a *apply.Applier) error {
 	if err := fence.Prepare(ctx, conn, nil); err != nil {
 		return err
 	}
-	var identities []capture.ChangedIdentity
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callIdentities, struct{}{}, &identities); err != nil {
+	return l.adoptIdentities(ctx, conn)
+}
+
+// adoptWithin bounds how long a replica's tables are waited for that are to get another
+// replica identity.
+const adoptWithin = 5 * time.Second
+
+// adoptIdentities gives the tables here the replica identities that they have on the primary.
+// Those that are in use for too long get them when the link connects the next time.
+func (l *link) adoptIdentities(ctx context.Context, conn *pgx.Conn) error {
+	var all []capture.Identity
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callAllIdentities, struct{}{}, &all)
+	if p, ok := problem.As(err); ok && p.Code == codeUnknownCall { // an older agent
+		var changed []capture.ChangedIdentity
+		if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callIdentities, struct{}{}, &changed); err != nil {
+			return err
+		}
+		return capture.AdoptReplicaIdentity(ctx, conn, changed)
+	}
+	if err != nil {
 		return err
 	}
-	return capture.AdoptReplicaIdentity(ctx, conn, identities)
+	within, cancel := context.WithTimeout(ctx, adoptWithin)
+	defer cancel()
+	err = capture.AdoptIdentities(within, conn, all)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		l.log.Warn("tables do not have the replica identities of the primary's yet", "error", err)
+		return nil
+	}
+	return err
 }
 
 func readyAt(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, error) {

@@ -45,8 +45,8 @@ type ReplayOptions struct {
 // A Replayer runs the primary's DDL on the secondary. It is for one link's applier,
 // which calls it from one goroutine: Reset when a transaction of the primary begins,
 // Replay for each message with the prefix hawser.ddl in its place among the changes,
-// Provide for the rows of a table that is unknown, Finish before the transaction is
-// committed. Every call gets the applier's connection, a superuser's with
+// InScript and OfScript for rows behind one, Provide for those of a table that is unknown,
+// Finish before the transaction is committed. Every call gets the applier's connection, a superuser's with
 // session_replication_role=replica, in the open target transaction. After an error
 // the applier must roll back.
 //
@@ -66,7 +66,7 @@ type Replayer struct {
 	creating  []ddlUser             // users whose CREATE TABLE AS has begun
 	begun     map[string]ddlUser    // owners of schemas that commands inside of CREATE SCHEMA needed
 	provided  map[uint32]Table      // filled before its CREATE TABLE AS was told
-	extension bool                  // the rows that follow come from an extension's script
+	extension *extensionRows        // the rows that follow come while an extension's script runs
 }
 
 // Table names a table of the primary.
@@ -124,12 +124,8 @@ func (r *Replayer) Reset() {
 	r.texts = map[string]string{}
 	// A string with a COMMIT in it goes on in the next transaction.
 	maps.DeleteFunc(r.scripts, func(text string, _ *ddlScript) bool { return text != r.recent })
-	r.telling, r.creating, r.begun, r.provided, r.extension = nil, nil, map[string]ddlUser{}, map[uint32]Table{}, false
+	r.telling, r.creating, r.begun, r.provided, r.extension = nil, nil, map[string]ddlUser{}, map[uint32]Table{}, nil
 }
-
-// SkipRows reports whether the row changes that follow come from an extension's
-// script, which has run or will run on this side too: they must not be applied.
-func (r *Replayer) SkipRows() bool { return r.extension }
 
 // Finish reports what is open at the end of a transaction.
 func (r *Replayer) Finish() error {
@@ -199,7 +195,7 @@ func (r *Replayer) signed(ctx context.Context, content []byte) (body []byte, ok 
 func (r *Replayer) begin(m *ddlMessage) {
 	switch m.Tag {
 	case "CREATE EXTENSION", "ALTER EXTENSION":
-		r.extension = true
+		r.extension = &extensionRows{left: map[Table]bool{}}
 	case "CREATE TABLE AS", "SELECT INTO":
 		r.creating = append(r.creating, m.User)
 	}
@@ -234,8 +230,7 @@ func (r *replay) command(ctx context.Context) error {
 	}
 	switch m.Tag {
 	case "CREATE EXTENSION", "ALTER EXTENSION":
-		r.extension = false
-		return r.extensionCommand(ctx)
+		return r.endExtension(ctx)
 	case "CREATE TABLE AS", "SELECT INTO":
 		return r.createTableAs(ctx)
 	case "IMPORT FOREIGN SCHEMA":

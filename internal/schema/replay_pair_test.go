@@ -136,7 +136,7 @@ func (p *pair) apply(r *reader, kind byte) error {
 		n := r.uint32()
 		r.skip(1)
 		for range n {
-			if rel := p.relations[r.uint32()]; rel.Schema != "hawser" {
+			if rel := p.relations[r.uint32()]; rel.Schema != "hawser" && !p.ofScript(rel) {
 				p.exec(p.secondary, "TRUNCATE "+pgx.Identifier{rel.Schema, rel.Name}.Sanitize())
 			}
 		}
@@ -155,7 +155,7 @@ func (p *pair) relation(r *reader) error {
 		rel.Columns = append(rel.Columns, c)
 	}
 	p.relations[rel.OID] = rel
-	if rel.Schema == "hawser" || p.replayer.SkipRows() {
+	if rel.Schema == "hawser" || p.ofScript(rel) {
 		return nil
 	}
 	name := pgx.Identifier{rel.Schema, rel.Name}.Sanitize()
@@ -166,9 +166,18 @@ func (p *pair) relation(r *reader) error {
 	return nil
 }
 
+func (p *pair) ofScript(rel *relation) bool {
+	p.t.Helper()
+	mine, err := p.replayer.OfScript(p.t.Context(), p.secondary, rel.Table)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return mine
+}
+
 func (p *pair) change(r *reader, kind byte) error {
 	rel := p.relations[r.uint32()]
-	if rel.Schema == "hawser" || p.replayer.SkipRows() {
+	if rel.Schema == "hawser" || p.ofScript(rel) {
 		return nil
 	}
 	name := pgx.Identifier{rel.Schema, rel.Name}.Sanitize()
