@@ -54,6 +54,49 @@ func TestResync(t *testing.T) {
 	equal(t, a, b, "shop")
 }
 
+// TestResyncBesideWrites: over a line that delivers in bursts, tables are copied again, all are
+// compared, and the link is paused and resumed, while each row changes once: nothing that is
+// lost comes back by a later change.
+func TestResyncBesideWrites(t *testing.T) {
+	t.Parallel()
+	const rows = 6000
+	ctx := context.Background()
+	a, b, l := pairOver(t)
+	link(t, a, b, fmt.Sprintf(`CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, %[1]d) i; CREATE TABLE u (id int, v text); INSERT INTO u SELECT i, 'v' FROM generate_series(1, %[1]d) i`, rows))
+	b.awaitState(t, "shop", api.StateSynchronized)
+	l.toxic(t, `{"type": "latency", "stream": "WAY", "attributes": {"latency": 20, "jitter": 15}}`)
+	written := make(chan error, 1)
+	conn := a.Connect(t, "shop")
+	go func() {
+		var err error
+		for i := 1; i <= rows && err == nil; i++ {
+			_, err = conn.Exec(ctx, `WITH u AS (DELETE FROM u WHERE id = $1) UPDATE t SET v = 'changed' WHERE id = $1`, i)
+		}
+		written <- err
+	}()
+	for n := 0; len(written) == 0; n++ {
+		var err error
+		switch n % 4 {
+		case 0:
+			err = b.ResyncLink(ctx, "shop", []string{"t", "u"})
+		case 1:
+			err = a.ResyncLink(ctx, "shop", nil)
+		case 2:
+			err = errors.Join(b.PauseLink(ctx, "shop"), b.ResyncLink(ctx, "shop", nil))
+		case 3:
+			err = errors.Join(b.PauseLink(ctx, "shop"), b.ResumeLink(ctx, "shop"))
+		}
+		if p, ok := problem.As(err); err != nil && (!ok || !p.Retryable && p.Code != "not-synchronized") {
+			t.Errorf("step %d: %v", n, err)
+		}
+	}
+	if err := testpg.Await(t, "all rows are changed", written); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	equal(t, a, b, "shop")
+}
+
 // TestResyncOfWhatDiffers: on a link that follows, tables with traffic are not copied for
 // it, only those that differ; and nothing is when none does.
 func TestResyncOfWhatDiffers(t *testing.T) {
