@@ -116,6 +116,13 @@ func TestSchemaDropped(t *testing.T) {
 	b.awaitState(t, "shop", api.StateSynchronized)
 	a.Exec(t, "shop", `CREATE TABLE later (id int PRIMARY KEY)`, `INSERT INTO later VALUES (1)`)
 	proven(t, a, "shop")
+	a.Exec(t, "shop", `DROP SCHEMA hawser CASCADE`) // and nobody has noticed it
+	if err := b.ResyncLink(ctx, "shop", nil); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `CREATE TABLE later_too (id int PRIMARY KEY)`, `INSERT INTO later_too VALUES (1)`)
+	proven(t, a, "shop")
 	a.Exec(t, "shop", `ALTER EVENT TRIGGER "!hawser_ddl_end" DISABLE`, `CREATE TABLE untold (id int PRIMARY KEY)`, `INSERT INTO untold VALUES (1)`)
 	_, err = a.FailoverLink(ctx, "shop", api.FailoverOptions{})
 	turnedDown(t, "failover", err, "ddl-capture-broken", "dropped or disabled")

@@ -3,6 +3,7 @@ package link
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -37,7 +38,12 @@ func (l *link) resyncHere(ctx context.Context, names []string) error {
 		return err
 	}
 	if len(names) == 0 && l.following() != nil {
-		return l.resyncFollowing(ctx)
+		switch err := l.sweepThere(ctx); {
+		case err == nil:
+			return l.resyncFollowing(ctx)
+		case !errors.Is(err, problem.New(codeForgotten, "", "", "")) && !errors.Is(err, problem.New(capture.CodeBroken, "", "", "")):
+			return err
+		}
 	}
 	return l.still(ctx, func(conn *pgx.Conn) error {
 		if len(names) == 0 {

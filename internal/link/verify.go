@@ -92,11 +92,7 @@ func (l *link) verifyHere(ctx context.Context) (VerifyReport, error) {
 		return VerifyReport{}, err
 	}
 	if l.following() != nil { // else compareOnce says why not
-		err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callSweep, nothing{}, nil)
-		if p, ok := problem.As(err); ok && p.Code == codeUnknownCall {
-			err = nil
-		}
-		if err != nil {
+		if err := l.sweepThere(ctx); err != nil {
 			return VerifyReport{}, err
 		}
 	}
@@ -105,6 +101,16 @@ func (l *link) verifyHere(ctx context.Context) (VerifyReport, error) {
 		err = l.forgetHoles(ctx)
 	}
 	return report, err
+}
+
+// sweepThere has the primary put into the stream what fired no event. It fails where what
+// captures DDL there is not whole.
+func (l *link) sweepThere(ctx context.Context) error {
+	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callSweep, nothing{}, nil)
+	if p, ok := problem.As(err); ok && p.Code == codeUnknownCall {
+		return nil
+	}
+	return err
 }
 
 // follower refuses what only a secondary does. What was asked of one side goes to the other

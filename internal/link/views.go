@@ -120,7 +120,7 @@ func (l *link) noteViews(views []laidView) {
 	for _, v := range views {
 		if !v.Empty {
 			notes = append(notes, problem.Warn(codeViews, viewObject(v.quoted()),
-				"it is filled here from the rows of now, since only this side had filled it, and holds on the primary the rows of its last REFRESH",
+				"it is filled here from the rows of now, since a transaction that only this side has had filled it, and holds on the primary the rows of its last REFRESH",
 				"REFRESH MATERIALIZED VIEW "+v.quoted()+";").Advise("where the two have to be the same").At("the primary"))
 		}
 	}
