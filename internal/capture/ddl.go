@@ -73,7 +73,7 @@ func InstallDDL(ctx context.Context, conn *pgx.Conn) error {
 		_, err = tx.Exec(ctx, `SELECT hawser.ddl_sweep(NULL)`)
 		return err
 	})
-	return ddlProblem("install the capture of DDL", err)
+	return ByEventTrigger(ctx, conn, ddlProblem("install the capture of DDL", err))
 }
 
 // CodeBroken is the code of what Intact finds.
@@ -201,6 +201,7 @@ func quietly(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
 		for _, sql := range []string{
 			`SET LOCAL session_replication_role = replica`,
 			`SET LOCAL ` + postgres.AgentSetting + ` = on`,
+			`SELECT set_config('event_triggers', 'off', true) WHERE current_setting('event_triggers', true) IS NOT NULL`, // 17 and later
 			`SET LOCAL search_path = pg_catalog, pg_temp`,
 			`SET LOCAL standard_conforming_strings = on`,
 			`SELECT pg_advisory_xact_lock(hashtext('hawser.ddl'))`,

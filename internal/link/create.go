@@ -181,19 +181,19 @@ func (m *Manager) makePrimary(ctx context.Context, l *link) (createReply, error)
 	if reply.Settings, err = json.Marshal(settings); err != nil {
 		return reply, err
 	}
-	conn, err := l.connect(ctx, "create")
+	conn, err := l.connectOwn(ctx, "create")
 	if err != nil {
 		return reply, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	if err := catalog.MigrateDatabase(ctx, conn); err != nil {
-		return reply, err
+		return reply, capture.ByEventTrigger(ctx, conn, err)
 	}
 	if err := catalog.Join(ctx, conn, l.rec.ID, l.rec.Name); err != nil {
 		return reply, err
 	}
 	if err := capture.Install(ctx, conn, l.rec.ID, l.filter()); err != nil {
-		return reply, err
+		return reply, capture.ByEventTrigger(ctx, conn, err)
 	}
 	reply.From, err = capture.CreateSlot(ctx, conn, l.rec.ID)
 	return reply, err

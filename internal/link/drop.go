@@ -338,7 +338,7 @@ func (m *Manager) dropReplica(ctx context.Context, l *link) error {
 // cleanDatabase takes everything of the link out of a database that stays. made tells that
 // the link stood once.
 func (m *Manager) cleanDatabase(ctx context.Context, l *link, made bool) (left problem.Findings, err error) {
-	conn, err := l.connect(ctx, "drop")
+	conn, err := l.connectOwn(ctx, "drop")
 	if err != nil {
 		return nil, err
 	}

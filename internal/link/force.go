@@ -64,7 +64,7 @@ func (l *link) checkForce(ctx context.Context) error {
 	if err := l.notBeside(ctx); err != nil {
 		return err
 	}
-	conn, err := l.connect(ctx, "failover")
+	conn, err := l.connectOwn(ctx, "failover")
 	if err != nil {
 		return err
 	}

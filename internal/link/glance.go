@@ -69,7 +69,7 @@ func (l *link) session(ctx context.Context, k *keeper, purpose string) (*pgx.Con
 	if conn := k.take(ctx); conn != nil {
 		return conn, nil
 	}
-	return l.connect(ctx, purpose)
+	return l.connectOwn(ctx, purpose)
 }
 
 // glance has f ask the database what a status tells of it. Its session is kept for a

@@ -177,7 +177,7 @@ func (m *Manager) following(ctx context.Context, l *link, primary string, e role
 	old, _ := l.now()
 	side, actions := role.Step(old, e)
 	if len(actions) > 0 {
-		conn, err := l.connect(ctx, "inherit")
+		conn, err := l.connectOwn(ctx, "inherit")
 		if err != nil {
 			return nil, err
 		}

@@ -136,7 +136,7 @@ func (l *link) discardHeirs(ctx context.Context) error {
 }
 
 func (l *link) discardHeir(ctx context.Context, id string) error {
-	conn, err := l.connect(ctx, "heirs")
+	conn, err := l.connectOwn(ctx, "heirs")
 	if err != nil {
 		return err
 	}
@@ -184,7 +184,7 @@ func (l *link) inheritOne(ctx context.Context, side role.State, h catalog.Heir) 
 		return err
 	}
 	defer release()
-	conn, err := l.connect(ctx, "inherit")
+	conn, err := l.connectOwn(ctx, "inherit")
 	if err != nil {
 		return err
 	}

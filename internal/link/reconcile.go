@@ -301,7 +301,7 @@ func (l *link) renewSlot(ctx context.Context, r slotRequest) (slotReply, error) 
 	if err := l.notCompared(ctx, side); err != nil {
 		return slotReply{}, err
 	}
-	conn, err := l.connect(ctx, "slot")
+	conn, err := l.connectOwn(ctx, "slot")
 	if err != nil {
 		return slotReply{}, err
 	}

@@ -103,6 +103,8 @@ func withReason(p *problem.Problem) *problem.Problem {
 	var pg *pgconn.PgError
 	switch {
 	case errors.As(p.Err, &path):
+	case errors.As(p.Err, &pg) && strings.Contains(p.Cause, pg.Message): // it has it
+		return p
 	case errors.As(p.Err, &pg) && (strings.HasPrefix(pg.Code, "53") || strings.HasPrefix(pg.Code, "58")):
 	default:
 		return p

@@ -16,6 +16,21 @@ func (l *link) connect(ctx context.Context, purpose string) (*pgx.Conn, error) {
 	return l.m.connect(ctx, l.database(), l.rec.Name+":"+purpose, nil)
 }
 
+// connectOwn opens one in which Hawser makes or takes away what is its own. No event trigger
+// fires in it, where the server can keep them from it (17 and later).
+func (l *link) connectOwn(ctx context.Context, purpose string) (*pgx.Conn, error) {
+	conn, err := l.connect(ctx, purpose)
+	if err != nil {
+		return nil, err
+	}
+	_, err = conn.Exec(ctx, `SELECT set_config('event_triggers', 'off', false) WHERE current_setting('event_triggers', true) IS NOT NULL`)
+	if err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("settle the session: %w", err)
+	}
+	return conn, nil
+}
+
 // session settings of the agent in a linked database.
 var agentSettings = map[string]string{
 	"session_replication_role":            "replica",

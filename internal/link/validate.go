@@ -208,6 +208,11 @@ func (m *Manager) validatePrimary(ctx context.Context, database string, f filter
 			replicaOf(state.Sign), "").Advise("link the primary of that link instead"))
 	}
 	found, err := seed.Check(ctx, conn, f)
+	if err != nil || state.Closed {
+		return append(findings, found...), err
+	}
+	findings = append(findings, found...)
+	found, err = capture.CheckEventTriggers(ctx, conn)
 	return append(findings, found...), err
 }
 

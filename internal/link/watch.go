@@ -88,7 +88,7 @@ func (l *link) closeAgain(ctx context.Context) error {
 	if err != nil || !closed {
 		return err
 	}
-	conn, err := l.connect(ctx, "watch")
+	conn, err := l.connectOwn(ctx, "watch")
 	if err != nil {
 		return err
 	}

@@ -226,8 +226,22 @@ func (o owner) credential() *syscall.Credential {
 // Server connects over the private socket, as superuser. It needs no password:
 // PostgreSQL asks the kernel who is at the other end.
 func (c *Cluster) Server() (*Server, error) {
-	return Open(fmt.Sprintf("host=%s port=%d user=%s dbname=postgres target_session_attrs=any",
+	s, err := Open(fmt.Sprintf("host=%s port=%d user=%s dbname=postgres target_session_attrs=any",
 		quoteValue(c.cfg.SocketDir), c.cfg.Port, quoteValue(c.cfg.Superuser)))
+	if err != nil {
+		return nil, err
+	}
+	s.down = c.down
+	return s, nil
+}
+
+// down is why the server does not run, if it is known.
+func (c *Cluster) down() *problem.Problem {
+	s := c.Status()
+	if s.Running {
+		return nil
+	}
+	return s.Problem
 }
 
 // Status may be called at any time.

@@ -31,6 +31,11 @@ func (s *Server) connectProblem(ctx context.Context, config *pgconn.Config, err 
 	if p := s.wrongNode(err); p != nil {
 		return p.Because(err)
 	}
+	if s.down != nil {
+		if p := s.down(); p != nil {
+			return p.Retry()
+		}
+	}
 	return s.unreached(err).Because(err)
 }
 
@@ -133,7 +138,21 @@ func (r *refusal) problem() *problem.Problem {
 		return problem.New("connection-refused", object, "it does not know a parameter of the connection string, or its value",
 			"").Advise("remove the parameter that it names from the connection string")
 	}
-	return problem.New("connection-refused", object, "it refused the connection", "").Advise("mend what it names, with the help of its log")
+	return r.inItsWords(object)
+}
+
+// inItsWords tells of a refusal that has no case of its own. A state that is shown has no
+// place for the error underneath, so the server's text stands in the cause.
+func (r *refusal) inItsWords(object string) *problem.Problem {
+	if r.pg.Code == "53100" {
+		return problem.New("disk-full", object, "its disk is full: "+r.pg.Message, "").Advise("free space there; Hawser tries again by itself").Retry()
+	}
+	p := problem.New("connection-refused", object, "it refused the connection: "+r.pg.Message, "").Advise("mend what it names, with the help of its log")
+	switch r.pg.Code[:min(2, len(r.pg.Code))] {
+	case "53", "58": // insufficient resources, system error
+		return p.Retry()
+	}
+	return p
 }
 
 // noPassword tells a password that the server does not take from one that nothing gave.

@@ -192,6 +192,7 @@ func (c *Cluster) connect(ctx context.Context) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	server.down = nil // what an earlier start met tells nothing of this one
 	return server.Connect(ctx, Session{Purpose: "cluster"})
 }
 

@@ -19,6 +19,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/hawser/hawser/internal/problem"
 )
 
 const (
@@ -37,7 +39,8 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interv
 type Server struct {
 	text     string // the connection string
 	config   *pgx.ConnConfig
-	settings map[string]string // what pgconn does not tell: sslmode, sslrootcert …
+	settings map[string]string       // what pgconn does not tell: sslmode, sslrootcert …
+	down     func() *problem.Problem // why it does not run, where the agent runs it and knows; nil: nobody knows
 }
 
 // Session says what a connection is for.
