@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -90,6 +91,38 @@ func TestDropOfAnIncompleteReplica(t *testing.T) {
 	}
 	if got := traces(t, a, "shop"); !slices.Equal(got, []string{"identity|Keyless"}) {
 		t.Errorf("left on the primary: %q", got)
+	}
+}
+
+// TestDropWhileSeeding: the primary is lost while tables are copied for the first time, and the
+// link is dropped by force. What is kept of the replica has the replica identities of the user.
+func TestDropWhileSeeding(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", `CREATE TABLE keyless (v text); CREATE TABLE "Nothing" (v text); ALTER TABLE "Nothing" REPLICA IDENTITY NOTHING`,
+		`CREATE TABLE of_user (v text); ALTER TABLE of_user REPLICA IDENTITY FULL`)
+	for i := range 6 {
+		a.Exec(t, "shop", fmt.Sprintf(`CREATE TABLE large%d AS SELECT i AS id, repeat(md5(i::text), 20) AS v FROM generate_series(1, 30000) i`, i))
+	}
+	created := make(chan error, 1)
+	go func() {
+		_, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})
+		created <- err
+	}()
+	awaitCopy(t, b, "shop", 0)
+	a.stop()
+	<-created
+	result, err := b.DropLink(ctx, "shop", api.DropOptions{Force: true})
+	if got := codes(result.Findings); err != nil || !slices.Equal(got, []string{"copy-incomplete", "peer-not-told"}) {
+		t.Fatalf("drop: %v, %v", result.Findings, err)
+	}
+	if got := traces(t, b, "shop"); !slices.Equal(got, []string{"identity|of_user", made}) {
+		t.Errorf("left on the secondary: %q", got)
+	}
+	if got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT relname FROM pg_class WHERE relreplident = 'n' AND relkind = 'r' AND oid >= 16384`); !slices.Equal(got, []string{"Nothing"}) {
+		t.Errorf("REPLICA IDENTITY NOTHING has %q", got)
 	}
 }
 

@@ -84,11 +84,18 @@ func (l *link) settleSeeded(ctx context.Context, a *apply.Applier) error {
 	if err := fence.Prepare(ctx, conn, nil); err != nil {
 		return err
 	}
-	var identities []capture.ChangedIdentity
-	if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callIdentities, struct{}{}, &identities); err != nil {
+	identities, err := l.theirIdentities(ctx) // tables may have come since the schema was restored
+	if err != nil {
 		return err
 	}
 	return capture.AdoptReplicaIdentity(ctx, conn, identities)
+}
+
+// theirIdentities are the replica identities that the primary changed, and this side's tables
+// are made with: they go with the link, when that is dropped before the copy ended, too.
+func (l *link) theirIdentities(ctx context.Context) (changed []capture.ChangedIdentity, err error) {
+	err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callIdentities, struct{}{}, &changed)
+	return changed, err
 }
 
 func readyAt(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, error) {
