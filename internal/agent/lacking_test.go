@@ -126,6 +126,46 @@ func TestDropWhileSeeding(t *testing.T) {
 	}
 }
 
+// TestDropOfAStandingReplica: a replica that is known to differ from the primary, or to lag
+// behind it since a person paused the link, is dropped with a word about that, on either side.
+func TestDropOfAStandingReplica(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for _, c := range []struct {
+		code, cause string
+		stand       func(t *testing.T, a, b *instance)
+	}{
+		{"replica-differs", "row-missing", func(t *testing.T, a, b *instance) {
+			within(t, b.Connect(t, "shop"), postgres.ByHand, `DELETE FROM t WHERE id = 1`)
+			a.Exec(t, "shop", `UPDATE t SET v = 'y' WHERE id = 1`)
+			b.awaitState(t, "shop", api.StateSuspended)
+		}},
+		{"replica-behind", "paused", func(t *testing.T, a, b *instance) {
+			if err := b.PauseLink(ctx, "shop"); err != nil {
+				t.Fatal(err)
+			}
+			a.Exec(t, "shop", `INSERT INTO t VALUES (2, 'not there')`)
+		}},
+	} {
+		for _, at := range []string{"alpha", "beta"} {
+			t.Run(c.code+" on "+at, func(t *testing.T) {
+				t.Parallel()
+				a, b := pair(t)
+				link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x')`)
+				b.awaitState(t, "shop", api.StateSynchronized)
+				c.stand(t, a, b)
+				result, err := map[string]*instance{"alpha": a, "beta": b}[at].DropLink(ctx, "shop", api.DropOptions{})
+				if err != nil || !slices.Equal(codes(result.Findings), []string{c.code}) {
+					t.Fatalf("drop: %v, %v", result.Findings, err)
+				}
+				if p := result.Findings[0]; !strings.Contains(p.Cause, c.cause) || p.Help() == "" || strings.HasPrefix(p.Object, "on instance beta: ") != (at == "alpha") {
+					t.Errorf("it says %v", p)
+				}
+			})
+		}
+	}
+}
+
 // TestSchemaDropped: somebody drops schema hawser under a running link, on the primary and
 // then on the secondary, and puts the capture of DDL to rest in between. Each is named, nothing goes on as if all were well, and the remedy
 // mends it.
