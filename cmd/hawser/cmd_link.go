@@ -256,7 +256,8 @@ func (a *app) linkPause() *cobra.Command {
 
 func (a *app) linkResume() *cobra.Command {
 	return a.linkStep("resume", "Go on after a pause or a suspension",
-		"Goes on where the link stopped, after hawser link pause or after the cause of a suspension was mended.",
+		`Goes on where the link stopped, after hawser link pause or after the cause of a
+suspension was mended. It fails where the link stands again at once.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.ResumeLink(ctx, name) })
 }
 
@@ -323,10 +324,18 @@ func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Cl
 				return err
 			}
 			l = a.settled(ctx, c, l)
+			if use != "pause" && stands(l.State) { // it was to go on
+				return stateProblem(l)
+			}
 			a.showStep(l, tells)
 			return nil
 		}),
 	}
+}
+
+// stands tells the state of a link that a person must see to.
+func stands(s api.State) bool {
+	return s == api.StateSuspended || s == api.StateDiverged || s == api.StateDropped
 }
 
 func (a *app) showStep(l api.Link, tells []string) {

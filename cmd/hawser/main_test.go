@@ -492,6 +492,20 @@ func TestWaitsForAnAgentThatIsAway(t *testing.T) {
 	}
 }
 
+// TestStepThatDoesNotGoOn: a command after which the link stands all the same is not done; a
+// pause of such a link is.
+func TestStepThatDoesNotGoOn(t *testing.T) {
+	t.Parallel()
+	stands := synchronized()
+	stands.State, stands.Cause = api.StateSuspended, problem.New("ddl-capture-broken", "event trigger x", "it was dropped", "hawser link resync orders")
+	for verb, want := range map[string]int{"resume": exitFailed, "resync --no-wait": exitFailed, "rejoin --no-wait": exitFailed, "follow --no-wait --primary mi-west": exitFailed, "pause": exitOK} {
+		code, out, errOut := call{args: "link " + verb + " orders", fake: &fake{links: []api.Link{stands}}}.run(t)
+		if code != want || want == exitFailed && !strings.Contains(out+errOut, "hawser link resync orders") {
+			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
+		}
+	}
+}
+
 // TestResumeShowsWhatBecomesOfIt: not that the stream is not open yet.
 func TestResumeShowsWhatBecomesOfIt(t *testing.T) {
 	t.Parallel()
