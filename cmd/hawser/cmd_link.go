@@ -256,7 +256,8 @@ func (a *app) linkPause() *cobra.Command {
 
 func (a *app) linkResume() *cobra.Command {
 	return a.linkStep("resume", "Go on after a pause or a suspension",
-		"Goes on where the link stopped, after hawser link pause or after the cause of a suspension was mended.",
+		`Goes on where the link stopped, after hawser link pause or after the cause of a
+suspension was mended. It fails where the link stands again at once.`,
 		func(ctx context.Context, c *api.Client, name string) error { return c.ResumeLink(ctx, name) })
 }
 
@@ -323,10 +324,18 @@ func (a *app) linkStep(use, short, long string, do func(context.Context, *api.Cl
 				return err
 			}
 			l = a.settled(ctx, c, l)
+			if use != "pause" && stands(l.State) { // it was to go on
+				return stateProblem(l)
+			}
 			a.showStep(l, tells)
 			return nil
 		}),
 	}
+}
+
+// stands tells the state of a link that a person must see to.
+func stands(s api.State) bool {
+	return s == api.StateSuspended || s == api.StateDiverged || s == api.StateDropped
 }
 
 func (a *app) showStep(l api.Link, tells []string) {
@@ -456,8 +465,10 @@ publication, triggers and the schema hawser. The replica stays, as an ordinary
 read-write database, unless --remove-replica drops it; that never drops a database
 which Hawser had not created, such as the old primary's after a failover. One whose
 copy is not complete is opened with --force alone, which names the tables that lack
-rows. It asks before it drops a database, and before it ends a link that is diverged:
-nothing brings together then what the two sides wrote. Without a terminal that needs --yes.`,
+rows. It asks before it drops a database, before it opens a replica that is known not
+to be what the primary has, as that of a paused or suspended link, and before it ends a
+link that is diverged: nothing brings together then what the two sides wrote. Without a
+terminal that needs --yes.`,
 		Example:           "  hawser link drop orders\n  hawser link drop orders --remove-replica --yes",
 		Args:              args("NAME"),
 		ValidArgsFunction: a.completeLink,
@@ -499,10 +510,25 @@ func dropQuestion(l api.Link, o api.DropOptions) string {
 	if l.State == api.StateDiverged {
 		lost = append(lost, "It is diverged: the old primary takes writes again, beside the new one, and neither gets any more what the other wrote. What the old primary alone has can't be brought together with the rest by hawser link rejoin then.")
 	}
+	if why := standing(l); why != "" && !o.RemoveReplica {
+		lost = append(lost, why)
+	}
 	if len(lost) == 0 {
 		return ""
 	}
 	return fmt.Sprintf("Drop the link %s? %s", clean(l.Name), strings.Join(lost, " "))
+}
+
+// standing says of a link that does not carry changes just now what its drop opens; "" where
+// a drop is what its cause asks for, or where it carries them.
+func standing(l api.Link) string {
+	switch {
+	case l.State == api.StatePaused:
+		return "It is paused: its replica takes writes then without what the primary wrote since."
+	case l.State != api.StateSuspended || l.Cause == nil || strings.HasPrefix(l.Cause.Remedy, "hawser link drop "):
+		return ""
+	}
+	return "It is suspended (" + clean(l.Cause.Code) + "): its replica takes writes then as it is, which is not what the primary has."
 }
 
 // replicaText tells what became of a replica that was to be removed.

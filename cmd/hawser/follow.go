@@ -117,15 +117,13 @@ func (a *app) untilSynchronized(ctx context.Context, c *api.Client, l api.Link) 
 			return a.now().Sub(away) > patience, trouble
 		}
 		l, away = links[0], time.Time{}
-		switch l.State {
-		case api.StateSynchronized:
+		switch {
+		case l.State == api.StateSynchronized:
 			return true, nil
-		case api.StateSuspended, api.StateDiverged, api.StateDropped:
+		case stands(l.State):
 			return true, stateProblem(l)
-		case api.StateDisconnected:
-			if a.now().Sub(began) < opening {
-				return false, nil
-			}
+		case l.State == api.StateDisconnected && a.now().Sub(began) < opening:
+			return false, nil
 		}
 		w.show(links)
 		return false, nil

@@ -395,6 +395,41 @@ func TestDropOfADivergedLink(t *testing.T) {
 	}
 }
 
+// TestDropOfAStandingLink: a replica that opens as something else than what the primary has is
+// confirmed, unless the drop is what the link's cause asks for.
+func TestDropOfAStandingLink(t *testing.T) {
+	t.Parallel()
+	state := func(s api.State, code, remedy string) api.Link {
+		l := synchronized()
+		l.State, l.Cause = s, problem.New(code, "link orders", "it stands", remedy)
+		return l
+	}
+	differs, paused := state(api.StateSuspended, "row-missing", "hawser link resync orders"), state(api.StatePaused, "paused", "")
+	for _, c := range []struct {
+		link     api.Link
+		args     string
+		terminal bool
+		stdin    string
+		code     int
+		dropped  bool
+	}{
+		{differs, "", false, "", exitUsage, false},
+		{differs, "", true, "n\n", exitFailed, false},
+		{differs, "", true, "y\n", exitOK, true},
+		{differs, " --yes", false, "", exitOK, true},
+		{paused, "", false, "", exitUsage, false},
+		{paused, " --yes", false, "", exitOK, true},
+		{state(api.StateSuspended, "link-gone", "hawser link drop orders"), "", false, "", exitOK, true},
+		{state(api.StateDisconnected, "disconnected", "hawser peer test mi-west"), "", false, "", exitOK, true},
+	} {
+		f := &fake{links: []api.Link{c.link}}
+		code, out, errOut := call{args: "link drop orders" + c.args, terminal: c.terminal, stdin: c.stdin, fake: f}.run(t)
+		if code != c.code || (len(f.asked) > 0) != c.dropped || c.terminal && !strings.Contains(errOut, "(row-missing)") {
+			t.Errorf("%s, %s%s %q: code %d, asked %v: %s%s", c.link.State, c.link.Cause.Code, c.args, c.stdin, code, f.asked, out, errOut)
+		}
+	}
+}
+
 // TestResyncBeginsItsStreamAnew: that the two sides are not connected for a moment is not told.
 func TestResyncBeginsItsStreamAnew(t *testing.T) {
 	t.Parallel()
@@ -454,6 +489,20 @@ func TestWaitsForAnAgentThatIsAway(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	if code != 0 || len(lines) != 3 || !strings.Contains(lines[1], "waiting for the agent: The agent starts.") {
 		t.Errorf("code %d: %s%s", code, out, errOut)
+	}
+}
+
+// TestStepThatDoesNotGoOn: a command after which the link stands all the same is not done; a
+// pause of such a link is.
+func TestStepThatDoesNotGoOn(t *testing.T) {
+	t.Parallel()
+	stands := synchronized()
+	stands.State, stands.Cause = api.StateSuspended, problem.New("ddl-capture-broken", "event trigger x", "it was dropped", "hawser link resync orders")
+	for verb, want := range map[string]int{"resume": exitFailed, "resync --no-wait": exitFailed, "rejoin --no-wait": exitFailed, "follow --no-wait --primary mi-west": exitFailed, "pause": exitOK} {
+		code, out, errOut := call{args: "link " + verb + " orders", fake: &fake{links: []api.Link{stands}}}.run(t)
+		if code != want || want == exitFailed && !strings.Contains(out+errOut, "hawser link resync orders") {
+			t.Errorf("%s: code %d: %s%s", verb, code, out, errOut)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -90,6 +91,78 @@ func TestDropOfAnIncompleteReplica(t *testing.T) {
 	}
 	if got := traces(t, a, "shop"); !slices.Equal(got, []string{"identity|Keyless"}) {
 		t.Errorf("left on the primary: %q", got)
+	}
+}
+
+// TestDropWhileSeeding: the primary is lost while tables are copied for the first time, and the
+// link is dropped by force. What is kept of the replica has the replica identities of the user.
+func TestDropWhileSeeding(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `CREATE DATABASE shop`)
+	a.Exec(t, "shop", `CREATE TABLE keyless (v text); CREATE TABLE "Nothing" (v text); ALTER TABLE "Nothing" REPLICA IDENTITY NOTHING`,
+		`CREATE TABLE of_user (v text); ALTER TABLE of_user REPLICA IDENTITY FULL`)
+	for i := range 6 {
+		a.Exec(t, "shop", fmt.Sprintf(`CREATE TABLE large%d AS SELECT i AS id, repeat(md5(i::text), 20) AS v FROM generate_series(1, 30000) i`, i))
+	}
+	created := make(chan error, 1)
+	go func() {
+		_, err := a.CreateLink(ctx, api.LinkSpec{Name: "shop", Database: "shop", Peer: "beta", Role: api.RolePrimary})
+		created <- err
+	}()
+	awaitCopy(t, b, "shop", 0)
+	a.stop()
+	<-created
+	result, err := b.DropLink(ctx, "shop", api.DropOptions{Force: true})
+	if got := codes(result.Findings); err != nil || !slices.Equal(got, []string{"copy-incomplete", "peer-not-told"}) {
+		t.Fatalf("drop: %v, %v", result.Findings, err)
+	}
+	if got := traces(t, b, "shop"); !slices.Equal(got, []string{"identity|of_user", made}) {
+		t.Errorf("left on the secondary: %q", got)
+	}
+	if got := testpg.Rows(t, b.Connect(t, "shop"), `SELECT relname FROM pg_class WHERE relreplident = 'n' AND relkind = 'r' AND oid >= 16384`); !slices.Equal(got, []string{"Nothing"}) {
+		t.Errorf("REPLICA IDENTITY NOTHING has %q", got)
+	}
+}
+
+// TestDropOfAStandingReplica: a replica that is known to differ from the primary, or to lag
+// behind it since a person paused the link, is dropped with a word about that, on either side.
+func TestDropOfAStandingReplica(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for _, c := range []struct {
+		code, cause string
+		stand       func(t *testing.T, a, b *instance)
+	}{
+		{"replica-differs", "row-missing", func(t *testing.T, a, b *instance) {
+			within(t, b.Connect(t, "shop"), postgres.ByHand, `DELETE FROM t WHERE id = 1`)
+			a.Exec(t, "shop", `UPDATE t SET v = 'y' WHERE id = 1`)
+			b.awaitState(t, "shop", api.StateSuspended)
+		}},
+		{"replica-behind", "paused", func(t *testing.T, a, b *instance) {
+			if err := b.PauseLink(ctx, "shop"); err != nil {
+				t.Fatal(err)
+			}
+			a.Exec(t, "shop", `INSERT INTO t VALUES (2, 'not there')`)
+		}},
+	} {
+		for _, at := range []string{"alpha", "beta"} {
+			t.Run(c.code+" on "+at, func(t *testing.T) {
+				t.Parallel()
+				a, b := pair(t)
+				link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'x')`)
+				b.awaitState(t, "shop", api.StateSynchronized)
+				c.stand(t, a, b)
+				result, err := map[string]*instance{"alpha": a, "beta": b}[at].DropLink(ctx, "shop", api.DropOptions{})
+				if err != nil || !slices.Equal(codes(result.Findings), []string{c.code}) {
+					t.Fatalf("drop: %v, %v", result.Findings, err)
+				}
+				if p := result.Findings[0]; !strings.Contains(p.Cause, c.cause) || p.Help() == "" || strings.HasPrefix(p.Object, "on instance beta: ") != (at == "alpha") {
+					t.Errorf("it says %v", p)
+				}
+			})
+		}
 	}
 }
 

@@ -291,9 +291,12 @@ func (w *writer) fail(err error) error {
 	return fmt.Errorf("write to the replica: %w", err)
 }
 
+// CodeRowMissing is of a replica that is known to differ.
+const CodeRowMissing = "row-missing"
+
 // missing is the answer of a replica that is not what the primary was.
 func missing(e expectation, tag pgconn.CommandTag) error {
-	p := problem.New("row-missing", "",
+	p := problem.New(CodeRowMissing, "",
 		fmt.Sprintf("the change met %d rows on the replica where the primary had %d: the replica differs from the primary; nothing was skipped",
 			tag.RowsAffected(), e.affected),
 		"hawser link resync NAME").Advise("it compares the tables and copies those that differ")

@@ -194,9 +194,14 @@ func DDLKey(ctx context.Context, conn *pgx.Conn) ([]byte, error) {
 	return key, nil
 }
 
+// beginner is a session, or a transaction of its, of which a part can be taken back.
+type beginner interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+}
+
 // quietly runs f in a transaction of which no event trigger hears, in a path where
 // nobody else's names are found, and alone among the agents.
-func quietly(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
+func quietly(ctx context.Context, conn beginner, f func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, sql := range []string{
 			`SET LOCAL session_replication_role = replica`,
@@ -370,8 +375,9 @@ func FullIdentities(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 }
 
 // AdoptReplicaIdentity records, on a secondary whose tables are restored, what the
-// primary's ChangedIdentities said. The replay of DDL keeps it up to date from then on.
-func AdoptReplicaIdentity(ctx context.Context, conn *pgx.Conn, list []ChangedIdentity) error {
+// primary's ChangedIdentities said. The replay of DDL keeps it up to date from then on. In a
+// transaction of the caller's it comes last: its settings last as long as that.
+func AdoptReplicaIdentity(ctx context.Context, conn beginner, list []ChangedIdentity) error {
 	err := quietly(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `CREATE SCHEMA IF NOT EXISTS hawser`); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/hawser/hawser/internal/apply"
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
 	"github.com/hawser/hawser/internal/fence"
@@ -71,7 +72,7 @@ func fewOf(names []string, most int) []string {
 const namedTables = 10
 
 // leaves tells of a replica that stays when the link goes and is not complete: a refusal,
-// or a warning if a person has confirmed it.
+// or a warning if a person has confirmed it; and of one that is, and not what the primary has.
 func (l *link) leaves(ctx context.Context, r dropRequest) (problem.Findings, error) {
 	l.mu.Lock()
 	side, runs := l.side, l.progress == catalog.Running
@@ -99,15 +100,51 @@ func (l *link) leaves(ctx context.Context, r dropRequest) (problem.Findings, err
 	case err != nil:
 		return nil, err
 	case lacks == "":
-		return nil, nil
+		return l.opensBehind(ctx), nil
 	case r.Force:
 		return problem.Findings{problem.Warn(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "it takes writes now, and its copy was not complete: "+lacks,
-			"ALTER DATABASE "+postgres.QuoteIdent(l.rec.Database)+" RENAME TO "+postgres.QuoteIdent(l.rec.Database+"_old")+";").
-			Advise("if instance " + l.rec.Peer + " still has all of it; then there: hawser link create " + l.rec.Name + " --database " + problem.Word(l.rec.Database) + " --peer " + l.m.cfg.Instance + ", which copies all of it again")}, nil
+			l.putAway()).Advise(l.copyAnew())}, nil
 	}
 	return nil, problem.New(codeIncomplete, "database "+postgres.QuoteIdent(l.rec.Database), "its copy is not complete, and without the link it would take writes: "+lacks,
 		"hawser link show "+l.rec.Name).
 		Advise("wait until this says that it is synchronized; or hawser link drop " + l.rec.Name + " --remove-replica, if Hawser created the database; or hawser link drop " + l.rec.Name + " --force, which opens it as it is, and with the rows that a rejoin took away")
+}
+
+// putAway is the statement that makes way for another copy of the database, copyAnew what
+// makes that.
+func (l *link) putAway() string {
+	name := l.database()
+	return "ALTER DATABASE " + postgres.QuoteIdent(name) + " RENAME TO " + postgres.QuoteIdent(name+"_old") + ";"
+}
+
+func (l *link) copyAnew() string {
+	return "if instance " + l.rec.Peer + " still has all of it; then there: hawser link create " + l.rec.Name + " --database " + problem.Word(l.rec.Database) + " --peer " + l.m.cfg.Instance + ", which copies all of it again"
+}
+
+// opensBehind warns of a complete replica that opens with the drop of a link that stood, and so
+// is not what the primary has.
+func (l *link) opensBehind(ctx context.Context) problem.Findings {
+	s := l.informed(ctx)
+	if s.Role != role.Secondary || s.Cause == nil {
+		return nil
+	}
+	object := "database " + postgres.QuoteIdent(l.database())
+	behind := "what instance " + l.rec.Peer + " wrote since is not here"
+	if s.Behind != nil {
+		behind += ": up to " + bytesText(*s.Behind) + " of WAL"
+	}
+	var p *problem.Problem
+	switch {
+	case s.State == Suspended && (s.Cause.Code == apply.CodeRowMissing || s.Cause.Code == codeNotCompared):
+		p = problem.Warn("replica-differs", object, "it takes writes now, and differs from what instance "+l.rec.Peer+" has, or may: the link was suspended ("+s.Cause.Code+"), "+s.Cause.Cause, l.putAway())
+	case s.State == Suspended:
+		p = problem.Warn("replica-behind", object, "it takes writes now, as it was when the link was suspended ("+s.Cause.Code+"): "+behind, l.putAway())
+	case s.State == Paused:
+		p = problem.Warn("replica-behind", object, "it takes writes now, as it was when the link was paused: "+behind, l.putAway())
+	default:
+		return nil
+	}
+	return problem.Findings{p.Advise(l.copyAnew())}
 }
 
 const (

@@ -327,6 +327,10 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
+	identities, err := l.theirIdentities(ctx)
+	if err != nil {
+		return err
+	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		created, notes, err := schema.RestoreRoles(ctx, tx, reply.Dump.Roles)
 		if err != nil {
@@ -360,7 +364,10 @@ func (l *link) restoreSchema(ctx context.Context, conn *pgx.Conn) error {
 		if err := prepareAll(ctx, tx); err != nil {
 			return err
 		}
-		return catalog.SetRestored(ctx, tx, l.rec.ID, reply.Snapshot)
+		if err := catalog.SetRestored(ctx, tx, l.rec.ID, reply.Snapshot); err != nil {
+			return err
+		}
+		return capture.AdoptReplicaIdentity(ctx, tx, identities)
 	})
 }
 

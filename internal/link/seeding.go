@@ -99,8 +99,8 @@ func (l *link) adoptIdentities(ctx context.Context, conn *pgx.Conn) error {
 	var all []capture.Identity
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callAllIdentities, struct{}{}, &all)
 	if p, ok := problem.As(err); ok && p.Code == codeUnknownCall { // an older agent
-		var changed []capture.ChangedIdentity
-		if err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callIdentities, struct{}{}, &changed); err != nil {
+		changed, err := l.theirIdentities(ctx)
+		if err != nil {
 			return err
 		}
 		return capture.AdoptReplicaIdentity(ctx, conn, changed)
@@ -116,6 +116,13 @@ func (l *link) adoptIdentities(ctx context.Context, conn *pgx.Conn) error {
 		return nil
 	}
 	return err
+}
+
+// theirIdentities are the replica identities that the primary changed, and this side's tables
+// are made with: they go with the link, when that is dropped before the copy ended, too.
+func (l *link) theirIdentities(ctx context.Context) (changed []capture.ChangedIdentity, err error) {
+	err = l.m.call(ctx, l.rec.Peer, l.rec.Name, callIdentities, struct{}{}, &changed)
+	return changed, err
 }
 
 func readyAt(ctx context.Context, conn *pgx.Conn, id string) (frame.LSN, error) {
