@@ -176,6 +176,43 @@ func TestRepairByHand(t *testing.T) {
 	}
 }
 
+// TestSettingsThatDiffer: where the statement is known that makes the database's settings
+// equal, verify tells it, and it does.
+func TestSettingsThatDiffer(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	role := fmt.Sprintf(`"Of %d"`, time.Now().UnixNano())
+	for _, i := range []*instance{a, b} {
+		i.Exec(t, "postgres", `CREATE ROLE `+role)
+	}
+	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`, `ALTER DATABASE shop SET work_mem = '5MB'`, `ALTER DATABASE shop SET search_path = public, "My Schema"`,
+		`ALTER ROLE `+role+` IN DATABASE shop SET my.own = 'it''s'`, `COMMENT ON DATABASE shop IS 'it''s ours'`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	for _, sql := range []string{`ALTER DATABASE shop RESET work_mem`, `ALTER DATABASE shop SET search_path = public`, `ALTER ROLE ` + role + ` IN DATABASE shop SET my.own = 'other'`,
+		`ALTER DATABASE shop SET jit = off`, `ALTER DATABASE shop CONNECTION LIMIT 50`, `ALTER DATABASE shop OWNER TO ` + role, `COMMENT ON DATABASE shop IS NULL`} {
+		change(t, b, sql)
+	}
+	r, err := a.VerifyLink(ctx, "shop", api.VerifyOptions{})
+	if err != nil || r.Equal || len(r.Schema) < 7 {
+		t.Fatalf("verify: %+v, %v", r, err)
+	}
+	for _, d := range r.Schema {
+		if d.Kind != "setting" && d.Kind != "database" {
+			continue
+		}
+		if strings.Contains(d.Remedy, "…") {
+			t.Errorf("%s %s: %s", d.Kind, d.Name, d.Remedy)
+		}
+		if _, err := b.Connect(t, "shop").PgConn().Exec(ctx, d.Remedy).ReadAll(); err != nil {
+			t.Errorf("%s: %v", d.Remedy, err)
+		}
+	}
+	if r, err := a.VerifyLink(ctx, "shop", api.VerifyOptions{}); err != nil || !r.Equal {
+		t.Errorf("after the remedies: %+v, %v", r.Schema, err)
+	}
+}
+
 // TestAllDefinitionsThatDiffer: verify can't be run while a link is suspended, so the resync
 // tells of all that differs, in the log what is too long for a problem.
 func TestAllDefinitionsThatDiffer(t *testing.T) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -246,10 +247,10 @@ func (s *service) VerifyLink(ctx context.Context, name string, o api.VerifyOptio
 	if err != nil {
 		return api.VerifyReport{}, err
 	}
-	return verifyOf(name, r), nil
+	return verifyOf(name, s.links.Database(name), r), nil
 }
 
-func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
+func verifyOf(name, database string, r link.VerifyReport) api.VerifyReport {
 	out := api.VerifyReport{Link: name, Equal: r.Equal, Complete: r.Complete, Position: r.Position, At: r.At, Seconds: r.Seconds, Findings: r.Findings}
 	for _, t := range r.Tables {
 		table := api.VerifyTable{
@@ -265,7 +266,7 @@ func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
 	for _, d := range r.Schema {
 		o := api.VerifyObject{Kind: d.Kind, Name: d.Object, Primary: d.Primary, Secondary: d.Secondary, Uncertain: d.Uncertain}
 		if !d.Uncertain {
-			o.Remedy = postgres.ByHand + " …;"
+			o.Remedy = postgres.ByHand + " " + cmp.Or(makeEqual(database, d), "…") + ";"
 		}
 		out.Schema = append(out.Schema, o)
 	}
@@ -276,6 +277,33 @@ func verifyOf(name string, r link.VerifyReport) api.VerifyReport {
 		out.LeftOut = append(out.LeftOut, api.VerifyLeftOut{Schema: t.Schema, Name: t.Name, Why: string(t.Why)})
 	}
 	return out
+}
+
+// makeEqual is the statement that gives the secondary's database what the primary's has, ""
+// where that is not known.
+func makeEqual(database string, d verify.SchemaDifference) string {
+	if database == "" {
+		return ""
+	}
+	quoted := postgres.QuoteIdent(database)
+	switch {
+	case d.Kind == "setting":
+		name, role, _ := strings.Cut(d.Object, " of role ")
+		if d.Primary == "" {
+			return schema.SetSetting(database, role, name, nil)
+		}
+		return schema.SetSetting(database, role, name, &d.Primary)
+	case d.Kind != "database":
+	case d.Object == "comment" && d.Primary == "":
+		return "COMMENT ON DATABASE " + quoted + " IS NULL"
+	case d.Object == "comment":
+		return "COMMENT ON DATABASE " + quoted + " IS " + postgres.QuoteLiteral(d.Primary)
+	case d.Object == "owner" && d.Primary != "":
+		return "ALTER DATABASE " + quoted + " OWNER TO " + postgres.QuoteIdent(d.Primary)
+	case d.Object == "connection limit" && d.Primary != "":
+		return "ALTER DATABASE " + quoted + " CONNECTION LIMIT " + d.Primary
+	}
+	return ""
 }
 
 // setSequence is the remedy for a sequence that both sides have.

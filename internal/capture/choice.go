@@ -124,7 +124,7 @@ func checkChoice(ctx context.Context, conn *pgx.Conn, f filter.Filter) (problem.
 	}
 	out = append(out, problem.Noted("tables-chosen", "the tables",
 		fmt.Sprintf("the rows of %d of %d tables are carried, partitions counted one by one; the other tables are on the replica without rows", chosen, all)))
-	keys, err := checkBorderKeys(ctx, conn, likes)
+	keys, err := checkBorderKeys(ctx, conn, f, likes)
 	if err != nil {
 		return nil, err
 	}
@@ -217,9 +217,15 @@ const border = `
 // checkBorderKeys refuses foreign keys by which chosen rows need rows that are not
 // carried: the replica could not have such a key, and after a forced failover could not
 // keep it.
-func checkBorderKeys(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (problem.Findings, error) {
+func checkBorderKeys(ctx context.Context, conn *pgx.Conn, f filter.Filter, likes filter.Likes) (problem.Findings, error) {
 	rows, err := conn.Query(ctx, fmt.Sprintf(border, filter.Params())+`
-		SELECT quote_ident(k.conname), k.conrelid::regclass::text, format('%I.%I', n.nspname, c.relname)
+		SELECT quote_ident(k.conname), k.conrelid::regclass::text,
+			(SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = k.conrelid),
+			format('%I.%I', n.nspname, c.relname), ARRAY(
+			SELECT o.i FROM unnest($3::text[], $4::text[]) WITH ORDINALITY o(s, t, i) WHERE EXISTS (
+				SELECT FROM side x JOIN pg_class c ON c.oid = x.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+				WHERE NOT x.chosen AND (x.oid = k.confrelid OR x.oid IN (SELECT relid FROM pg_partition_tree(k.confrelid)))
+				AND `+filter.Matched("ARRAY[o.s]", "ARRAY[o.t]")+`) ORDER BY o.i)
 		FROM pg_constraint k JOIN pg_class c ON c.oid = k.confrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE k.contype = 'f' AND k.conparentid = 0
 		AND EXISTS (SELECT FROM side s WHERE s.oid = k.conrelid AND s.chosen)
@@ -228,17 +234,42 @@ func checkBorderKeys(ctx context.Context, conn *pgx.Conn, likes filter.Likes) (p
 		return nil, fmt.Errorf("look for foreign keys that cross the border: %w", err)
 	}
 	var out problem.Findings
-	var key, from, to string
-	_, err = pgx.ForEachRow(rows, []any{&key, &from, &to}, func() error {
-		out = append(out, problem.New("foreign-key-crosses", "foreign key "+key+" of "+from,
-			"it refers to "+to+", whose rows the link would not carry, so on the replica its rows would refer to nothing",
-			"--tables "+problem.Word(to)).Advise("or take that out of --exclude-tables, or leave out "+from+" too, or drop the constraint "+key))
+	var k borderKey
+	var left []int
+	_, err = pgx.ForEachRow(rows, []any{&k.name, &k.from, &k.qualified, &k.to, &left}, func() error {
+		k.left = nil
+		for _, n := range left {
+			k.left = append(k.left, "--exclude-tables "+problem.Word(f.Exclude[n-1]))
+		}
+		out = append(out, k.problem(len(f.Tables) > 0))
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for foreign keys that cross the border: %w", err)
 	}
 	return out, nil
+}
+
+// borderKey is a foreign key that crosses the border.
+type borderKey struct {
+	name, from, qualified, to string
+	left                      []string // the flags that leave out what it refers to
+}
+
+// problem tells what to do. What --exclude-tables leaves out --tables does not bring back.
+func (k borderKey) problem(chosen bool) *problem.Problem {
+	const code, and = "foreign-key-crosses", ", so on the replica its rows would refer to nothing"
+	object, drop := "foreign key "+k.name+" of "+k.from, ", or drop the constraint "+k.name
+	if len(k.left) == 0 {
+		return problem.New(code, object, "it refers to "+k.to+", whose rows the link would not carry"+and,
+			"--tables "+problem.Word(k.to)).Advise("or leave out " + k.from + " too" + drop)
+	}
+	flags, with := strings.Join(k.left, " "), ""
+	if chosen {
+		with = ", with --tables " + problem.Word(k.to) + " if no other pattern chooses it"
+	}
+	return problem.New(code, object, "it refers to "+k.to+", whose rows the link would not carry since "+flags+" leaves them out"+and,
+		"--exclude-tables "+problem.Word(k.qualified)).Advise("or carry " + k.to + ": without " + flags + with + drop)
 }
 
 // checkBorderReaders names the views, and the functions whose bodies PostgreSQL has

@@ -245,13 +245,15 @@ func split(text string, write func(b *strings.Builder, r rune, quoted bool)) (pa
 // Chosen is the rule in SQL, for c of pg_class and n of pg_namespace. The arguments
 // are expressions of type text[]; Likes.Args fits Params.
 func Chosen(inSchema, inTable, outSchema, outTable string) string {
-	return `(` + matched(inSchema, inTable) + ` AND NOT ` + matched(outSchema, outTable) + `)`
+	return `(` + Matched(inSchema, inTable) + ` AND NOT ` + Matched(outSchema, outTable) + `)`
 }
 
 // Params is Chosen with the parameters $1 to $4.
 func Params() string { return Chosen("$1::text[]", "$2::text[]", "$3::text[]", "$4::text[]") }
 
-func matched(schemas, tables string) string {
+// Matched is true of c of pg_class and n of pg_namespace where one of the patterns matches
+// it, or what it is a partition of.
+func Matched(schemas, tables string) string {
 	return `EXISTS (
 		SELECT FROM (
 			SELECT n.nspname::text, c.relname::text

@@ -66,6 +66,15 @@ func (m *Manager) Verify(ctx context.Context, name string) (VerifyReport, error)
 	return report, l.explained(ctx, err)
 }
 
+// Database names the database of a link; "" where there is no such link.
+func (m *Manager) Database(name string) string {
+	l, err := m.find(name)
+	if err != nil {
+		return ""
+	}
+	return l.rec.Database
+}
+
 // verify asks the secondary. Behind a change of roles neither side may know yet that it is.
 func (l *link) verify(ctx context.Context) (report VerifyReport, err error) {
 	l.whileOpening(ctx, func() bool {

@@ -211,18 +211,28 @@ func (r *replay) settingChange(ctx context.Context, c ddlChange) ([]string, erro
 	if err := r.conn.QueryRow(ctx, `SELECT current_database()`).Scan(&database); err != nil {
 		return nil, fmt.Errorf("read the database's name: %w", err)
 	}
-	sql := "ALTER DATABASE " + pgx.Identifier{database}.Sanitize()
+	role := ""
 	if c.Role != "" {
 		if err := r.makeRole(ctx, c.Role); err != nil {
 			return nil, err
 		}
-		sql = "ALTER ROLE " + pgx.Identifier{c.Role}.Sanitize() + " IN DATABASE " + pgx.Identifier{database}.Sanitize()
+		role = pgx.Identifier{c.Role}.Sanitize()
 	}
-	name := pgx.Identifier(strings.Split(c.Name, ".")).Sanitize()
-	if c.Value == nil {
-		return []string{sql + " RESET " + name}, nil
+	return []string{SetSetting(database, role, c.Name, c.Value)}, nil
+}
+
+// SetSetting is the statement that gives a database, or a role in it where one is named as
+// SQL names it, a setting as the catalog has it; none takes it away.
+func SetSetting(database, role, name string, value *string) string {
+	sql := "ALTER DATABASE " + pgx.Identifier{database}.Sanitize()
+	if role != "" {
+		sql = "ALTER ROLE " + role + " IN DATABASE " + pgx.Identifier{database}.Sanitize()
 	}
-	return []string{sql + " SET " + name + " TO " + configValue(c.Name, *c.Value)}, nil
+	setting := pgx.Identifier(strings.Split(name, ".")).Sanitize()
+	if value == nil {
+		return sql + " RESET " + setting
+	}
+	return sql + " SET " + setting + " TO " + configValue(name, *value)
 }
 
 // databaseChange follows what was said of the database itself.
