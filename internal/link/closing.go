@@ -76,6 +76,9 @@ func (l *link) fenceOnce(state role.State) func(context.Context) error {
 					return
 				}
 				defer release()
+				if err = l.ours(ctx, conn); err != nil {
+					return
+				}
 				err = fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
 			})
 			if err != nil || state.Role == role.Secondary {

@@ -160,7 +160,7 @@ func (l *link) recall(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	if !known {
-		return l.forgotten()
+		return l.forgottenBy(ctx)
 	}
 	return catalog.MigrateDatabase(ctx, conn)
 }
@@ -198,7 +198,7 @@ func (l *link) intact(ctx context.Context, conn *pgx.Conn) error {
 	case known:
 		err = capture.Intact(ctx, conn)
 	default:
-		err = l.forgotten()
+		err = l.forgottenBy(ctx)
 	}
 	if p, ok := problem.As(err); ok && !p.Retryable && !l.standsFor(p.Code) {
 		l.suspend(p)

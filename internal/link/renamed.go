@@ -8,6 +8,7 @@ import (
 
 	"github.com/hawser/hawser/internal/capture"
 	"github.com/hawser/hawser/internal/catalog"
+	"github.com/hawser/hawser/internal/postgres"
 	"github.com/hawser/hawser/internal/problem"
 )
 
@@ -70,6 +71,34 @@ func (l *link) findDatabase(ctx context.Context) (name string, err error) {
 		}
 	}
 	return "", nil
+}
+
+// forgottenBy is why the database of the link's name does not know the link: it is another one,
+// or schema hawser was dropped.
+func (l *link) forgottenBy(ctx context.Context) error {
+	name, err := l.findDatabase(ctx)
+	switch {
+	case err != nil:
+		return err
+	case name == "" || name == l.database():
+		return l.forgotten()
+	}
+	old := postgres.QuoteIdent(l.rec.Database)
+	return problem.New("database-renamed", "database "+old, "it is another one: the link's database is called "+postgres.QuoteIdent(name)+" now. This one is left alone",
+		"ALTER DATABASE "+old+" RENAME TO …;\nALTER DATABASE "+postgres.QuoteIdent(name)+" RENAME TO "+old+";").Advise("or hawser link drop " + l.rec.Name).Retry()
+}
+
+// ours refuses to close a database that is not the link's.
+func (l *link) ours(ctx context.Context, conn *pgx.Conn) error {
+	known, err := catalog.Remembers(ctx, conn, l.rec.ID)
+	if err != nil || known {
+		return err
+	}
+	err = l.forgottenBy(ctx)
+	if p, ok := problem.As(err); ok && p.Code == codeForgotten { // a replica stays one
+		return nil
+	}
+	return err
 }
 
 // remembered tells that a database knows of the link.

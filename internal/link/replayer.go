@@ -234,6 +234,9 @@ func (l *link) ddlKey(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := l.ours(ctx, conn); err != nil {
+		return nil, err
+	}
 	return capture.DDLKey(ctx, conn)
 }
 

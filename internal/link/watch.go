@@ -112,6 +112,9 @@ func (l *link) closeIfHeld(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := l.ours(ctx, conn); err != nil {
+		return false, err
+	}
 	return true, fence.Close(ctx, conn, fence.Sign{Link: l.rec.Name, Primary: l.rec.Peer})
 }
 
