@@ -26,7 +26,7 @@ func TestOpensWhenItMay(t *testing.T) {
 	introduce(t, a, b)
 	link(t, a, b, `CREATE TABLE t (id int PRIMARY KEY)`)
 	b.awaitState(t, "shop", api.StateSynchronized)
-	tap.when(16, ofFailover, func() { // the other side is prepared
+	tap.when(17, ofFailover, func() { // the other side is prepared
 		if err := tryIn(b, "postgres", `ALTER ROLE agent NOSUPERUSER`); err != nil {
 			t.Error(err)
 		}
