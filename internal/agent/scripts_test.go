@@ -34,6 +34,24 @@ func TestRowsBesideAnExtensionsScript(t *testing.T) {
 	equal(t, a, b, "shop")
 }
 
+// TestEventTriggerBesideOwners: an event trigger is to fire always, and objects get another owner,
+// which both fire no event and come to the secondary together. It does not fire there.
+func TestEventTriggerBesideOwners(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	a.Exec(t, "postgres", `CREATE ROLE app_from; CREATE ROLE app_to`)
+	link(t, a, b, `CREATE TABLE audit (n bigserial PRIMARY KEY, what text); GRANT CREATE ON SCHEMA public TO app_from, app_to`,
+		`SET ROLE app_from; CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE FUNCTION g() RETURNS int LANGUAGE sql AS 'SELECT 1'; RESET ROLE`,
+		`CREATE FUNCTION trg_ev() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN INSERT INTO public.audit (what) VALUES (tg_tag); END$$`,
+		`CREATE EVENT TRIGGER mine ON ddl_command_end EXECUTE FUNCTION trg_ev()`)
+	b.awaitState(t, "shop", api.StateSynchronized)
+	a.Exec(t, "shop", `BEGIN; ALTER EVENT TRIGGER mine ENABLE ALWAYS; REASSIGN OWNED BY app_from TO app_to; COMMIT`)
+	proven(t, a, "shop")
+	a.Exec(t, "shop", `CREATE TABLE t (id int PRIMARY KEY)`)
+	proven(t, a, "shop")
+	equal(t, a, b, "shop")
+}
+
 // TestEventTriggerFailsForHawser: a user's event trigger that is ENABLE ALWAYS fires for what
 // Hawser makes in the database, up to PostgreSQL 16. Where it fails, it is named.
 func TestEventTriggerFailsForHawser(t *testing.T) {

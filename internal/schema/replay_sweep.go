@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -58,7 +59,10 @@ func (c ddlChange) words() string {
 // sweep follows the changes. One that does not fit this side is noted: the link does
 // not stop for an owner or a setting.
 func (r *replay) sweep(ctx context.Context) error {
-	for _, c := range r.m.Changes {
+	changes := slices.Clone(r.m.Changes)
+	// One that is to fire always is made to rest behind the message (fence.Quiet).
+	slices.SortStableFunc(changes, func(a, b ddlChange) int { return cmp.Compare(a.atEnd(), b.atEnd()) })
+	for _, c := range changes {
 		if c.own() {
 			continue
 		}
@@ -106,6 +110,14 @@ func (r *replay) sweep(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// atEnd is 1 of what comes behind all others.
+func (c ddlChange) atEnd() int {
+	if c.Kind == "event trigger" {
+		return 1
+	}
+	return 0
 }
 
 // own tells that the change is of what Hawser keeps in the database, of which older agents
