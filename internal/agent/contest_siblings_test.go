@@ -425,6 +425,7 @@ func TestResumeOfAnInterruptedFollow(t *testing.T) {
 	if err := testpg.Await(t, "the command to follow returns", followed); err == nil {
 		t.Fatal("it was compared")
 	}
+	c.awaitNoSession(t, `application_name LIKE 'hawser:other:%' AND wait_event_type = 'Lock'`)
 	release()
 	ctx = context.Background()
 	c.awaitState(t, "other", api.StateSuspended)
