@@ -1,13 +1,10 @@
 package apply
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -172,15 +169,10 @@ func (s oddSnapshot) copyTable(ctx context.Context, conn *pgx.Conn, table string
 	if err := conn.QueryRow(ctx, "SELECT "+columns, table).Scan(&list); err != nil {
 		return err
 	}
-	var rows bytes.Buffer
-	if _, err := s.conn.PgConn().CopyTo(ctx, &rows, fmt.Sprintf("COPY %s (%s) TO STDOUT", table, list)); err != nil {
-		return err
-	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, strings.Join([]string{"SET LOCAL session_replication_role = replica", "DELETE FROM " + table}, ";")); err != nil {
+		if _, err := tx.Exec(ctx, "SET LOCAL session_replication_role = replica; DELETE FROM "+table); err != nil {
 			return err
 		}
-		_, err := tx.Conn().PgConn().CopyFrom(ctx, &rows, fmt.Sprintf("COPY %s (%s) FROM STDIN", table, list))
-		return err
+		return s.copyRows(ctx, tx, "SELECT "+list+" FROM "+table, table+" ("+list+")")
 	})
 }

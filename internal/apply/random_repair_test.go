@@ -80,12 +80,17 @@ func (s oddSnapshot) fetch(ctx context.Context, tx pgx.Tx, t catalog.RepairTable
 	for i, k := range t.Keys {
 		keys[i] = "('" + strings.Join(k, "', '") + "')"
 	}
-	var rows bytes.Buffer
 	list := strings.Join(columns, ", ")
-	if _, err := s.conn.PgConn().CopyTo(ctx, &rows, fmt.Sprintf("COPY (SELECT %s FROM ONLY %s WHERE (%s) IN (%s)) TO STDOUT", list, table, strings.Join(key, ", "), strings.Join(keys, ", "))); err != nil {
+	return s.copyRows(ctx, tx, fmt.Sprintf("SELECT %s FROM ONLY %s WHERE (%s) IN (%s)", list, table, strings.Join(key, ", "), strings.Join(keys, ", ")), table+" ("+list+")")
+}
+
+// copyRows puts what a query finds into columns of a replica's table.
+func (s oddSnapshot) copyRows(ctx context.Context, tx pgx.Tx, query, into string) error {
+	var rows bytes.Buffer
+	if _, err := s.conn.PgConn().CopyTo(ctx, &rows, "COPY ("+query+") TO STDOUT"); err != nil {
 		return err
 	}
-	_, err = tx.Conn().PgConn().CopyFrom(ctx, &rows, fmt.Sprintf("COPY %s (%s) FROM STDIN", table, list))
+	_, err := tx.Conn().PgConn().CopyFrom(ctx, &rows, "COPY "+into+" FROM STDIN")
 	return err
 }
 

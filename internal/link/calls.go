@@ -273,6 +273,11 @@ var linkCalls = map[string]linkCall{
 // codeUnknownCall is the answer of an agent that is older than the call.
 const codeUnknownCall = "unknown-call"
 
+func isUnknownCall(err error) bool {
+	p, ok := problem.As(err)
+	return ok && p.Code == codeUnknownCall
+}
+
 // Call answers the other agents. It is peer.Handler's.
 func (m *Manager) Call(ctx context.Context, from, name, method string, payload []byte) ([]byte, error) {
 	if call, ok := databaseCalls[method]; ok {

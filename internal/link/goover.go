@@ -69,7 +69,7 @@ func (l *link) await(ctx context.Context, side role.State) error {
 	var heir error
 	if !side.Stranded {
 		var theirs whereReply
-		if heir = l.m.call(ctx, side.Heir, l.rec.Name, callWhere, whereRequest{ID: l.rec.ID}, &theirs); heir == nil {
+		if heir = l.askWhere(ctx, side.Heir, &theirs); heir == nil {
 			next, _ := role.Step(side, role.HeirSeen{Heir: theirs.Side})
 			if theirs.Peer == l.m.cfg.Instance && next.Phase == role.Steady {
 				done := make(chan struct{})

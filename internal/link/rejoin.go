@@ -99,7 +99,7 @@ func (l *link) rejoin(ctx context.Context) error {
 func (l *link) primaryHolds(ctx context.Context) (bool, error) {
 	holds := true
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callHolds, struct{}{}, &holds)
-	if p, ok := problem.As(err); ok && p.Code == codeUnknownCall { // an older agent: the stream will tell
+	if isUnknownCall(err) { // an older agent: the stream will tell
 		return true, nil
 	}
 	return holds, err

@@ -17,7 +17,6 @@ import (
 	"github.com/hawser/hawser/internal/frame"
 	"github.com/hawser/hawser/internal/link/role"
 	"github.com/hawser/hawser/internal/postgres"
-	"github.com/hawser/hawser/internal/problem"
 	"github.com/hawser/hawser/internal/schema"
 	"github.com/hawser/hawser/internal/seed"
 )
@@ -98,7 +97,7 @@ const adoptWithin = 5 * time.Second
 func (l *link) adoptIdentities(ctx context.Context, conn *pgx.Conn) error {
 	var all []capture.Identity
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callAllIdentities, struct{}{}, &all)
-	if p, ok := problem.As(err); ok && p.Code == codeUnknownCall { // an older agent
+	if isUnknownCall(err) { // an older agent
 		changed, err := l.theirIdentities(ctx)
 		if err != nil {
 			return err

@@ -127,10 +127,8 @@ func (l *link) status() Status {
 
 // unreached is why there is no connection to the other side just now; nil: there is one.
 func (l *link) unreached() *problem.Problem {
-	select {
-	case <-l.m.cfg.Peers.Connected(l.rec.Peer):
+	if l.m.reaches(l.rec.Peer) {
 		return nil
-	default:
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
 	cancel() // nothing is asked of it, should it be there by now

@@ -116,7 +116,7 @@ func (l *link) verifyHere(ctx context.Context) (VerifyReport, error) {
 // captures DDL there is not whole.
 func (l *link) sweepThere(ctx context.Context) error {
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callSweep, nothing{}, nil)
-	if p, ok := problem.As(err); ok && p.Code == codeUnknownCall {
+	if isUnknownCall(err) {
 		return nil
 	}
 	return err

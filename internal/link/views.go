@@ -35,7 +35,7 @@ func (l *link) primaryViews(ctx context.Context, views []schema.View) ([]laidVie
 	}
 	var out []laidView
 	err := l.m.call(ctx, l.rec.Peer, l.rec.Name, callViews, viewsRequest{views}, &out)
-	if p, ok := problem.As(err); ok && p.Code == codeUnknownCall { // an older agent: as if it had all
+	if isUnknownCall(err) { // an older agent: as if it had all
 		for _, v := range views {
 			out = append(out, laidView{View: v})
 		}
